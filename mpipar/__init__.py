@@ -1,0 +1,7 @@
+"""Cryo-EM refinement on shared computing clusters, as one MPI job."""
+
+from __future__ import annotations
+
+__all__ = ["__version__"]
+
+__version__ = "0.1.0"

@@ -1,0 +1,111 @@
+"""Every error a user can meet, each with the exit code of its process.
+
+The codes are those of BSD's sysexits.h. 75 means "temporary": a job script may requeue the job. A
+message says what is wrong, where, and what to do about it; it is printed once, by rank 0, as
+`mpipar: <message>`, without a traceback.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+__all__ = [
+    "CorruptStoreError",
+    "DiskFullError",
+    "InputError",
+    "LaunchError",
+    "MissingInputError",
+    "MpiparError",
+    "OutputError",
+    "ProjectLockedError",
+    "ProtocolError",
+    "RequeueError",
+    "StoreError",
+    "TaskFailedError",
+    "UnavailableError",
+    "UsageError",
+]
+
+
+class MpiparError(Exception):
+    """Base of all errors of this package; only its subclasses are raised."""
+
+    exit_code: ClassVar[int] = 1
+
+
+class UsageError(MpiparError):
+    """A flag or setting is unknown, malformed or out of bounds. Raised before a file is opened."""
+
+    exit_code = 64
+
+
+class InputError(MpiparError):
+    """The data are wrong: a malformed file, a particle without an image, boxes that differ."""
+
+    exit_code = 65
+
+
+class MissingInputError(MpiparError):
+    """A file that the settings or another file name does not exist or cannot be read."""
+
+    exit_code = 66
+
+
+class UnavailableError(MpiparError):
+    """Something outside mpipar is missing: a library, an MPI, mpirun itself."""
+
+    exit_code = 69
+
+
+class ProtocolError(MpiparError):
+    """A state machine met a transition that is not in its table: a bug. Carries the story."""
+
+    exit_code = 70
+
+
+class TaskFailedError(MpiparError):
+    """A task raised on every rank that tried it. The message ends with the remote traceback."""
+
+    exit_code = 70
+
+
+class LaunchError(MpiparError):
+    """Processes started in a way that cannot work: each of many believes that it is alone."""
+
+    exit_code = 71
+
+
+class OutputError(MpiparError):
+    """The output folder exists already, cannot be created, or cannot be written."""
+
+    exit_code = 73
+
+
+class StoreError(MpiparError):
+    """The project folder could not be read or written."""
+
+    exit_code = 74
+
+
+class CorruptStoreError(StoreError):
+    """The project folder breaks its own rules: a sealed file that changed, a gap in the journal."""
+
+    exit_code = 65
+
+
+class DiskFullError(MpiparError):
+    """No space or quota is left. The commit failed whole and the state before it stands."""
+
+    exit_code = 74
+
+
+class ProjectLockedError(MpiparError):
+    """Another writer of the project lives. Raised before a byte is written; names the holder."""
+
+    exit_code = 75
+
+
+class RequeueError(MpiparError):
+    """The run had to end early and can be resumed: time limit, preemption, a rank that was lost."""
+
+    exit_code = 75
