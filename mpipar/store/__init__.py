@@ -1,0 +1,18 @@
+"""Where it is kept: a folder of sealed files, journal and epochs; one writer (see FORMAT.md)."""
+
+from mpipar.store.check import check, unlock
+from mpipar.store.folder import next_free
+from mpipar.store.project import Commit, Project
+from mpipar.store.schema import CommitInfo
+from mpipar.store.status import read_status, read_verdict
+
+__all__ = [
+    "Commit",
+    "CommitInfo",
+    "Project",
+    "check",
+    "next_free",
+    "read_status",
+    "read_verdict",
+    "unlock",
+]

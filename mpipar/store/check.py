@@ -1,0 +1,114 @@
+"""Looking a project over, and passing over an owner that a person knows to be dead."""
+
+from __future__ import annotations
+
+import os
+import socket
+from typing import TYPE_CHECKING
+
+from mpipar.errors import MpiparError, ProjectLockedError
+from mpipar.store import checkpoint, durable, epoch, evidence, history, schema, segments, takeover
+from mpipar.store.epoch import Process
+from mpipar.store.status import read_status
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from mpipar.store.history import History
+    from mpipar.store.schema import CommitInfo
+
+
+def check(path: Path) -> list[str]:
+    """What is wrong with a project, one line each; nothing if it is sound. Writes nothing.
+
+    Not wrong, because they are what a killed run leaves: a torn last batch in a journal, unfinished
+    files, segments without a record, and a project.h5 that does not know the newest commit yet.
+    """
+    takeover.require_project(path)
+    problems = [
+        f"{epoch.claim_path(path, number)}: cannot be read"
+        for number in epoch.epochs(path)
+        if epoch.read_claim(path, number) is None
+    ]
+    try:
+        found = history.read(path)
+    except MpiparError as error:
+        return [*problems, str(error)]
+    problems += _wrong_order(path, found)
+    for info in found.commits:
+        problems += _segment_problems(path, info)
+    return problems + _entry_point_problems(path)
+
+
+def _wrong_order(path: Path, found: History) -> list[str]:
+    numbers = [info.number for info in found.commits]
+    if numbers == sorted(set(numbers)):
+        return []
+    return [f"{path / schema.JOURNAL}: commits do not follow each other: {numbers}"]
+
+
+def _segment_problems(path: Path, info: CommitInfo) -> list[str]:
+    segment = path / schema.SEGMENTS / info.segment
+    try:
+        sealed = segments.seal_of(segment)
+        if (sealed.size, sealed.sha256) != (info.size, info.sha256):
+            return [f"{segment}: is not what commit {info.number} wrote (size or sha256 differ)"]
+        segments.StoredArrays(segment)
+    except OSError as error:
+        return [f"{segment}: cannot be read: {error.strerror}; commit {info.number} needs it"]
+    except MpiparError as error:
+        return [str(error)]
+    return []
+
+
+def _entry_point_problems(path: Path) -> list[str]:
+    """project.h5 may be behind the journal, never beside it; read first, it cannot be ahead."""
+    entry_point = path / schema.PROJECT
+    remedy = "the next run on this project makes it anew"
+    try:
+        listed = checkpoint.listed(path)
+        commits = history.read(path).commits
+    except MpiparError as error:
+        return [f"{error}; {remedy}"]
+    if listed is None:
+        return [f"{entry_point}: is missing; {remedy}"] if commits else []
+    if listed != [(c.number, c.segment, c.sha256) for c in commits[: len(listed)]]:
+        return [f"{entry_point}: lists commits that the journal does not have; {remedy}"]
+    return []
+
+
+def unlock(path: Path, *, force: bool = False) -> str:
+    """Let the next writer pass over the newest claim, on the user's word; tell what was done.
+
+    Refused while the owner's process is alive on this machine, unless forced. An owner that lives
+    after all stops at its next write, and nothing that it adds then is counted.
+    """
+    takeover.require_project(path)
+    newest = epoch.epochs(path)[-1]
+    claim = epoch.read_claim(path, newest)
+    owner = claim.owner() if claim else f"an unreadable claim ({schema.claim_name(newest)})"
+    for name, how in (
+        (schema.released_name(newest), "closed"),
+        (schema.unlocked_name(newest), "unlocked already"),
+    ):
+        if epoch.is_marked(path, name):
+            return f"{path}: nothing to do: the last writer was {owner}, and its claim is {how}"
+    if claim is not None and not force:
+        _refuse_if_alive(path, claim)
+    with durable.named_errors(path, schema.SMALL_FILE):
+        by = f"user {os.getuid()} on {socket.gethostname()}"
+        epoch.mark(path, schema.unlocked_name(newest), by)
+    beat = (read_status(path) or {}).get("beat", "none")
+    return (
+        f"{path}: unlocked. It was claimed by {owner} (epoch {newest}, last heart-beat {beat}). "
+        f"The next writer takes epoch {newest + 1}; if the old one lives after all, it stops at "
+        "its next write and nothing more of it counts"
+    )
+
+
+def _refuse_if_alive(path: Path, claim: epoch.Claim) -> None:
+    here = evidence.this_process(claim.epoch + 1, claim.identity)
+    if evidence.process_evidence(claim, here) is Process.ALIVE:
+        raise ProjectLockedError(
+            f"{path}: {claim.owner()} is alive on this machine; end it first, or add --force"
+        )

@@ -1,0 +1,138 @@
+"""Putting bytes on the disk so that they are there, whole, under their final name, or not at all.
+
+    temporary name -> write -> fsync file -> link (new name) or rename (replace) -> fsync folder
+
+A final name is never opened for writing. link() publishes a name once and for all; rename()
+replaces what was there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import shutil
+from typing import TYPE_CHECKING, Final
+
+from mpipar.errors import DiskFullError, StoreError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+_FULL: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_NO_FOLDER_SYNC: Final = (errno.EINVAL, errno.ENOTSUP, errno.EBADF)  # some network file systems
+_NO_LINKS: Final = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
+
+
+def is_disk_full(error: OSError) -> bool:
+    """Whether space or quota is at fault."""
+    return error.errno in _FULL
+
+
+@contextlib.contextmanager
+def named_errors(path: Path, needed: int) -> Iterator[None]:
+    """Turn the system's errors into ours: which path, how many bytes were needed and are free."""
+    try:
+        yield
+    except OSError as error:
+        if is_disk_full(error):
+            raise disk_full(path, needed, error) from error
+        raise StoreError(f"{path}: cannot be written: {error.strerror or error}") from error
+
+
+def disk_full(path: Path, needed: int, error: OSError) -> DiskFullError:
+    """The error to raise when `path` could not be written for lack of space."""
+    free = "unknown"
+    with contextlib.suppress(OSError):
+        free = str(shutil.disk_usage(path if path.is_dir() else path.parent).free)
+    reason = os.strerror(error.errno) if error.errno else str(error)
+    need = f"{needed} bytes were needed and {free}" if needed else f"{free} bytes"
+    return DiskFullError(
+        f"{path}: {reason}: {need} are free on that disk (a quota may allow less); "
+        "the state before stands; make space, then resume"
+    )
+
+
+def write_all(fd: int, data: bytes | memoryview) -> None:
+    """Write all: a short write is legal, and is how a filling disk first shows."""
+    view = memoryview(data)
+    while view:
+        view = view[os.write(fd, view) :]
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the names in a folder durable."""
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(fd)
+    except OSError as error:
+        if error.errno not in _NO_FOLDER_SYNC:
+            raise
+    finally:
+        os.close(fd)
+
+
+def sync_file(path: Path) -> None:
+    """Make a file's bytes durable, whoever wrote them."""
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def write_temporary(temporary: Path, data: bytes, *, sync: bool = True) -> None:
+    """Write a file under its temporary name; on any failure nothing is left."""
+    try:
+        fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
+        try:
+            write_all(fd, data)
+            if sync:
+                os.fsync(fd)
+        finally:
+            os.close(fd)
+    except BaseException:
+        discard(temporary)
+        raise
+
+
+def publish(temporary: Path, final: Path) -> None:
+    """Give a finished, synced file its final name; FileExistsError if that name is not new."""
+    try:
+        _link_once(temporary, final)
+    finally:
+        discard(temporary)
+    sync_folder(final.parent)
+
+
+def _link_once(temporary: Path, final: Path) -> None:
+    try:
+        os.link(temporary, final)
+    except FileExistsError:
+        # over NFS a repeated request can report EEXIST for a link that succeeded: the count tells
+        if temporary.stat().st_nlink != 2:  # noqa: PLR2004 - the temporary and the final name
+            raise
+    except OSError as error:
+        if error.errno not in _NO_LINKS:
+            raise
+        # a file system without hard links: take the name by O_EXCL, then put the file there
+        os.close(os.open(final, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))
+        temporary.replace(final)
+
+
+def replace(temporary: Path, final: Path, *, sync: bool = True) -> None:
+    """Put a finished file in the place of the older one; readers see the one or the other."""
+    try:
+        temporary.replace(final)
+    except BaseException:
+        discard(temporary)
+        raise
+    if sync:
+        sync_folder(final.parent)
+
+
+def discard(path: Path) -> None:
+    """Remove a file that nobody counts; that it cannot be removed is no reason to fail."""
+    with contextlib.suppress(OSError):
+        path.unlink()

@@ -1,0 +1,267 @@
+"""Who may write: claims by epoch, and when a dead owner's claim may be passed.
+
+    claim n published by link() --- owner writes, each name carries n --- released by close()
+        |                               |
+        |                               +-- finds claim n+1: stops (it was passed over)
+        +-- next writer: may_take_over(claim, evidence)
+                -> TAKE: link() claim n+1 | REFUSE | WATCH the heart-beat
+
+No claim is ever changed or removed, no number is used twice, the highest epoch is the only writer.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import time
+from dataclasses import asdict, dataclass
+from enum import Enum
+from typing import TYPE_CHECKING, Final
+
+from mpipar.errors import CorruptStoreError, ProjectLockedError, StoreError
+from mpipar.store import durable, schema
+from mpipar.store.schema import Identity
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+LEASE: Final = 30.0  # seconds; a beat every third of it
+LEASES_TO_WATCH: Final = 3
+
+
+@dataclass(frozen=True)
+class Batch:
+    """The batch job a process runs in."""
+
+    system: str  # "slurm" or "sge"
+    cluster: str  # job ids mean something within one cluster only; "" if it cannot be told
+    job: str
+    restarts: int
+
+
+@dataclass(frozen=True)
+class Claim:
+    """One writer's claim to a project, as written in epoch/."""
+
+    epoch: int
+    nonce: str  # hex; tells two runs apart whatever else is equal
+    host: str
+    boot: str  # the kernel's boot id, "" if there is none
+    namespace: str  # of process ids: a container may share the boot id but not the ids
+    process: int
+    process_start: str  # in the kernel's ticks, "" if unknown
+    batch: Batch | None
+    started: str  # local time with offset, for people; never compared
+    lease: float  # seconds
+    identity: Identity
+
+    def owner(self) -> str:
+        """Who this is, for an error message."""
+        job = f", {self.batch.system} job {self.batch.job}" if self.batch else ""
+        if self.batch and self.batch.restarts:
+            job += f" (restart {self.batch.restarts})"
+        return f"process {self.process} on {self.host}{job}, since {self.started}"
+
+
+class Process(Enum):
+    """What is known of the owner's process. Known only on its own machine."""
+
+    ALIVE = "alive"
+    GONE = "gone"
+    UNKNOWN = "unknown"
+
+
+class Beat(Enum):
+    """What the newcomer saw of the owner's heart-beat counter."""
+
+    UNWATCHED = "unwatched"
+    MOVED = "moved"
+    STOOD_STILL = "stood still"
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """All that speaks for or against a claim's owner being alive."""
+
+    released: bool = False  # the owner closed the project
+    unlocked: bool = False  # a person said so
+    process: Process = Process.UNKNOWN
+    restarted: bool = False  # the newcomer is the same batch job, started again by the scheduler
+    job_over: bool = False  # the scheduler says that the job is over
+    beat: Beat = Beat.UNWATCHED
+
+
+class Verdict(Enum):
+    """What to do about an older claim."""
+
+    TAKE = "take"
+    REFUSE = "refuse"
+    WATCH = "watch"
+
+
+@dataclass(frozen=True)
+class Decision:
+    """A verdict with its reason, for the log or the error message."""
+
+    verdict: Verdict
+    reason: str
+
+
+def may_take_over(claim: Claim | None, evidence: Evidence) -> Decision:
+    """Whether the next epoch may be claimed. The first rule that applies decides.
+
+    claim   None if it cannot be read
+    """
+    rules = (
+        (evidence.released, Verdict.TAKE, "its owner closed the project"),
+        (evidence.unlocked, Verdict.TAKE, "it was unlocked by hand"),
+        (evidence.process is Process.ALIVE, Verdict.REFUSE, "that process is alive"),
+        (evidence.process is Process.GONE, Verdict.TAKE, "that process is gone"),
+        (evidence.restarted, Verdict.TAKE, "the scheduler has restarted that job as this one"),
+        (evidence.job_over, Verdict.TAKE, "the scheduler says that the job is over"),
+        (evidence.beat is Beat.MOVED, Verdict.REFUSE, "its heart-beat goes on"),
+        (
+            evidence.beat is Beat.STOOD_STILL,
+            Verdict.TAKE,
+            "its heart-beat stood still for three leases",
+        ),
+    )
+    for applies, verdict, reason in rules:
+        if applies:
+            return Decision(verdict, reason)
+    watched = "the owner's heart-beat" if claim else "whether the claim's maker still works on it"
+    return Decision(Verdict.WATCH, f"no evidence yet; watching {watched}")
+
+
+def epochs(project: Path) -> list[int]:
+    """All claimed epochs, lowest first. Opening the folder makes an NFS client ask the server."""
+    try:
+        return schema.claimed_epochs(os.listdir(project / schema.EPOCH))  # noqa: PTH208 - names are enough
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except OSError as error:
+        raise StoreError(f"{project}: cannot be read: {error.strerror}") from error
+
+
+def claim_path(project: Path, epoch: int) -> Path:
+    """Where the claim of an epoch is."""
+    return project / schema.EPOCH / schema.claim_name(epoch)
+
+
+def read_claim(project: Path, epoch: int) -> Claim | None:
+    """The claim; None if it cannot be read (cut off where the file system has no hard links)."""
+    try:
+        value = schema.decode(claim_path(project, epoch).read_bytes())
+        batch = Batch(**value.pop("batch")) if value["batch"] else value.pop("batch")
+        return Claim(batch=batch, identity=Identity(**value.pop("identity")), **value)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise StoreError(f"{project}: cannot be read: {error.strerror}") from error
+    except (ValueError, KeyError, TypeError):
+        return None
+
+
+def identity_from_claims(project: Path, claimed: list[int]) -> Identity:
+    """What the project is, when no journal tells it yet."""
+    for epoch in reversed(claimed):
+        claim = read_claim(project, epoch)
+        if claim is not None:
+            return claim.identity
+    raise CorruptStoreError(
+        f"{project}: no readable claim in {schema.EPOCH}/; restore the folder from a copy"
+    )
+
+
+def publish_claim(project: Path, claim: Claim) -> None:
+    """Take an epoch. FileExistsError if another process was faster: exactly one wins."""
+    final = claim_path(project, claim.epoch)
+    name = schema.temporary_name(claim.epoch, f"{claim.nonce}-{final.name}")
+    durable.write_temporary(final.with_name(name), schema.encode(asdict(claim)))
+    durable.publish(final.with_name(name), final)
+
+
+def mark(project: Path, name: str, by: str) -> None:
+    """Publish a small file beside a claim: released or unlocked, and by whom. Once is enough."""
+    final = project / schema.EPOCH / name
+    temporary = final.with_name(
+        schema.temporary_name(int(name.split(".", maxsplit=1)[0]), f"{os.getpid()}-{name}")
+    )
+    text = schema.encode({"by": by, "time": time.strftime("%Y-%m-%d %H:%M:%S %z")})
+    durable.write_temporary(temporary, text)
+    with contextlib.suppress(FileExistsError):
+        durable.publish(temporary, final)
+
+
+def is_marked(project: Path, name: str) -> bool:
+    """By open(), not stat(): over NFS only an open asks the server."""
+    try:
+        os.close(os.open(project / schema.EPOCH / name, os.O_RDONLY))
+    except FileNotFoundError:
+        return False
+    return True
+
+
+class Ownership:
+    """The claim of this process, asked before and after each write whether it still stands."""
+
+    def __init__(self, project: Path, claim: Claim) -> None:
+        self.project = project
+        self.claim = claim
+        self._lock = _second_belt(project)
+
+    def verify(self) -> None:
+        """Raise ProjectLockedError when a later epoch exists: nothing written here counts then."""
+        if os.getpid() != self.claim.process:
+            raise StoreError(
+                f"{self.project}: a forked child must not write to its parent's project"
+            )
+        highest = max(epochs(self.project), default=0)
+        if highest <= self.claim.epoch:
+            return
+        newer = read_claim(self.project, highest)
+        owner = newer.owner() if newer else f"the owner of epoch {highest}"
+        raise ProjectLockedError(
+            f"{self.project}: this run (epoch {self.claim.epoch}) was taken for dead and passed "
+            f"over by {owner}; it stops, and what it had not yet committed is that run's to do"
+        )
+
+    def release(self) -> None:
+        """Say that the owner is done, so that the next one need not look for evidence."""
+        if os.getpid() == self.claim.process:
+            with contextlib.suppress(OSError):
+                self._mark_released()
+        self.drop_lock()
+
+    def _mark_released(self) -> None:
+        name = schema.released_name(self.claim.epoch)
+        try:  # a second name for the claim needs no space: it succeeds on a full disk
+            os.link(claim_path(self.project, self.claim.epoch), self.project / schema.EPOCH / name)
+        except OSError:
+            mark(self.project, name, self.claim.owner())
+
+    def drop_lock(self) -> None:
+        if self._lock >= 0:
+            os.close(self._lock)
+            self._lock = -1
+
+
+def _second_belt(project: Path) -> int:
+    """An fcntl lock held while writing, or -1.
+
+    On NFSv4 it makes the writes of a cut-off owner fail. It proves nothing: some servers keep a
+    dead client's locks for ever, and others grant one lock twice.
+    """
+    try:
+        fd = os.open(
+            project / schema.EPOCH / schema.LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666
+        )
+    except OSError:
+        return -1
+    try:
+        fcntl.lockf(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:  # held by a dead owner's client, or ENOLCK, ENOSYS: the epoch decides
+        os.close(fd)
+        return -1
+    return fd

@@ -1,0 +1,232 @@
+"""Evidence about a claim's owner: this machine's processes, the scheduler, the heart-beat."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import secrets
+import socket
+import subprocess
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from mpipar.store import schema
+from mpipar.store.epoch import (
+    LEASE,
+    LEASES_TO_WATCH,
+    Batch,
+    Beat,
+    Claim,
+    Evidence,
+    Process,
+    is_marked,
+)
+from mpipar.store.journal import NONCE_BYTES
+from mpipar.store.status import read_beat
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from mpipar.store.schema import Identity
+
+log = logging.getLogger(__name__)
+
+_PROC: Final = Path("/proc")
+_BOOT: Final = Path("/proc/sys/kernel/random/boot_id")
+_SCHEDULER_PATIENCE: Final = 10.0  # seconds
+# SLURM's states of a job whose processes are no more
+_OVER: Final = (
+    "BOOT_FAIL",
+    "CANCELLED",
+    "COMPLETED",
+    "DEADLINE",
+    "FAILED",
+    "NODE_FAIL",
+    "OUT_OF_MEMORY",
+    "PREEMPTED",
+    "TIMEOUT",
+)
+_LOOKS: Final = 6  # times per lease
+
+
+def this_process(epoch: int, identity: Identity, lease: float = LEASE) -> Claim:
+    """The claim of the process that calls."""
+    return Claim(
+        epoch=epoch,
+        nonce=secrets.token_hex(NONCE_BYTES),
+        host=socket.gethostname(),
+        boot=boot_id(),
+        namespace=process_namespace(),
+        process=os.getpid(),
+        process_start=look_at_process(os.getpid())[1],
+        batch=batch_job(os.environ),
+        started=time.strftime("%Y-%m-%d %H:%M:%S %z"),
+        lease=lease,
+        identity=identity,
+    )
+
+
+def boot_id() -> str:
+    """What tells one start of this machine from another; "" where the kernel has none."""
+    try:
+        return _BOOT.read_text().strip()
+    except OSError:
+        return ""
+
+
+def process_namespace() -> str:
+    """Within which a process number means something; "" where the kernel has none."""
+    try:
+        return str((_PROC / "self/ns/pid").readlink())
+    except OSError:
+        return ""
+
+
+def look_at_process(process: int) -> tuple[Process, str]:
+    """Whether a process of this machine lives, and when it started, in the kernel's ticks."""
+    try:
+        text = (_PROC / str(process) / "stat").read_text()
+    except OSError:
+        return _signalled(process), ""
+    fields = text[text.rindex(")") + 2 :].split()  # the name before it may hold blanks and brackets
+    state, start = fields[0], fields[19]
+    return (Process.GONE if state in "ZX" else Process.ALIVE), start
+
+
+def _signalled(process: int) -> Process:
+    """Where /proc hides other people's processes, signal 0 still tells that there is one."""
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return Process.GONE
+    except OSError:
+        pass
+    return Process.UNKNOWN
+
+
+def batch_job(environment: Mapping[str, str]) -> Batch | None:
+    """The batch job that these environment variables describe."""
+    slurm = environment.get("SLURM_JOB_ID")
+    if slurm:
+        restarts = _count(environment.get("SLURM_RESTART_COUNT"))
+        return Batch("slurm", environment.get("SLURM_CLUSTER_NAME", ""), slurm, restarts)
+    sge = environment.get("JOB_ID")
+    if sge and "SGE_ROOT" in environment:
+        task = environment.get("SGE_TASK_ID", "undefined")
+        job = sge if task == "undefined" else f"{sge}.{task}"
+        return Batch("sge", _sge_cluster(environment), job, _count(environment.get("RESTARTED")))
+    return None
+
+
+def _sge_cluster(environment: Mapping[str, str]) -> str:
+    return f"{environment.get('SGE_ROOT', '')}/{environment.get('SGE_CELL', 'default')}"
+
+
+def _count(text: str | None) -> int:
+    return int(text) if text and text.isdigit() else 0
+
+
+def process_evidence(claim: Claim, here: Claim) -> Process:
+    """Whether the owner's process lives, if it is one of this machine's that we can see."""
+    mine = (here.host, here.boot, here.namespace)
+    if not here.boot or (claim.host, claim.boot, claim.namespace) != mine:
+        return Process.UNKNOWN
+    state, start = look_at_process(claim.process)
+    if state is Process.ALIVE and start != claim.process_start:
+        return Process.GONE  # its number has been given to another
+    return state
+
+
+def is_restarted(claim: Claim, here: Claim) -> bool:
+    """Whether `here` is the claim's batch job, started again after the scheduler ended it."""
+    old, new = claim.batch, here.batch
+    if old is None or new is None:
+        return False
+    same = (old.system, old.cluster, old.job) == (new.system, new.cluster, new.job)
+    return same and new.restarts > old.restarts
+
+
+def gather(project: Path, epoch: int, claim: Claim | None, here: Claim) -> Evidence:
+    """All evidence to be had at once. The scheduler is asked only if nothing cheaper tells."""
+    released = is_marked(project, schema.released_name(epoch))
+    unlocked = is_marked(project, schema.unlocked_name(epoch))
+    if claim is None or released or unlocked:
+        return Evidence(released=released, unlocked=unlocked)
+    process = process_evidence(claim, here)
+    if process is not Process.UNKNOWN:
+        return Evidence(process=process)
+    restarted = is_restarted(claim, here)
+    return Evidence(restarted=restarted, job_over=not restarted and job_is_over(claim.batch))
+
+
+def job_is_over(batch: Batch | None) -> bool:
+    """Whether the scheduler says so. False if it says otherwise, or nothing, or is not there."""
+    if batch is None or not batch.cluster:
+        return False
+    return _slurm_job_is_over(batch) if batch.system == "slurm" else _sge_job_is_over(batch)
+
+
+def _slurm_job_is_over(batch: Batch) -> bool:
+    config = _ask("scontrol", "show", "config")
+    cluster = re.search(r"^ClusterName\s*=\s*(\S+)", config or "", re.MULTILINE)
+    if cluster is None or cluster[1] != batch.cluster:
+        return False  # another cluster that shares the disk: its job numbers mean nothing here
+    answer = _ask("scontrol", "show", "job", "-o", batch.job)
+    if answer is None:
+        return False
+    if "Invalid job id" in answer:
+        return True  # slurmctld keeps a job for minutes after its end, and then forgets it
+    state = re.search(r"\bJobState=([A-Z_]+)", answer)
+    restarts = re.search(r"\bRestarts=(\d+)", answer)
+    restarted = restarts is not None and int(restarts[1]) > batch.restarts
+    return restarted or (state is not None and state[1] in _OVER)
+
+
+def _sge_job_is_over(batch: Batch) -> bool:
+    if _sge_cluster(os.environ) != batch.cluster:
+        return False
+    answer = _ask("qstat", "-j", batch.job.split(".", maxsplit=1)[0])
+    return answer is not None and "do not exist" in answer
+
+
+def _ask(*command: str) -> str | None:
+    try:
+        done = subprocess.run(
+            command,
+            check=False,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=_SCHEDULER_PATIENCE,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout
+
+
+def watch(
+    project: Path,
+    claim: Claim | None,
+    sleep: Callable[[float], None] = time.sleep,
+    clock: Callable[[], float] = time.monotonic,
+) -> Beat:
+    """Look at the owner's counter until it moves or three leases have passed by our own clock."""
+    lease = claim.lease if claim else LEASE
+    owner = claim.nonce if claim else None
+    first = read_beat(project, owner)
+    end = clock() + LEASES_TO_WATCH * lease
+    while clock() < end:
+        sleep(lease / _LOOKS)
+        beat = read_beat(project, owner)
+        if beat is not None and beat != first:
+            return Beat.MOVED
+    return Beat.STOOD_STILL
+
+
+def with_beat(found: Evidence, beat: Beat) -> Evidence:
+    """The same evidence, and what the watch has shown."""
+    return replace(found, beat=beat)

@@ -1,0 +1,116 @@
+"""The project folder itself: making and unmaking it, a free name, clearing what the dead left."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import shutil
+from typing import TYPE_CHECKING, Final
+
+from mpipar.errors import OutputError
+from mpipar.store import durable, schema
+from mpipar.store.epoch import epochs
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
+    from pathlib import Path
+
+_RESERVED: Final = schema.temporary_name(0, "reserved")
+
+
+def next_free(parent: Path, prefix: str) -> Path:
+    """Make and return the next free folder, as refine_03; of two runs each gets its own."""
+    taken = re.compile(re.escape(prefix) + r"_(\d+)")
+    try:
+        matches = [taken.fullmatch(entry.name) for entry in parent.iterdir()]
+        number = max((int(match[1]) for match in matches if match), default=0) + 1
+        while True:
+            path = parent / f"{prefix}_{number:02d}"
+            with contextlib.suppress(FileExistsError):
+                path.mkdir()  # atomic: of two processes one gets the name
+                (
+                    path / _RESERVED
+                ).touch()  # so that a failed creation may take the folder away again
+                return path
+            number += 1
+    except OSError as error:
+        raise OutputError(
+            f"{parent}: no output folder can be made there: {error.strerror}"
+        ) from error
+
+
+class NewFolder:
+    """The folders made for a new project, to be undone if its creation fails."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._made: list[Path] = []  # outermost first
+        try:
+            self._make()
+        except OSError as error:
+            self.undo(owned=False)
+            if durable.is_disk_full(error):
+                raise durable.disk_full(path, schema.SMALL_FILE, error) from error
+            raise OutputError(f"{path}: cannot be made: {error.strerror or error}") from error
+        except BaseException:
+            self.undo(owned=False)
+            raise
+
+    def _make(self) -> None:
+        missing = [folder for folder in (self.path, *self.path.parents) if not folder.exists()]
+        for folder in reversed(missing):
+            with contextlib.suppress(FileExistsError):
+                folder.mkdir()
+                self._made.append(folder)
+        self._refuse_if_taken()
+        for name in schema.FOLDERS:
+            (self.path / name).mkdir(exist_ok=True)
+        for folder in (self.path, *(made.parent for made in reversed(self._made))):
+            durable.sync_folder(folder)
+
+    def _refuse_if_taken(self) -> None:
+        if not self.path.is_dir():
+            raise OutputError(f"{self.path}: exists and is not a folder; choose another --path")
+        reserved = self.path / _RESERVED
+        if reserved.exists():
+            reserved.unlink()
+            self._made.append(self.path)
+        if self.path not in self._made and not schema.is_vacant(self.path):
+            raise OutputError(
+                f"{self.path}: exists and is not empty; choose another --path, or add --resume to "
+                "go on with the run in it"
+            )
+
+    def undo(self, *, owned: bool) -> None:
+        """Remove what was made, unless another run has claimed the folder meanwhile."""
+        if not owned and epochs(self.path):
+            return
+        for name in schema.FOLDERS:
+            if owned:
+                shutil.rmtree(self.path / name, ignore_errors=True)
+            _remove_if_empty(self.path / name)
+        if owned:
+            for entry in self.path.glob(schema.TEMPORARY + "*"):
+                durable.discard(entry)
+            for name in (schema.PROJECT, schema.STATUS, schema.VERDICT):
+                durable.discard(self.path / name)
+        for folder in reversed(self._made):
+            _remove_if_empty(folder)
+
+
+def _remove_if_empty(folder: Path) -> None:
+    with contextlib.suppress(OSError):
+        folder.rmdir()
+
+
+def sweep(project: Path, epoch: int, counted: Collection[str]) -> None:
+    """Remove what older epochs left: temporaries, and segments that no accepted record names."""
+    for folder in (project, *(project / name for name in schema.FOLDERS)):
+        for entry in folder.glob(schema.TEMPORARY + "*"):
+            owner = schema.epoch_of_temporary(entry.name)
+            if owner is not None and owner < epoch:
+                durable.discard(entry)
+    for entry in (project / schema.SEGMENTS).iterdir():
+        owner = schema.epoch_of_segment(entry.name)
+        if owner is not None and owner < epoch and entry.name not in counted:
+            durable.discard(entry)

@@ -1,0 +1,210 @@
+"""The journal, the store of record: framing and parsing, pure functions on bytes, and the writer.
+
+    file    header, record, record, ...             one file per epoch; little-endian throughout
+    header  "MPIPARJ1", epoch u32, nonce 16 bytes, crc32 of these
+    record  "mRec", kind length u32, payload length u64, serial u64, batch u64, crc32, kind, payload
+
+`serial` counts the records of the file from 0; `batch` is the serial of the first record that went
+to the disk in the same write. A batch is written only after the one before it is durable, so a
+record that cannot be read is a torn tail (normal: left out) unless a whole record of a *later*
+batch follows it (damage: say so). A record's CRC begins with that of the file's header, so that a
+journal inside a payload is not taken for this one.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+import zlib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from mpipar.errors import StoreError
+from mpipar.store import durable
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from pathlib import Path
+
+_FILE_MAGIC: Final = b"MPIPARJ1"
+_HEADER: Final = struct.Struct("<8sI16sI")
+_RECORD_MAGIC: Final = b"mRec"
+_RECORD: Final = struct.Struct("<4sIQQQI")
+_LONGEST_KIND: Final = 255
+NONCE_BYTES: Final = 16
+
+
+@dataclass(frozen=True)
+class Record:
+    """One whole record of a journal."""
+
+    serial: int
+    batch: int
+    kind: str
+    payload: bytes
+    end: int  # offset just past it in the file
+    chain: int  # CRC over this and all earlier records' CRCs: what a later epoch pins
+
+
+@dataclass(frozen=True)
+class Journal:
+    """What a journal file holds: its whole records, and where they end."""
+
+    epoch: int | None  # None: not even the header is whole
+    nonce: bytes
+    records: tuple[Record, ...]
+    size: int  # bytes of header and whole records; what follows is a torn tail
+    chain: int
+    damaged: bool  # a record is unreadable though it was durable once
+
+
+def frame_header(epoch: int, nonce: bytes) -> bytes:
+    """The beginning of an epoch's journal."""
+    head = _HEADER.pack(_FILE_MAGIC, epoch, nonce, 0)[:-4]
+    return head + struct.pack("<I", zlib.crc32(head))
+
+
+def seed_of(header: bytes) -> int:
+    """What the CRCs of a file's records begin with."""
+    return int.from_bytes(header[-4:], "little")
+
+
+def frame(seed: int, serial: int, batch: int, kind: str, payload: bytes) -> bytes:
+    """One record as bytes."""
+    name = kind.encode()
+    if not 0 < len(name) <= _LONGEST_KIND:
+        raise StoreError(f"journal: kind must have 1 to {_LONGEST_KIND} bytes: {kind!r:.60}")
+    head = _RECORD.pack(_RECORD_MAGIC, len(name), len(payload), serial, batch, 0)[:-4]
+    return head + struct.pack("<I", _crc(seed, head, name, payload)) + name + payload
+
+
+def _crc(seed: int, *parts: bytes | memoryview) -> int:
+    crc = seed
+    for part in parts:
+        crc = zlib.crc32(part, crc)
+    return crc
+
+
+def parse(data: bytes) -> Journal:
+    """Read a journal from its bytes. Never raises: what is not whole is left out."""
+    header = _parse_header(data)
+    if header is None:
+        return Journal(None, b"", (), 0, 0, damaged=False)
+    epoch, nonce, seed = header
+    chain = seed
+    records: list[Record] = []
+    offset = _HEADER.size
+    while (found := _parse_record(data, offset, seed)) is not None:
+        serial, batch, kind, payload, crc, end = found
+        if serial != len(records) or batch > serial:
+            break
+        offset = end
+        chain = zlib.crc32(struct.pack("<I", crc), chain)
+        records.append(Record(serial, batch, kind, payload, offset, chain))
+    damaged = _has_later_batch(data, offset, seed, len(records))
+    return Journal(epoch, nonce, tuple(records), offset, chain, damaged)
+
+
+def _parse_header(data: bytes) -> tuple[int, bytes, int] | None:
+    if len(data) < _HEADER.size:
+        return None
+    magic, epoch, nonce, crc = _HEADER.unpack_from(data)
+    if magic != _FILE_MAGIC or crc != zlib.crc32(memoryview(data)[: _HEADER.size - 4]):
+        return None
+    return epoch, nonce, crc
+
+
+def _parse_record(
+    data: bytes, offset: int, seed: int
+) -> tuple[int, int, str, bytes, int, int] | None:
+    if offset + _RECORD.size > len(data):
+        return None
+    magic, name_size, size, serial, batch, crc = _RECORD.unpack_from(data, offset)
+    start = offset + _RECORD.size
+    middle, end = start + name_size, start + name_size + size
+    if magic != _RECORD_MAGIC or name_size > _LONGEST_KIND or end > len(data):
+        return None
+    view = memoryview(data)
+    if crc != _crc(seed, view[offset : start - 4], view[start:end]):
+        return None
+    kind = bytes(view[start:middle]).decode(errors="replace")
+    return serial, batch, kind, bytes(view[middle:end]), crc, end
+
+
+def _has_later_batch(data: bytes, offset: int, seed: int, serial: int) -> bool:
+    """Whether a whole record follows that was written after record `serial` had become durable."""
+    while (offset := data.find(_RECORD_MAGIC, offset)) >= 0:
+        found = _parse_record(data, offset, seed)
+        if found is not None and found[1] > serial:
+            return True
+        offset += 1
+    return False
+
+
+class JournalWriter:
+    """Appends to the journal of this process's own epoch: one fdatasync per batch."""
+
+    def __init__(self, path: Path, epoch: int, nonce: bytes) -> None:
+        self.path = path
+        self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+        self._serial = 0
+        self._size = 0
+        self._broken = False
+        try:
+            header = frame_header(epoch, nonce)
+            self._seed = seed_of(header)
+            self._write(header, 0)
+            durable.sync_folder(path.parent)
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def records(self) -> int:
+        """How many are durable."""
+        return self._serial
+
+    def has_only(self, records: int) -> bool:
+        """Whether the file surely holds this many records and no trace of another."""
+        return not self._broken and self._serial == records
+
+    def append(self, records: Sequence[tuple[str, bytes]]) -> None:
+        """Add a batch of (kind, payload), durable on return; on failure all is as it was before."""
+        if self._broken:
+            raise StoreError(
+                f"{self.path}: an earlier write failed half-way; open the project again"
+            )
+        data = b"".join(self._frames(records))
+        with durable.named_errors(self.path, len(data)):
+            self._write(data, len(records))
+
+    def _frames(self, records: Sequence[tuple[str, bytes]]) -> Iterator[bytes]:
+        for serial, (kind, payload) in enumerate(records, start=self._serial):
+            yield frame(self._seed, serial, self._serial, kind, payload)
+
+    def _write(self, data: bytes, records: int) -> None:
+        self._broken = True  # until all below is done: an interrupt may fall between any two lines
+        try:
+            durable.write_all(self._fd, data)
+            os.fdatasync(self._fd)
+        except BaseException:
+            self._take_back()
+            raise
+        self._size += len(data)
+        self._serial += records
+        self._broken = False
+
+    def _take_back(self) -> None:
+        """Cut off a half-written batch, so that the next one does not land behind it."""
+        try:
+            os.ftruncate(self._fd, self._size)
+            os.lseek(self._fd, self._size, os.SEEK_SET)
+            os.fdatasync(self._fd)
+        except OSError:
+            return
+        self._broken = False
+
+    def close(self) -> None:
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1

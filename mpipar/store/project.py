@@ -1,0 +1,306 @@
+"""A project folder: the one door through which rank 0 keeps and finds everything.
+
+    commit:  segment sealed, published -> journal record durable: the commit -> project.h5 replaced
+
+The journal is the store of record. The claim is verified before and after each write: a writer that
+was taken for dead and passed over learns it before it acknowledges anything.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from mpipar.errors import CorruptStoreError, OutputError, StoreError
+from mpipar.store import checkpoint, durable, epoch, evidence, history, schema, segments, takeover
+from mpipar.store.epoch import LEASE, Claim, Ownership
+from mpipar.store.folder import NewFolder, sweep
+from mpipar.store.journal import JournalWriter
+from mpipar.store.schema import COMMIT, MANIFEST, CommitInfo, Identity
+from mpipar.store.status import Heartbeat, forget_verdict, write_verdict
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+    from pathlib import Path
+    from types import TracebackType
+
+    from numpy.typing import NDArray
+    from typing_extensions import Self
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Commit:
+    """A commit as it is read back. An array is read when asked for; `dict(arrays)` loads all."""
+
+    number: int
+    arrays: Mapping[str, NDArray[Any]]
+    attributes: dict[str, Any]
+
+
+class _Writer:
+    """What only the owner of the newest epoch has: its claim, its journal, its heart-beat."""
+
+    def __init__(self, path: Path, claim: Claim) -> None:
+        self.claim = claim
+        self.ownership = Ownership(path, claim)
+        self.serial = 0  # of segments in this epoch; never used twice
+        journal = path / schema.JOURNAL / schema.journal_name(claim.epoch)
+        try:
+            # read after the claim: what the older owner acknowledged was on disk before it
+            pins = history.read(path).pins
+            manifest = schema.manifest_to_json(claim.identity, pins)
+            with durable.named_errors(journal, len(manifest)):
+                self.journal = JournalWriter(journal, claim.epoch, bytes.fromhex(claim.nonce))
+            try:
+                self.journal.append([(MANIFEST, manifest)])
+                self.heartbeat = Heartbeat(self.ownership)  # verifies the claim
+            except BaseException:
+                self.journal.close()
+                raise
+        except BaseException:
+            self.ownership.release()
+            raise
+
+    def close(self) -> None:
+        self.heartbeat.stop()
+        self.journal.close()
+        self.ownership.release()
+
+
+class Project:
+    """One project, open for writing by its only owner, or for reading by anybody."""
+
+    def __init__(self, path: Path, identity: Identity, writer: _Writer | None) -> None:
+        self.path = path
+        self.kind = identity.kind
+        self.settings: dict[str, Any] = identity.settings
+        self._identity = identity
+        self._writer = writer
+        self._known: list[CommitInfo] | None = None  # None: to be read from the journal
+        self._made: NewFolder | None = None
+
+    @classmethod
+    def create(
+        cls, path: Path, *, settings: Mapping[str, Any], kind: str, lease: float = LEASE
+    ) -> Self:
+        """Make the folder, claim epoch 1, store the settings; on failure nothing is left behind."""
+        identity = Identity(schema.FORMAT, kind, schema.normal(settings, "settings"), time.time())
+        folder = NewFolder(path)
+        owned = False
+        try:
+            claim = evidence.this_process(1, identity, lease)
+            with durable.named_errors(path, len(schema.encode(identity.settings))):
+                _claim_first(path, claim)
+            owned = True
+            return cls._begin(path, claim)
+        except StoreError as error:
+            folder.undo(owned=owned)
+            raise OutputError(str(error)) from error
+        except BaseException:
+            folder.undo(owned=owned)
+            raise
+
+    @classmethod
+    def open(
+        cls,
+        path: Path,
+        *,
+        writer: bool,
+        say: Callable[[str], None] = log.warning,
+        lease: float = LEASE,
+    ) -> Self:
+        """Open a project. A reader never writes and never waits.
+
+        A writer claims the next epoch, or raises ProjectLockedError when the newest claim's owner
+        lives. If only its heart-beat can tell, that is watched for three leases at most, and `say`
+        is told before.
+        """
+        takeover.require_project(path)
+        if not writer:
+            return cls(path, takeover.identity_of(path), None)
+        return cls._begin(path, takeover.take_next_epoch(path, lease, say))
+
+    @classmethod
+    def _begin(cls, path: Path, claim: Claim) -> Self:
+        """Start to write under a claim."""
+        project = cls(path, claim.identity, _Writer(path, claim))
+        try:
+            forget_verdict(path)
+            commits = project.commits()
+            sweep(path, claim.epoch, {info.segment for info in commits})
+            with checkpoint.prepared(path, claim.epoch, claim.identity, commits) as publish:
+                publish()
+        except BaseException:
+            project.close()
+            raise
+        return project
+
+    def commit(
+        self, number: int, arrays: Mapping[str, NDArray[Any]], attributes: Mapping[str, Any]
+    ) -> None:
+        """Keep a state: durable when this returns; when it raises, the state before stands."""
+        writer = self._owner()
+        schema.check_arrays(arrays)
+        plain = schema.normal(attributes, f"attributes of commit {number}")
+        known = self.commits()
+        newest = known[-1].number if known else -1
+        if number <= newest:
+            raise StoreError(f"{self.path}: commit {number} after {newest}; numbers must grow")
+        writer.ownership.verify()
+        self._known = None  # until all is done: whatever stops us, the journal knows
+        info = self._write_segment(writer, number, arrays, plain)
+        records = writer.journal.records
+        try:
+            with checkpoint.prepared(
+                self.path, info.epoch, self._identity, [*known, info]
+            ) as publish:
+                writer.journal.append([(COMMIT, schema.commit_to_json(info))])  # the commit
+                writer.ownership.verify()
+                publish()
+        except BaseException:
+            if writer.journal.has_only(records):  # nothing names the segment
+                durable.discard(self.path / schema.SEGMENTS / info.segment)
+            raise
+        self._known = [*known, info]
+
+    def _write_segment(
+        self,
+        writer: _Writer,
+        number: int,
+        arrays: Mapping[str, NDArray[Any]],
+        attributes: dict[str, Any],
+    ) -> CommitInfo:
+        writer.serial += 1
+        name = schema.segment_name(number, writer.claim.epoch, writer.serial)
+        final = self.path / schema.SEGMENTS / name
+        temporary = final.with_name(schema.temporary_name(writer.claim.epoch, name))
+        sealed = segments.write_segment(temporary, arrays, attributes)
+        with durable.named_errors(final, sealed.size):
+            durable.publish(temporary, final)
+        return CommitInfo(
+            number, writer.claim.epoch, name, sealed.size, sealed.sha256, time.time(), attributes
+        )
+
+    def commits(self) -> list[CommitInfo]:
+        """All commits, oldest first."""
+        if self._known is None:
+            self._known = list(history.read(self.path).commits)
+        return list(self._known)
+
+    def latest(self) -> Commit | None:
+        """The newest commit; None before the first."""
+        known = self.commits()
+        return self.load(known[-1]) if known else None
+
+    def load(self, info: CommitInfo) -> Commit:
+        """The arrays and attributes of a commit."""
+        path = self.path / schema.SEGMENTS / info.segment
+        arrays = segments.StoredArrays(path)
+        if path.stat().st_size != info.size:
+            raise CorruptStoreError(
+                f"{path}: has {path.stat().st_size} bytes, its journal record says {info.size}; "
+                "restore it from a copy"
+            )
+        return Commit(info.number, arrays, dict(info.attributes))
+
+    def refresh(self) -> None:
+        """Let a reader see what has been committed since it looked."""
+        self._known = None
+
+    def append(self, kind: str, *payloads: bytes) -> None:
+        """Add results to the journal, as one batch with one sync; durable when this returns."""
+        writer = self._owner()
+        if kind.startswith("@"):
+            raise StoreError(f"{self.path}: kinds that begin with @ are the store's own: {kind!r}")
+        writer.ownership.verify()
+        writer.journal.append([(kind, payload) for payload in payloads])
+        writer.ownership.verify()
+
+    def records(self, kind: str, *, every: bool = False) -> list[bytes]:
+        """What was appended under this kind since the latest commit, or ever, oldest first."""
+        return history.payloads(history.read(self.path).records, kind, every=every)
+
+    def status(self, **fields: Any) -> None:
+        """Report progress in status.json, for people. The heart-beat goes on by itself."""
+        self._owner().heartbeat.report(schema.normal(fields, "status"))
+
+    def verdict(self, verdict: str, reason: str) -> None:
+        """Write how this run ended: done, requeue or failed. Job scripts read it, no exit code."""
+        if verdict not in schema.VERDICTS:
+            raise StoreError(
+                f"verdict must be one of {', '.join(schema.VERDICTS)}, not {verdict!r}"
+            )
+        write_verdict(self._owner().ownership, verdict, reason)
+
+    @contextlib.contextmanager
+    def export(self, name: str) -> Iterator[Path]:
+        """Yield a temporary path to write to; on success it becomes `name`, whole and durable."""
+        writer = self._owner()
+        final = self.path / name
+        if final.parent != self.path or name in schema.OWN_NAMES or name.startswith("."):
+            raise StoreError(f"{final}: an export needs a plain name that the store does not use")
+        temporary = final.with_name(schema.temporary_name(writer.claim.epoch, name))
+        try:
+            yield temporary
+            with durable.named_errors(final, _size(temporary)):
+                durable.sync_file(temporary)
+                writer.ownership.verify()
+                durable.replace(temporary, final)
+        except OSError as error:
+            if durable.is_disk_full(error):
+                raise durable.disk_full(final, _size(temporary), error) from error
+            raise
+        finally:
+            durable.discard(temporary)
+
+    @property
+    def is_writer(self) -> bool:
+        """Whether this process is the project's writer, until `close`."""
+        return self._writer is not None
+
+    def close(self) -> None:
+        """Give the project up for the next writer. Harmless when repeated."""
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def abandon(self) -> None:
+        """Close, and remove a folder that this process made and that no commit is in."""
+        empty = not self.commits()
+        self.close()
+        if self._made is not None and empty:
+            self._made.undo(owned=True)
+
+    def _owner(self) -> _Writer:
+        if self._writer is None:
+            raise StoreError(f"{self.path}: is not open for writing")
+        return self._writer
+
+
+def _claim_first(path: Path, claim: Claim) -> None:
+    try:
+        epoch.publish_claim(path, claim)
+    except FileExistsError as error:
+        raise OutputError(
+            f"{path}: another run has just begun there; choose another --path"
+        ) from error
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0

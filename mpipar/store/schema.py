@@ -1,0 +1,212 @@
+"""Names in a project folder and the small records kept there: what FORMAT.md says, as code."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+
+from mpipar.errors import StoreError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+FORMAT: Final = 1
+PROJECT: Final = "project.h5"
+STATUS: Final = "status.json"
+VERDICT: Final = "verdict.json"
+SEGMENTS: Final = "segments"
+JOURNAL: Final = "journal"
+EPOCH: Final = "epoch"
+LOCK: Final = "lock"
+FOLDERS: Final = (SEGMENTS, JOURNAL, EPOCH)
+OWN_NAMES: Final = (*FOLDERS, PROJECT, STATUS, VERDICT)
+TEMPORARY: Final = ".tmp-"
+
+SMALL_FILE: Final = 4096  # bytes that a claim, a mark or a status needs, roughly
+
+MANIFEST: Final = "@manifest"
+COMMIT: Final = "@commit"
+VERDICTS: Final = ("done", "requeue", "failed")
+
+_EPOCH_FILE: Final = re.compile(r"(\d{6,})\.(claim|released|unlocked)")
+_TEMPORARY: Final = re.compile(re.escape(TEMPORARY) + r"(\d{6,})-.+")
+_SEGMENT: Final = re.compile(r"commit-\d+\.e(\d{6,})-\d{4,}\.h5")
+_ARRAY_NAME: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.:+\- ]*")
+_KINDS: Final = "biufcS"  # numpy's dtype kinds that HDF5 keeps bit for bit
+
+
+@dataclass(frozen=True)
+class Identity:
+    """What a project is; written in each claim and manifest, so it is there before any commit."""
+
+    format: int
+    kind: str
+    settings: dict[str, Any]
+    created: float  # seconds since 1970
+
+
+@dataclass(frozen=True)
+class CommitInfo:
+    """One commit, as its journal record tells it. The record is the commit."""
+
+    number: int
+    epoch: int
+    segment: str  # file name in segments/, where the arrays are
+    size: int  # bytes
+    sha256: str
+    time: float  # seconds since 1970
+    attributes: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Pin:
+    """How much of an older epoch's journal counts: its first `size` bytes.
+
+    `chain` is the CRC over the CRCs of the `records` in them.
+    """
+
+    epoch: int
+    size: int
+    records: int
+    chain: int
+
+
+def claim_name(epoch: int) -> str:
+    """File in epoch/ that claims an epoch."""
+    return f"{epoch:06d}.claim"
+
+
+def released_name(epoch: int) -> str:
+    """File in epoch/ by which an owner gives its claim up."""
+    return f"{epoch:06d}.released"
+
+
+def unlocked_name(epoch: int) -> str:
+    """File in epoch/ by which a person lets others pass over a claim."""
+    return f"{epoch:06d}.unlocked"
+
+
+def journal_name(epoch: int) -> str:
+    """File in journal/ of an epoch."""
+    return f"{epoch:06d}.log"
+
+
+def segment_name(number: int, epoch: int, serial: int) -> str:
+    """File in segments/; `serial` counts the segments of the epoch, so no name comes twice."""
+    return f"commit-{number:04d}.e{epoch:06d}-{serial:04d}.h5"
+
+
+def temporary_name(epoch: int, name: str) -> str:
+    """Hidden, and tells whose it is: a later epoch may clear it away."""
+    return f"{TEMPORARY}{epoch:06d}-{name}"
+
+
+def epoch_of_temporary(name: str) -> int | None:
+    """Whose temporary it is; None if the name is not one."""
+    match = _TEMPORARY.fullmatch(name)
+    return int(match[1]) if match else None
+
+
+def epoch_of_segment(name: str) -> int | None:
+    """Who wrote it; None if the name is not a segment's."""
+    match = _SEGMENT.fullmatch(name)
+    return int(match[1]) if match else None
+
+
+def claimed_epochs(names: list[str]) -> list[int]:
+    """The epochs that have a claim among these file names of epoch/, lowest first."""
+    matches = (_EPOCH_FILE.fullmatch(name) for name in names)
+    return sorted(int(m[1]) for m in matches if m and m[2] == "claim")
+
+
+def is_vacant(folder: Path) -> bool:
+    """Whether nothing was ever published here: empty, or only what a cut-off creation leaves."""
+    for entry in folder.iterdir():
+        if entry.name not in FOLDERS or not entry.is_dir():
+            return False
+        if any(not child.name.startswith(TEMPORARY) for child in entry.iterdir()):
+            return False
+    return True
+
+
+def encode(value: object) -> bytes:
+    """JSON, one line. numpy numbers become plain ones; anything else foreign is refused."""
+    try:
+        _refuse_strange_keys(value)
+        return json.dumps(value, default=_plain, separators=(",", ":")).encode()
+    except (TypeError, ValueError) as error:
+        raise StoreError(f"cannot be stored as JSON: {error}") from error
+
+
+def _refuse_strange_keys(value: object) -> None:
+    """json.dumps would turn the key 1 into "1" without a word."""
+    if isinstance(value, dict):
+        for key, item in value.items():
+            if not isinstance(key, str):
+                raise TypeError(f"names must be strings, not {key!r:.60}")
+            _refuse_strange_keys(item)
+    elif isinstance(value, list | tuple):
+        for item in value:
+            _refuse_strange_keys(item)
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, np.generic):
+        return value.item()
+    raise TypeError(f"{type(value).__name__} is not a JSON type: {value!r:.60}")
+
+
+def decode(data: bytes) -> dict[str, Any]:
+    """The JSON object in `data`; ValueError if it holds anything else."""
+    value = json.loads(data)
+    if not isinstance(value, dict):
+        raise ValueError("not a JSON object")  # noqa: TRY004 - JSONDecodeError is a ValueError too
+    return value
+
+
+def normal(settings: Mapping[str, Any], what: str) -> dict[str, Any]:
+    """The mapping as JSON gives it back, so that a writer sees what a later reader will see."""
+    try:
+        return decode(encode(dict(settings)))
+    except StoreError as error:
+        raise StoreError(f"{what}: {error}") from error
+
+
+def check_arrays(arrays: Mapping[str, NDArray[Any]]) -> None:
+    """Refuse what would not come back bit for bit, before a byte is written."""
+    for name, array in arrays.items():
+        if not _ARRAY_NAME.fullmatch(name):
+            raise StoreError(f"array name {name!r}: use letters, digits, _ . : + - and blanks")
+        if array.dtype.kind not in _KINDS or array.dtype.itemsize == 0:
+            raise StoreError(
+                f"array {name!r} has dtype {array.dtype}; the store keeps numbers, bool and "
+                "fixed-length bytes"
+            )
+
+
+def commit_to_json(info: CommitInfo) -> bytes:
+    """As the payload of a journal record."""
+    return encode(asdict(info))
+
+
+def commit_from_json(data: bytes) -> CommitInfo:
+    """From the payload of a journal record."""
+    return CommitInfo(**decode(data))
+
+
+def manifest_to_json(identity: Identity, pins: tuple[Pin, ...]) -> bytes:
+    """The first record of an epoch: what it accepts from the older ones."""
+    return encode({"identity": asdict(identity), "accepted": [asdict(pin) for pin in pins]})
+
+
+def manifest_from_json(data: bytes) -> tuple[Identity, tuple[Pin, ...]]:
+    """From the payload of a journal record."""
+    value = decode(data)
+    return Identity(**value["identity"]), tuple(Pin(**pin) for pin in value["accepted"])

@@ -1,0 +1,280 @@
+"""Sealed HDF5 files: written once under a temporary name, published by link(), never touched again.
+
+HDF5 writes through `_Spill`, a file of ours, because HDF5 cannot be trusted with a full disk (a
+failing write leaves the library with a file that it can neither close nor forget) nor with ^C (h5py
+drops exceptions that come up inside its calls to us). `_Spill` never raises: it remembers the
+error, drops what follows, and we raise once HDF5 has closed. An interrupt between its lines may
+still be lost with the bytes it stopped; so all is read back before anybody counts on it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+import h5py
+import numpy as np
+
+from mpipar.errors import CorruptStoreError, StoreError
+from mpipar.store import durable, schema
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+_CHUNK_BYTES: Final = 4 << 20
+_HASH_BYTES: Final = 1 << 20
+_SLAB_BYTES: Final = 16 << 20
+_OVERHEAD: Final = 4096  # bytes of HDF5's own per array, roughly
+
+
+class _Spill(io.RawIOBase):
+    """A file that HDF5 writes to without ever meeting an error; `error` is the first one hidden."""
+
+    def __init__(self, fd: int) -> None:
+        super().__init__()
+        self._fd = fd
+        self._position = 0
+        self._end = 0
+        self.error: BaseException | None = None
+
+    def readable(self) -> bool:
+        return True
+
+    def writable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._position
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        start = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self._end}[whence]
+        self._position = start + offset
+        return self._position
+
+    def readinto(self, buffer: Any) -> int:  # a buffer; typing has no name for it before 3.12
+        data = b""
+        with self._remembered():
+            data = os.pread(self._fd, len(buffer), self._position)
+            buffer[: len(data)] = data
+        self._position += len(data)
+        return len(data)
+
+    def write(self, data: Any) -> int:
+        view = memoryview(data).cast("B")
+        size, done = len(view), 0
+        with self._remembered():
+            while done < size and self.error is None:
+                done += os.pwrite(self._fd, view[done:], self._position + done)
+        self._position += size
+        self._end = max(self._end, self._position)
+        return size
+
+    def truncate(self, size: int | None = None) -> int:
+        end = self._position if size is None else size
+        with self._remembered():
+            if self.error is None:
+                os.ftruncate(self._fd, end)
+        self._end = end
+        return end
+
+    @contextlib.contextmanager
+    def _remembered(self) -> Iterator[None]:
+        try:
+            yield
+        except BaseException as error:  # raised by `_fill`
+            self.error = self.error or error
+
+
+@dataclass(frozen=True)
+class Sealed:
+    """A finished file, before or after it got its final name."""
+
+    size: int
+    sha256: str
+
+
+def write_hdf5(
+    temporary: Path,
+    fill: Callable[[h5py.File], None],
+    is_whole: Callable[[h5py.File], bool],
+    needed: int,
+) -> Sealed:
+    """Write an HDF5 file under a temporary name, durable and hashed; on failure nothing is left."""
+    try:
+        with durable.named_errors(temporary, needed):
+            fd = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
+            try:
+                _fill(fd, fill)
+                os.fsync(fd)
+                sealed = _seal(fd)
+            finally:
+                os.close(fd)
+        _read_back(temporary, is_whole)
+    except BaseException:
+        durable.discard(temporary)
+        raise
+    return sealed
+
+
+def _read_back(temporary: Path, is_whole: Callable[[h5py.File], bool]) -> None:
+    try:
+        with open_hdf5(temporary) as file:
+            whole = is_whole(file)
+    except (CorruptStoreError, OSError, KeyError):
+        whole = False
+    if not whole:
+        raise StoreError(f"{temporary}: what was written cannot be read back; try again")
+
+
+def _fill(fd: int, fill: Callable[[h5py.File], None]) -> None:
+    spill = _Spill(fd)
+    try:
+        with h5py.File(
+            spill, "w"
+        ) as file:  # default libver: the newer formats need repair after a kill
+            fill(file)
+    except Exception:
+        if spill.error is None:
+            raise
+    if spill.error is not None:
+        raise spill.error
+
+
+def _seal(fd: int) -> Sealed:
+    digest = hashlib.sha256()
+    size = 0
+    while data := os.pread(fd, _HASH_BYTES, size):
+        digest.update(data)
+        size += len(data)
+    return Sealed(size, digest.hexdigest())
+
+
+def seal_of(path: Path) -> Sealed:
+    """Size and sha256 of a file as it is now."""
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        return _seal(fd)
+    finally:
+        os.close(fd)
+
+
+def bytes_needed(arrays: Mapping[str, NDArray[Any]]) -> int:
+    """About how large the segment will be."""
+    return sum(array.nbytes + _OVERHEAD for array in arrays.values()) + _OVERHEAD
+
+
+def write_segment(
+    temporary: Path, arrays: Mapping[str, NDArray[Any]], attributes: Mapping[str, Any]
+) -> Sealed:
+    """Write the arrays of a commit as one file; the attributes are there for people who look."""
+
+    def fill(file: h5py.File) -> None:
+        for name, value in attributes.items():
+            put_attribute(file, name, value)
+        for name, array in arrays.items():
+            _put(file, name, np.asarray(array))
+
+    def is_whole(file: h5py.File) -> bool:
+        return all(_is_kept(file[name], np.asarray(array)) for name, array in arrays.items())
+
+    return write_hdf5(temporary, fill, is_whole, bytes_needed(arrays))
+
+
+def put_attribute(group: h5py.Group, name: str, value: object) -> None:
+    """Plain values as they are, others as JSON; long ones as an array: attributes have a limit."""
+    if isinstance(value, str | bool | int | float) and not _is_long(value):
+        group.attrs[name] = value
+    else:
+        text = schema.encode(value)
+        if len(text) < _OVERHEAD:
+            group.attrs[name] = text.decode()
+        else:
+            group.require_group("long_attributes")[name] = np.frombuffer(text, np.uint8)
+
+
+def _is_long(value: str | float) -> bool:
+    if isinstance(value, str):
+        return len(value) >= _OVERHEAD or "\0" in value
+    return isinstance(value, int) and not -(2**63) <= value < 2**63
+
+
+def _put(file: h5py.File, name: str, array: NDArray[Any]) -> None:
+    if array.size == 0 or array.ndim == 0:  # cannot be chunked, so has no checksum of its own
+        file.create_dataset(name, data=array, dtype=array.dtype)
+    else:
+        chunks = _chunks(array)
+        file.create_dataset(name, data=array, dtype=array.dtype, chunks=chunks, fletcher32=True)
+
+
+def _is_kept(dataset: h5py.Dataset, array: NDArray[Any]) -> bool:
+    """Whether each bit is in the file; read in slabs, so that a large array is not held twice."""
+    if (dataset.shape, dataset.dtype) != (array.shape, array.dtype):
+        return False
+    if array.size == 0 or array.ndim == 0:
+        return bool(_read(dataset).tobytes() == array.tobytes())
+    rows = max(1, _SLAB_BYTES * len(array) // array.nbytes)
+    return all(
+        dataset[start : start + rows].tobytes() == array[start : start + rows].tobytes()
+        for start in range(0, len(array), rows)
+    )
+
+
+def _read(dataset: h5py.Dataset) -> NDArray[Any]:
+    array: NDArray[Any] = np.empty(dataset.shape, dataset.dtype)
+    if array.size:
+        dataset.read_direct(array)  # no conversion: NaNs keep their bits
+    return array
+
+
+def _chunks(array: NDArray[Any]) -> tuple[int, ...]:
+    """Whole trailing axes while they fit, then a part of the next."""
+    chunk = [1] * array.ndim
+    room = max(1, _CHUNK_BYTES // array.dtype.itemsize)
+    for axis in reversed(range(array.ndim)):
+        chunk[axis] = max(1, min(array.shape[axis], room))
+        room //= chunk[axis]
+    return tuple(chunk)
+
+
+def open_hdf5(path: Path) -> h5py.File:
+    """Open a sealed file for reading. It never changes, so no lock: on some disks locks fail."""
+    try:
+        return h5py.File(path, "r", locking=False)
+    except OSError as error:
+        raise CorruptStoreError(f"{path}: cannot be opened: {error}; see `mpipar check`") from error
+
+
+class StoredArrays(Mapping[str, "NDArray[Any]"]):
+    """The arrays of a sealed file; each is read when it is asked for, and not kept."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        with open_hdf5(path) as file:
+            self._names = tuple(name for name in file if isinstance(file[name], h5py.Dataset))
+
+    def __getitem__(self, name: str) -> NDArray[Any]:
+        if name not in self._names:
+            raise KeyError(name)
+        with open_hdf5(self._path) as file:
+            try:
+                return _read(file[name])
+            except OSError as error:
+                text = f"{self._path}: array {name!r} is damaged: {error}"
+                raise CorruptStoreError(text) from error
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)

@@ -1,0 +1,131 @@
+"""status.json, with the heart-beat that tells other hosts of a living writer, and verdict.json."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import threading
+import time
+from typing import TYPE_CHECKING, Any
+
+from mpipar.errors import DiskFullError, ProjectLockedError, StoreError
+from mpipar.store import durable, schema
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from mpipar.store.epoch import Ownership
+
+log = logging.getLogger(__name__)
+
+
+def read_status(project: Path) -> dict[str, Any] | None:
+    """The latest status of whoever wrote last; None if there is none."""
+    return _read(project / schema.STATUS)
+
+
+def read_verdict(project: Path) -> dict[str, Any] | None:
+    """How the latest run ended; None while it runs, or if it died without a word."""
+    return _read(project / schema.VERDICT)
+
+
+def read_beat(project: Path, owner: str | None) -> tuple[object, object] | None:
+    """What changes with each beat of this owner, or of anybody. Opened afresh, for NFS's sake."""
+    status = read_status(project)
+    if status is None or owner not in {None, status.get("owner")}:
+        return None
+    return status.get("owner"), status.get("beat")
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    try:
+        return schema.decode(path.read_bytes())
+    except (OSError, ValueError):
+        return None
+
+
+class Heartbeat:
+    """Writes status.json: when the program reports, and each third of a lease from a thread."""
+
+    def __init__(self, ownership: Ownership) -> None:
+        self._ownership = ownership
+        self._fields: dict[str, Any] = {}
+        self._counter = 0
+        self._guard = threading.Lock()
+        self._stop = threading.Event()
+        self._beat()
+        # daemon: it must never keep a process alive whose work is done
+        self._thread = threading.Thread(target=self._run, name="mpipar heart-beat", daemon=True)
+        self._thread.start()
+
+    def report(self, fields: dict[str, Any]) -> None:
+        """Replace the program's fields and beat."""
+        with self._guard:
+            self._fields = fields
+        self._try_to_beat()
+
+    def _run(self) -> None:
+        pause = self._ownership.claim.lease / 3
+        with contextlib.suppress(ProjectLockedError):  # the program learns it at its next write
+            while not self._stop.wait(pause):
+                self._try_to_beat()
+
+    def _try_to_beat(self) -> None:
+        """A disk that is full may be emptied before the next commit: no reason to end the run."""
+        try:
+            self._beat()
+        except (StoreError, DiskFullError, OSError) as error:
+            log.warning("no heart-beat: %s", error)
+
+    def _beat(self) -> None:
+        claim, project = self._ownership.claim, self._ownership.project
+        with self._guard:
+            self._ownership.verify()
+            self._counter += 1
+            status = {
+                **self._fields,
+                "beat": self._counter,
+                "owner": claim.nonce,
+                "epoch": claim.epoch,
+                "host": claim.host,
+                "process": claim.process,
+                "job": claim.batch.job if claim.batch else None,
+                "started": claim.started,
+                "updated": time.time(),
+                "lease": claim.lease,
+            }
+            _replace(project / schema.STATUS, claim.epoch, schema.encode(status), sync=False)
+
+    def stop(self) -> None:
+        """End the thread; it is gone on return."""
+        self._stop.set()
+        self._thread.join()
+
+
+def write_verdict(ownership: Ownership, verdict: str, reason: str) -> None:
+    """Write verdict.json, durable: how this run ended, and which job it was."""
+    claim = ownership.claim
+    value = {
+        "verdict": verdict,
+        "reason": reason,
+        "job": claim.batch.job if claim.batch else None,
+        "system": claim.batch.system if claim.batch else None,
+        "restarts": claim.batch.restarts if claim.batch else 0,
+        "epoch": claim.epoch,
+        "time": time.time(),
+    }
+    ownership.verify()
+    _replace(ownership.project / schema.VERDICT, claim.epoch, schema.encode(value), sync=True)
+
+
+def forget_verdict(project: Path) -> None:
+    """A new run begins: the older one's verdict no longer tells how the latest run ended."""
+    with contextlib.suppress(FileNotFoundError):
+        (project / schema.VERDICT).unlink()
+
+
+def _replace(path: Path, epoch: int, data: bytes, *, sync: bool) -> None:
+    temporary = path.with_name(schema.temporary_name(epoch, path.name))
+    with durable.named_errors(path, len(data)):
+        durable.write_temporary(temporary, data, sync=sync)
+        durable.replace(temporary, path, sync=sync)

@@ -1,0 +1,95 @@
+"""Becoming the writer of a project: judge the newest claim, wait for evidence, claim the next."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING
+
+from mpipar.errors import MissingInputError, ProjectLockedError, StoreError
+from mpipar.store import durable, epoch, evidence, schema
+from mpipar.store.epoch import LEASES_TO_WATCH, Claim, Decision, Verdict, may_take_over
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from mpipar.store.schema import Identity
+
+log = logging.getLogger(__name__)
+
+
+def require_project(path: Path) -> None:
+    """Say clearly when there is nothing here to open."""
+    if epoch.epochs(path):
+        return
+    if not path.is_dir():
+        raise MissingInputError(f"{path}: no such project folder")
+    raise MissingInputError(
+        f"{path}: holds no project, or one whose creation was cut off before anything was stored; "
+        "start the run anew, without --resume"
+    )
+
+
+def identity_of(path: Path) -> Identity:
+    """What the project is. Refuses one that a later version of mpipar wrote."""
+    identity = epoch.identity_from_claims(path, epoch.epochs(path))
+    if identity.format > schema.FORMAT:
+        raise StoreError(
+            f"{path}: has format {identity.format}, and this mpipar knows formats up to "
+            f"{schema.FORMAT}; update mpipar"
+        )
+    return identity
+
+
+def take_next_epoch(path: Path, lease: float, say: Callable[[str], None]) -> Claim:
+    """Claim the epoch after the newest one, or raise ProjectLockedError naming its living owner."""
+    identity = identity_of(path)
+    while True:
+        newest = epoch.epochs(path)[-1]
+        older = epoch.read_claim(path, newest)
+        here = evidence.this_process(newest + 1, identity, lease)
+        decision = _judge(path, newest, older, here, say)
+        if decision.verdict is Verdict.REFUSE:
+            raise ProjectLockedError(_refusal(path, older, newest, decision))
+        log.info("epoch %d may be passed over: %s", newest, decision.reason)
+        try:
+            with durable.named_errors(path, schema.SMALL_FILE):
+                _publish(path, here)
+        except _TakenError:
+            continue  # another newcomer was faster; it lives, and will be named
+        return here
+
+
+class _TakenError(Exception):
+    """Another process has published the same epoch."""
+
+
+def _publish(path: Path, claim: Claim) -> None:
+    try:
+        epoch.publish_claim(path, claim)
+    except FileExistsError as error:
+        raise _TakenError from error
+
+
+def _judge(
+    path: Path, newest: int, older: Claim | None, here: Claim, say: Callable[[str], None]
+) -> Decision:
+    found = evidence.gather(path, newest, older, here)
+    decision = may_take_over(older, found)
+    if decision.verdict is not Verdict.WATCH:
+        return decision
+    lease = older.lease if older else epoch.LEASE
+    owner = older.owner() if older else f"an unreadable claim ({schema.claim_name(newest)})"
+    say(
+        f"{path} is claimed by {owner}, of which nothing can be learned from here; watching its "
+        f"heart-beat for up to {LEASES_TO_WATCH * lease:.0f} s"
+    )
+    return may_take_over(older, evidence.with_beat(found, evidence.watch(path, older)))
+
+
+def _refusal(path: Path, older: Claim | None, newest: int, decision: Decision) -> str:
+    owner = older.owner() if older else f"the owner of epoch {newest}"
+    return (
+        f"{path}: is being written by {owner}: {decision.reason}; wait until it ends, "
+        f"or, if you know that it is dead, run `mpipar unlock {path}`"
+    )
