@@ -1,0 +1,187 @@
+"""RELION's particle STAR files, 3.0 and 3.1 or later <-> ParticleSet."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+
+from mpipar.errors import InputError
+from mpipar.formats import optics as microscope
+from mpipar.formats.particles import ParticleSet, duplicates, image_file, locate_images
+from mpipar.formats.tables import format_numbers, numbers, read_tables, row_list, write_tables
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    import pandas as pd
+    from numpy.typing import NDArray
+
+POSE_COLUMNS: Final = ("rlnAngleRot", "rlnAngleTilt", "rlnAnglePsi")
+ORIGIN_COLUMNS: Final = ("rlnOriginXAngst", "rlnOriginYAngst")
+PIXEL_ORIGIN_COLUMNS: Final = ("rlnOriginX", "rlnOriginY")
+FOREIGN_FILES: Final = {
+    ".cs": "convert the cryoSPARC file with csparc2star.py (pyem) or cs2star",
+    ".lst": "convert the EMAN2 list with e2refinetorelion3.py or e2convertrelion.py",
+    ".mrcs": "images alone do not say their defocus: give the STAR file that lists them",
+    ".mrc": "images alone do not say their defocus: give the STAR file that lists them",
+    ".hdf": "export the EMAN2 set to a STAR file",
+}
+OTHER_LISTS: Final = ("rlnMicrographName", "rlnReferenceImage", "rlnMicrographMovieName")
+
+
+def read_particles(path: Path, pixel_size: float | None = None) -> ParticleSet:
+    """Read and check a particle STAR file; of the images at most one header is read.
+
+    pixel_size   A; overrides the file's own where given
+    raises       InputError or MissingInputError saying what is wrong or missing and in which row
+    """
+    path = Path(path)
+    if path.suffix.lower() in FOREIGN_FILES:
+        raise InputError(f"{path} is not a STAR file; {FOREIGN_FILES[path.suffix.lower()]}")
+    table, groups = _choose_tables(path, read_tables(path))
+    warnings: list[str] = []
+    stacks, stack, image = locate_images(path, table["rlnImageName"].tolist())
+    again = duplicates(stack, image)
+    if again.size:
+        warnings.append(
+            f"{again.size} particles name an image that stands in the list already (rows "
+            f"{row_list(again)}): it counts twice, and may be in both half sets"
+        )
+    optics = microscope.read_optics(path, table, groups, pixel_size, warnings)
+    first = [stacks[stack[row]] for row in optics.first_rows()]
+    microscope.fill_image_size(optics.table, first, path)
+    ctf = microscope.read_ctf(path, table, warnings)
+    warnings += microscope.ignored(table, optics.table)
+    return ParticleSet(
+        path=path.absolute(),
+        count=len(table),
+        stacks=stacks,
+        stack=stack,
+        slice=image,
+        voltage=optics.voltage,
+        spherical_aberration=optics.spherical_aberration,
+        amplitude_contrast=optics.amplitude_contrast,
+        **ctf,
+        pixel_size=optics.pixel_size,
+        optics_group=optics.group,
+        half=_read_half(path, table, warnings),
+        angles=_read_columns(path, table, POSE_COLUMNS),
+        origins=_read_origins(path, table, optics.pixel_size),
+        table=table,
+        optics=optics.table,
+        warnings=tuple(warnings),
+    )
+
+
+def _choose_tables(
+    path: Path, tables: Mapping[str, pd.DataFrame]
+) -> tuple[pd.DataFrame, pd.DataFrame | None]:
+    """The table of particles, and the optics table or None for a 3.0 file."""
+    listing = {name: table for name, table in tables.items() if "rlnImageName" in table.columns}
+    if len(listing) > 1 and "particles" in listing:
+        listing = {"particles": listing["particles"]}
+    found = "; ".join(
+        f"data_{name} with {len(table)} rows and the columns {', '.join(table.columns) or '(none)'}"
+        for name, table in tables.items()
+    )
+    if not listing:
+        columns = {label for table in tables.values() for label in table.columns}
+        kind = next((label for label in OTHER_LISTS if label in columns), None)
+        hint = f" (it looks like a list of another kind: it has {kind})" if kind else ""
+        raise InputError(
+            f"{path} has no rlnImageName, so it lists no particles{hint}; found {found}"
+        )
+    if len(listing) > 1:
+        raise InputError(f"{path} has more than one table of particles; found {found}")
+    table = next(iter(listing.values()))
+    if table.empty:
+        raise InputError(f"{path} lists no particles: its table has column labels but no rows")
+    return table, tables.get("optics")
+
+
+def _read_columns(
+    path: Path, table: pd.DataFrame, labels: Sequence[str]
+) -> NDArray[np.float64] | None:
+    """Columns side by side, (p, k); None unless all are there."""
+    if not set(labels) <= set(table.columns):
+        return None
+    return np.stack([numbers(table, label, path, "particle") for label in labels], axis=1)
+
+
+def _read_origins(path: Path, table: pd.DataFrame, pixel_size: float) -> NDArray[np.float64] | None:
+    """Origins in A, from either generation's columns."""
+    origins = _read_columns(path, table, ORIGIN_COLUMNS)
+    if origins is None:
+        pixels = _read_columns(path, table, PIXEL_ORIGIN_COLUMNS)
+        origins = None if pixels is None else pixels * pixel_size
+    return origins
+
+
+def _read_half(path: Path, table: pd.DataFrame, warnings: list[str]) -> NDArray[np.int8]:
+    """Half sets 1 and 2, or all 0 where the file makes no difference between them."""
+    if "rlnRandomSubset" not in table.columns:
+        return np.zeros(len(table), np.int8)
+    values = numbers(table, "rlnRandomSubset", path, "particle")
+    wrong = np.flatnonzero((values != 1) & (values != 2))  # noqa: PLR2004 - the half sets
+    if wrong.size:
+        raise InputError(
+            f"{path}: particle {wrong[0] + 1} has rlnRandomSubset = {values[wrong[0]]:g}; only 1 "
+            f"and 2 are half sets ({wrong.size} such rows); remove the column to have them drawn"
+        )
+    if (values == values[0]).all():
+        warnings.append(
+            f"rlnRandomSubset is {values[0]:g} for all particles, which makes no half sets: it is "
+            "ignored and half sets are drawn anew"
+        )
+        return np.zeros(len(table), np.int8)
+    return values.astype(np.int8)
+
+
+def write_particles(
+    path: Path,
+    particles: ParticleSet,
+    *,
+    angles: NDArray[np.float64],
+    origins: NDArray[np.float64],
+    half: NDArray[np.integer[Any]],
+    extra: Mapping[str, Sequence[str] | NDArray[Any]] | None = None,
+) -> None:
+    """Write particles with new poses as a RELION 3.1 STAR file, always with the same bytes.
+
+    angles    (p, 3) degrees: rot tilt psi
+    origins   (p, 2) A
+    half      (p,) 1 or 2
+    extra     further columns by label, (p,) each; they replace the file's own
+    """
+    table = particles.table.drop(
+        columns=[
+            label
+            for label in (*PIXEL_ORIGIN_COLUMNS, *microscope.MOVED_COLUMNS)
+            if label in particles.table.columns
+        ]
+    )
+    stacks = [image_file(stack) for stack in particles.stacks]
+    pairs = zip(particles.slice.tolist(), particles.stack.tolist(), strict=True)
+    columns: dict[str, Sequence[Any] | NDArray[Any]] = {
+        "rlnImageName": [f"{image + 1:06d}@{stacks[stack]}" for image, stack in pairs],
+        "rlnOpticsGroup": particles.optics_group,
+        **dict(zip(POSE_COLUMNS, angles.T, strict=True)),
+        **dict(zip(ORIGIN_COLUMNS, origins.T, strict=True)),
+        "rlnRandomSubset": half,
+        **(extra or {}),
+    }
+    texts = {label: _texts(values, particles.count, label) for label, values in columns.items()}
+    table = table.assign(**texts)
+    write_tables(path, {"optics": particles.optics, "particles": table})
+
+
+def _texts(values: Sequence[Any] | NDArray[Any], count: int, label: str) -> list[str]:
+    """A column as text: fixed decimals for floats, plain digits for integers."""
+    if len(values) != count:
+        raise ValueError(f"{label} has {len(values)} values for {count} particles")
+    array = np.asarray(values)
+    if array.dtype.kind == "f":
+        return format_numbers(array)
+    return [str(value) for value in array.tolist()]

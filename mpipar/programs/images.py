@@ -1,0 +1,138 @@
+"""The particle images of a run, read on rank 0 and checked on the way."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+
+from mpipar.errors import InputError, MpiparError
+from mpipar.formats.mrc import Stack
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+
+    from mpipar.formats.particles import ParticleSet
+
+MOST_OPEN_FILES: Final = 64
+FIRST_LOOK: Final = 50  # particles read before anything is computed
+
+
+def open_stacks(particles: ParticleSet) -> tuple[Stack, ...]:
+    """Check every stack of a particle set: header, size on disk, box, and that it has the images.
+
+    raises   InputError or MissingInputError naming the first particle in trouble
+    """
+    first_of = np.unique(particles.stack, return_index=True)[1]
+    stacks: list[Stack] = []
+    for path, row in zip(particles.stacks, first_of.tolist(), strict=True):
+        try:
+            stacks.append(Stack(path))
+        except MpiparError as error:  # noqa: PERF203 - one file per turn, the try is nothing
+            raise type(error)(f"particle {row + 1} of {particles.path}: {error}") from error
+    boxes = np.array([stack.box for stack in stacks])
+    if (boxes != boxes[0]).any():
+        other = int(np.flatnonzero(boxes != boxes[0])[0])
+        raise InputError(
+            f"image stacks differ in box size: {stacks[0].path} has {boxes[0]} pixels (particle "
+            f"{first_of[0] + 1}), {stacks[other].path} has {boxes[other]} (particle "
+            f"{first_of[other] + 1}); extract the particles again at one size"
+        )
+    counts = np.array([stack.count for stack in stacks])[particles.stack]
+    beyond = np.flatnonzero(particles.slice >= counts)
+    if beyond.size:
+        row = int(beyond[0])
+        raise InputError(
+            f"particle {row + 1} of {particles.path} is image {particles.slice[row] + 1} of "
+            f"{particles.stacks[particles.stack[row]]}, which has only {counts[row]} images "
+            f"({beyond.size} such particles); is it the stack that belongs to this STAR file?"
+        )
+    return tuple(stacks)
+
+
+class StackSource:
+    """Blocks of particle images, read by rank 0's I/O thread; a BlockSource of the runtime.
+
+    Images of an odd box lose their last row and column, so that their side is even; the centre at
+    n // 2 stays where it is.
+    """
+
+    def __init__(
+        self,
+        particles: ParticleSet,
+        stacks: Sequence[Stack],
+        blocks: Sequence[NDArray[np.int64]] = (),
+    ) -> None:
+        self.particles = particles
+        self.stacks = tuple(stacks)
+        self.blocks = tuple(blocks)
+        self.box = self.stacks[0].box // 2 * 2
+        self._open: OrderedDict[int, Stack] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def divided(self, blocks: Sequence[NDArray[np.int64]]) -> StackSource:
+        """The same images cut into blocks of particle indices."""
+        return StackSource(self.particles, self.stacks, blocks)
+
+    def read(self, block: int) -> dict[str, NDArray[np.float32]]:
+        """The images of a block, in the order of its particle indices.
+
+        returns   {"images": (k, n, n) float32}
+        raises    InputError naming the first particle whose image is unusable
+        """
+        return {"images": self.images(self.blocks[block])}
+
+    def images(self, particles: NDArray[np.integer[Any]]) -> NDArray[np.float32]:
+        """Images of particles by index, (k, n, n) float32, each checked for unusable pixels."""
+        indices = np.asarray(particles, dtype=np.int64)
+        images = np.empty((indices.size, self.box, self.box), np.float32)
+        with self._lock:
+            for number in np.unique(self.particles.stack[indices]).tolist():
+                places = np.flatnonzero(self.particles.stack[indices] == number)
+                pixels = self._use(number).read(self.particles.slice[indices[places]])
+                images[places] = pixels[:, : self.box, : self.box]
+        self._check(indices, images)
+        return images
+
+    def first_look(self) -> None:
+        """Read some particles from all over the set: bad data show before any compute."""
+        count = self.particles.count
+        self.images(np.unique(np.linspace(0, count - 1, min(count, FIRST_LOOK)).astype(np.int64)))
+
+    def close(self) -> None:
+        """Close all files."""
+        with self._lock:
+            while self._open:
+                self._open.popitem()[1].close()
+
+    def _use(self, number: int) -> Stack:
+        """A stack, kept among the last used; the one used longest ago is closed."""
+        stack = self._open.pop(number, self.stacks[number])
+        self._open[number] = stack
+        if len(self._open) > MOST_OPEN_FILES:
+            self._open.popitem(last=False)[1].close()
+        return stack
+
+    def _check(self, indices: NDArray[np.int64], images: NDArray[np.float32]) -> None:
+        """Raise InputError for NaN, infinite or constant images."""
+        low, high = images.min(axis=(1, 2)), images.max(axis=(1, 2))
+        finite = np.isfinite(low) & np.isfinite(high)  # a NaN anywhere becomes both
+        for unusable, what in (
+            (~finite, "has pixels that are NaN or infinite"),
+            (finite & (low == high), "has the same value in all pixels"),
+        ):
+            if unusable.any():
+                row = int(indices[np.flatnonzero(unusable)[0]])
+                more = f" ({unusable.sum() - 1} more like it were read with it)" * bool(
+                    unusable.sum() > 1
+                )
+                raise InputError(
+                    f"particle {row + 1} of {self.particles.path} {what}: image "
+                    f"{self.particles.slice[row] + 1} of "
+                    f"{self.particles.stacks[self.particles.stack[row]]}{more}; remove it from the "
+                    "STAR file or extract it again"
+                )
