@@ -1,0 +1,63 @@
+"""The blocks that a worker keeps: least recently used go first, up to a number of bytes."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
+
+    from mpipar.runtime.stage import Block
+
+
+def size_of(arrays: Block) -> int:
+    """Return the bytes of a block."""
+    return sum(array.nbytes for array in arrays.values())
+
+
+class BlockCache:
+    """Blocks by number. Those that queued tasks need are kept even beyond the limit."""
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self.bytes = 0
+        self._blocks: OrderedDict[int, Block] = OrderedDict()
+
+    def __contains__(self, block: int) -> bool:
+        return block in self._blocks
+
+    def __len__(self) -> int:
+        return len(self._blocks)
+
+    def get(self, block: int) -> Block | None:
+        """Return a block, marking it as used, or None."""
+        if block not in self._blocks:
+            return None
+        self._blocks.move_to_end(block)
+        return self._blocks[block]
+
+    def put(self, block: int, arrays: Block, keep: Collection[int] = ()) -> None:
+        """Add a block, then let the oldest go until the limit holds, never one of `keep`."""
+        self._drop(block)
+        self._blocks[block] = arrays
+        self.bytes += size_of(arrays)
+        if self.bytes > self.limit:
+            self._shrink(keep)
+
+    def _shrink(self, keep: Collection[int]) -> None:
+        for old in list(self._blocks):
+            if self.bytes <= self.limit:
+                return
+            if old not in keep:
+                self._drop(old)
+
+    def _drop(self, block: int) -> None:
+        arrays = self._blocks.pop(block, None)
+        if arrays is not None:
+            self.bytes -= size_of(arrays)
+
+    def clear(self) -> None:
+        """Forget everything: the source of blocks has changed."""
+        self._blocks.clear()
+        self.bytes = 0

@@ -1,0 +1,77 @@
+"""Messages as bytes: a small frame, and large arrays beside it as raw buffers.
+
+    frame:  count, sizes | pickle | small buffers          large buffers follow on their own
+            int64 each
+
+Pickle protocol 5 hands out the memory of every array instead of copying it, so an array is never
+inside a pickle. Buffers below SMALL travel in the frame itself, which saves a message for each; a
+large pickle (a long string, a list of a million numbers) follows like a large buffer.
+"""
+
+from __future__ import annotations
+
+import io
+import pickle
+import struct
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+
+SMALL = 1 << 13
+ALIGNMENT = 16  # of arrays within a frame, as compiled kernels want it
+
+
+class _Pickler(pickle.Pickler):
+    """Makes arrays contiguous, since pickle copies any other array into its own stream."""
+
+    def reducer_override(self, obj: Any) -> Any:
+        if type(obj) is np.ndarray and not obj.dtype.hasobject and not obj.flags.forc:
+            return np.ascontiguousarray(obj).__reduce_ex__(5)
+        return NotImplemented
+
+
+def encode(message: object) -> tuple[bytearray, list[memoryview]]:
+    """Return a frame, and the large buffers that are to follow it."""
+    buffers: list[pickle.PickleBuffer] = []
+    stream = io.BytesIO()
+    _Pickler(stream, 5, buffer_callback=buffers.append).dump(message)
+    views = [stream.getbuffer(), *(buffer.raw() for buffer in buffers)]
+    sizes = [len(view) for view in views]
+    head = struct.pack(f"<{len(sizes) + 1}q", len(sizes), *sizes)
+    frame = bytearray(head)
+    for view in views:
+        if len(view) < SMALL:
+            frame += bytes(-len(frame) % ALIGNMENT)
+            frame += view
+    return frame, [view for view in views if len(view) >= SMALL]
+
+
+def _sizes(frame: bytearray) -> tuple[int, ...]:
+    (count,) = struct.unpack_from("<q", frame)
+    return struct.unpack_from(f"<{count}q", frame, 8)
+
+
+def large_sizes(frame: bytearray) -> list[int]:
+    """Return the sizes of the buffers that follow a frame."""
+    return [size for size in _sizes(frame) if size >= SMALL]
+
+
+def decode(frame: bytearray, large: Sequence[NDArray[np.uint8]]) -> Any:
+    """Return the message; its arrays lie in `large` and in the frame, without a copy."""
+    sizes = _sizes(frame)
+    view, position = memoryview(frame), 8 * (len(sizes) + 1)
+    following = iter(large)
+    parts: list[Any] = []
+    for size in sizes:
+        if size >= SMALL:
+            parts.append(next(following))
+        else:
+            position += -position % ALIGNMENT
+            parts.append(view[position : position + size])
+            position += size
+    return pickle.loads(parts[0], buffers=parts[1:])

@@ -1,0 +1,88 @@
+"""A cluster inside one process: workers are threads, messages are passed by reference.
+
+Master and workers run the same code as under MPI; nothing is pickled or copied.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from typing import TYPE_CHECKING
+
+from mpipar.errors import UsageError
+from mpipar.runtime.environment import calm_process
+from mpipar.runtime.pool import Pool
+from mpipar.runtime.serving import serve
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from mpipar.runtime.messages import Message, Rank
+
+PAUSE = 0.05
+"""Seconds of a pause; a message ends it at once, so this only paces the clocks of the loops."""
+
+
+class LocalTransport:
+    """One rank's end of an in-process transport."""
+
+    def __init__(self, rank: Rank, peers: Sequence[LocalTransport]) -> None:
+        """`peers` is the list that all ends of one cluster share, by rank."""
+        self.rank = rank
+        self._peers = peers
+        self._inbox: deque[tuple[Rank, Message]] = deque()
+        self._news = threading.Event()
+
+    @property
+    def size(self) -> int:
+        return len(self._peers)
+
+    def send(self, rank: Rank, message: Message) -> None:
+        peer = self._peers[rank]
+        peer._inbox.append((self.rank, message))
+        peer.wake()
+
+    def receive(self) -> list[tuple[Rank, Message]]:
+        self._news.clear()
+        return [self._inbox.popleft() for _ in range(len(self._inbox))]
+
+    def pause(self, *, moved: bool, relaxed: bool = False) -> None:
+        del relaxed  # a message ends this pause anyway
+        if not moved:
+            self._news.wait(PAUSE)
+
+    def wake(self) -> None:
+        self._news.set()
+
+    def backlog(self) -> int:
+        return 0
+
+    def crowd(self, crowding: float) -> None:
+        """Pauses end with the next message anyway."""
+
+
+def local_cluster(size: int) -> list[LocalTransport]:
+    """Return the ends of a cluster of `size` ranks."""
+    ends: list[LocalTransport] = []
+    ends.extend(LocalTransport(rank, ends) for rank in range(size))
+    return ends
+
+
+def open_pool(workers: int, *, threads: int = 1, cache_bytes: int = 1 << 30) -> Pool:
+    """Open a pool of worker threads in this process."""
+    if workers < 1:
+        raise UsageError(f"a pool needs at least one worker, not {workers}")
+    calm_process()
+    ends = local_cluster(workers + 1)
+    crew = [
+        threading.Thread(target=serve, args=(end,), name=f"worker-{end.rank}", daemon=True)
+        for end in ends[1:]
+    ]
+    for worker in crew:
+        worker.start()
+
+    def part(silent: list[Rank]) -> None:
+        for worker in crew:
+            worker.join(0.0 if silent else None)
+
+    return Pool(ends[0], threads=threads, cache_bytes=cache_bytes, farewell=part)

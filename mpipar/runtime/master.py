@@ -1,0 +1,280 @@
+"""Rank 0's machine: it sorts what workers say to scheduler, file server and reduction.
+
+      Pool --begin, tick, cancel--> Master --Send--> workers
+                                    |  |  |
+             who owns each task: Scheduler |  Root: adds up the partials
+                                    FileServer: which block to read for whom
+
+    A run:  PLACING --all HELD--> COLLECTING --all layouts known--> REDUCING --sum here--> OVER
+               ^                       |                                |
+               +------- rank lost -----+--------------------------------+
+
+Pure: messages in, sends out. Without sums a run goes from PLACING to OVER directly.
+"""
+
+from __future__ import annotations
+
+import random
+from enum import Enum, auto
+from typing import TYPE_CHECKING, Any
+
+from mpipar.errors import MpiparError, ProtocolError, RequeueError, TaskFailedError
+from mpipar.runtime.broadcast import children_of
+from mpipar.runtime.fileserver import FileServer
+from mpipar.runtime.messages import (
+    MASTER,
+    Beat,
+    Begin,
+    BlockRequest,
+    Bye,
+    Claim,
+    Collect,
+    Collected,
+    Crashed,
+    Failed,
+    Finished,
+    Forget,
+    Gone,
+    Hello,
+    Idle,
+    Knobs,
+    Layout,
+    Partial,
+    Rank,
+    Send,
+    ToMaster,
+)
+from mpipar.runtime.reduction import Root
+from mpipar.runtime.scheduler import Scheduler
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+    from mpipar.runtime.stage import Block, Stage, Sums, Task
+
+
+class Phase(Enum):
+    """How far a run is; see the diagram above."""
+
+    PLACING = auto()
+    COLLECTING = auto()
+    REDUCING = auto()
+    OVER = auto()
+
+
+class Run:
+    """What rank 0 knows of the run under way."""
+
+    def __init__(self, begin: Begin, scheduler: Scheduler) -> None:
+        self.begin = begin
+        self.scheduler = scheduler
+        self.phase = Phase.PLACING
+        self.results: dict[int, Any] = {}
+        self.number = 0  # of the attempt at a reduction
+        self.asked: set[Rank] = set()  # COLLECTING: who has not answered
+        self.layouts: dict[Rank, Layout] = {}
+        self.root: Root | None = None
+        self.sums: Sums | None = None
+        self.error: BaseException | None = None
+        self.done: dict[Rank, int] = {}
+        self.seconds: dict[Rank, float] = {}
+        self.peer_blocks = 0
+
+    @property
+    def over(self) -> bool:
+        """Whether the caller can have its outcome, or its error."""
+        return self.error is not None or self.phase is Phase.OVER
+
+
+class Master:
+    """All of rank 0's decisions."""
+
+    def __init__(self, ranks: Iterable[Rank], *, threads: int, knobs: Knobs) -> None:
+        self.ranks = sorted(ranks)
+        self.files = FileServer()
+        self.run: Run | None = None
+        self.home: dict[int, Rank] = {}  # block -> the worker that used it last
+        self._threads = threads
+        self._dice = None if knobs.shuffle is None else random.Random(knobs.shuffle)
+        self._serial = 0
+
+    # From the pool
+
+    def renew_source(self) -> None:
+        """The blocks of the old source are void."""
+        self.files.renew()
+        self.home.clear()
+
+    def begin(self, stage: Stage, shared: Mapping[str, Any], tasks: Sequence[Task]) -> list[Send]:
+        """Start a run; the one before must be over."""
+        self._serial += 1
+        tree = (MASTER, *self.ranks)
+        begin = Begin(self._serial, self.files.generation, stage, shared, tree)
+        scheduler = Scheduler(self._serial, self.ranks, threads=self._threads, dice=self._dice)
+        run = self.run = Run(begin, scheduler)
+        run.done = dict.fromkeys(self.ranks, 0)
+        run.seconds = dict.fromkeys(self.ranks, 0.0)
+        sends = [Send(rank, begin) for rank in children_of(MASTER, tree)]
+        return sends + scheduler.add(tasks, self.home) + self._advance(run)
+
+    def end(self) -> list[Send]:
+        """The run is over, well or not: workers drop it."""
+        if self.run is None:
+            return []
+        serial, self.run = self.run.begin.serial, None
+        self.files.drop_requests()
+        return [Send(rank, Forget(serial)) for rank in self.ranks]
+
+    def tick(self, seconds: float) -> list[Send]:
+        """Time has passed."""
+        return self.run.scheduler.tick(seconds) if self.run else []
+
+    # From the I/O thread
+
+    def unreadable(self, generation: int, block: int, error: BaseException) -> None:
+        """A block could not be read: the run ends with that very error."""
+        if self.files.unreadable(generation, block) and self.run:
+            self.run.error = self.run.error or error
+
+    def loaded(self, generation: int, block: int, arrays: Block) -> list[Send]:
+        """A block has been read."""
+        return self.files.loaded(generation, block, arrays)
+
+    # From workers
+
+    def handle(self, source: Rank, message: ToMaster) -> list[Send]:
+        """Take one message; return what to send."""
+        if source not in self.ranks:
+            return []  # lost, but not as dead as it seemed
+        match message:
+            case BlockRequest():
+                self.files.request(source, message)
+            case Crashed():
+                raise ProtocolError(f"worker rank {source} crashed\n{message.text}")
+            case Hello() | Bye() | Beat():
+                pass  # being heard at all is what counts
+            case _:
+                if self.run is not None and self.run.begin.serial == message.serial:
+                    return self._in_run(self.run, source, message)
+        return []
+
+    def _in_run(
+        self,
+        run: Run,
+        source: Rank,
+        message: Finished | Failed | Idle | Claim | Collected | Partial,
+    ) -> list[Send]:
+        match message:
+            case Finished():
+                self._on_finished(run, source, message)
+            case Failed():
+                sends = run.scheduler.fail(source, message)
+                self._note_failure(run, source)
+                return sends
+            case Idle():
+                return run.scheduler.idle(source, message)
+            case Claim():
+                return run.scheduler.claim(source, message)
+            case Collected():
+                return self._on_collected(run, source, message)
+            case Partial():
+                return self._on_partial(run, source, message)
+        return self._advance(run)
+
+    def _on_finished(self, run: Run, source: Rank, message: Finished) -> None:
+        run.scheduler.finish(source, [task for task, _ in message.results], message.seconds)
+        run.done[source] += len(message.results)
+        run.seconds[source] += message.seconds
+        run.peer_blocks += message.peer_blocks
+        for task, result in message.results:
+            run.results[task] = result
+            block = run.scheduler.entries[task].task.block
+            if block is not None:
+                self.home[block] = source
+
+    def _note_failure(self, run: Run, source: Rank) -> None:
+        failure = run.scheduler.failure
+        if failure is None or run.error is not None:
+            return
+        what = f"{type(run.begin.stage).__name__} failed on rank {source}"
+        if failure.task is not None:
+            entry = run.scheduler.entries[failure.task]
+            block = "" if entry.task.block is None else f" (block {entry.task.block})"
+            ranks = ", ".join(map(str, entry.failed_on))
+            tries = len(entry.failed_on)
+            what = f"task {failure.task}{block} failed {tries} times, on ranks {ranks}"
+        text = f"{what}: {failure.kind}: {failure.text}\n{failure.traceback}".rstrip()
+        run.error = TaskFailedError(text)
+
+    # The end of a run
+
+    def _advance(self, run: Run) -> list[Send]:
+        """Go on to the reduction once every task is finished."""
+        if run.phase is not Phase.PLACING or not run.scheduler.all_finished:
+            return []
+        if not run.begin.stage.has_sums:
+            run.scheduler.bank()
+            run.phase = Phase.OVER
+            return []
+        run.phase = Phase.COLLECTING
+        run.number += 1
+        run.layouts.clear()
+        # With no task at all one worker still says what its sums look like.
+        run.asked = run.scheduler.holders() or set(self.ranks[:1])
+        return [Send(r, Collect(run.begin.serial, run.number)) for r in sorted(run.asked)]
+
+    def _on_collected(self, run: Run, source: Rank, message: Collected) -> list[Send]:
+        if run.phase is not Phase.COLLECTING or message.number != run.number:
+            return []
+        run.asked.discard(source)
+        if message.layout is not None:
+            run.layouts[source] = message.layout
+        if run.asked:
+            return []
+        if not run.layouts:
+            return self._bank(run, None)
+        run.phase = Phase.REDUCING
+        try:
+            run.root = Root(run.begin.serial, run.number, run.layouts)
+        except MpiparError as error:
+            run.error = error
+            return []
+        if run.root.done:
+            return self._bank(run, run.root.sums)
+        return run.root.start()
+
+    def _on_partial(self, run: Run, source: Rank, message: Partial) -> list[Send]:
+        if run.phase is not Phase.REDUCING or run.root is None or message.number != run.number:
+            return []
+        sends = run.root.add(source, message)
+        return sends + self._bank(run, run.root.sums) if run.root.done else sends
+
+    def _bank(self, run: Run, sums: Sums | None) -> list[Send]:
+        run.sums = sums
+        run.scheduler.bank()
+        run.phase = Phase.OVER
+        return []
+
+    # Loss
+
+    def rank_lost(self, rank: Rank) -> list[Send]:
+        """A worker is lost: its tasks go elsewhere, and a reduction under way starts again."""
+        if rank not in self.ranks:
+            return []
+        self.ranks.remove(rank)
+        self.files.rank_lost(rank)
+        self.home = {block: r for block, r in self.home.items() if r != rank}
+        sends = [Send(other, Gone(rank)) for other in self.ranks]
+        run = self.run
+        if run is None or run.over:
+            return sends
+        if not self.ranks:
+            run.error = RequeueError("the last worker is lost; resume the run to go on")
+            return sends
+        # Its children in the broadcast tree may still be waiting for it to pass Begin on.
+        orphans = [r for r in children_of(rank, run.begin.tree) if r in self.ranks]
+        sends += [Send(orphan, run.begin) for orphan in orphans]
+        sends += run.scheduler.rank_lost(rank)
+        run.phase = Phase.PLACING
+        run.root = None
+        return sends + self._advance(run)

@@ -1,0 +1,72 @@
+"""Rank 0's I/O thread: reads blocks from the source so that the master's loop never waits."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections import deque
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from mpipar.runtime.stage import frozen
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from numpy.typing import NDArray
+
+    from mpipar.runtime.stage import BlockSource
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """A block has been read."""
+
+    generation: int
+    block: int
+    arrays: dict[str, NDArray[Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class Unreadable:
+    """A block could not be read."""
+
+    generation: int
+    block: int
+    error: BaseException
+
+
+class Reader:
+    """One thread that reads blocks in the order asked. `wake` is called when one is there."""
+
+    def __init__(self, wake: Callable[[], None]) -> None:
+        self._wake = wake
+        self._orders: queue.SimpleQueue[tuple[BlockSource, int, int] | None] = queue.SimpleQueue()
+        self._events: deque[Loaded | Unreadable] = deque()
+        self._thread = threading.Thread(target=self._work, name="block-reader", daemon=True)
+        self._thread.start()
+
+    def read(self, source: BlockSource, generation: int, block: int) -> None:
+        """Ask for a block; it appears later in `events`."""
+        self._orders.put((source, generation, block))
+
+    def events(self) -> list[Loaded | Unreadable]:
+        """Return what has been read since the last call."""
+        return [self._events.popleft() for _ in range(len(self._events))]
+
+    def close(self, patience: float) -> None:
+        """End the thread, unless it hangs in a read."""
+        self._orders.put(None)
+        self._thread.join(patience)
+
+    def _work(self) -> None:
+        while (order := self._orders.get()) is not None:
+            source, generation, block = order
+            try:
+                arrays = frozen(source.read(block))
+            except BaseException as error:  # it is the caller's of Pool.run, whatever it is
+                self._events.append(Unreadable(generation, block, error))
+            else:
+                self._events.append(Loaded(generation, block, arrays))
+                del arrays
+            self._wake()

@@ -1,0 +1,87 @@
+"""What the runtime asks of a program: tasks, a stage that computes them, a source of blocks."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+Block: TypeAlias = Mapping[str, NDArray[Any]]
+"""Named arrays of one block of the data; read-only, shared by every task that uses the block."""
+
+Sums: TypeAlias = dict[str, NDArray[np.int64]]
+"""Named int64 arrays; integers, because their sum does not depend on the order."""
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """One piece of work of one `Pool.run`."""
+
+    id: int  # 0..n-1 within one run
+    block: int | None  # the block of the pool's source that the task needs
+    payload: Any  # small and picklable
+
+
+class Stage(ABC):
+    """A step of a program, computed by workers. The only door between a program and the runtime.
+
+    A stage travels by pickle: its attributes by value, its class by reference.
+    """
+
+    def start(self, shared: Mapping[str, Any]) -> Any:
+        """Set up one worker, once per run; what it returns is handed to every `run` there.
+
+        The arrays in `shared` are read-only: in one process, all workers have the same.
+        """
+        del shared
+        return None
+
+    @abstractmethod
+    def run(self, task: Task, block: Block | None, state: Any) -> Any:
+        """Compute one task and return its (picklable) result.
+
+        Called from several threads at once when the pool has more than one thread per worker. A
+        task that raises is run again, so add to the sums in `state` as the last act, under a lock.
+        """
+
+    def partial(self, state: Any) -> Sums | None:
+        """Return the sums of all tasks that this worker ran, or None if it adds nothing.
+
+        A stage that does not override this has no sums, and its runs skip the reduction. Called
+        when no task is running; called again if a lost rank's tasks had to be redone.
+        """
+        del state
+        return None
+
+    @property
+    def has_sums(self) -> bool:
+        """Whether `partial` is overridden."""
+        return type(self).partial is not Stage.partial
+
+
+def frozen(arrays: Mapping[str, Any]) -> dict[str, Any]:
+    """Return arrays as read-only C-ordered views (copies where needed), other values as they are.
+
+    So a stage sees the same memory layout, and computes the same bits, on every transport.
+    """
+    return {name: _frozen(value) for name, value in arrays.items()}
+
+
+def _frozen(value: Any) -> Any:
+    if not isinstance(value, np.ndarray):
+        return value
+    view = np.asarray(value, order="C").view()
+    view.flags.writeable = False
+    return view
+
+
+class BlockSource(Protocol):
+    """Where blocks come from. Lives on rank 0; read by its I/O thread, never on a worker."""
+
+    def read(self, block: int) -> dict[str, NDArray[Any]]:
+        """Return the arrays of one block. An exception ends the run and reaches its caller."""
+        ...

@@ -1,0 +1,54 @@
+"""Work stealing between real ranks."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.mpi.test_pool import is_right, on_pool, run
+from tests.support.stages import Numbers, Total
+
+pytestmark = pytest.mark.mpi(min_size=3)
+
+
+def test_slowed_rank_is_relieved(world, monkeypatch):
+    monkeypatch.setenv("MPIPAR_SLOW", "1:4")
+
+    def program(pool):
+        pool.serve(Numbers())
+        outcome = run(pool, Total(0.02), count=80)
+        ideal = 80 * 0.02 / (pool.workers - 1 + 0.25)
+        # One slow task at the end, and room for a machine that does other things as well.
+        bound = ideal + 0.08 + 0.5
+        statistics = outcome.statistics
+        print(f"wall {statistics.wall:.2f} s, ideal {ideal:.2f} s, {statistics.tasks_per_rank}")
+        return (
+            is_right(outcome, 80)
+            and statistics.wall < bound
+            and statistics.steals > 0
+            and statistics.tasks_stolen >= statistics.steals
+        )
+
+    on_pool(world, program)
+
+
+def test_what_was_stolen_stays_with_the_thief(world, monkeypatch):
+    monkeypatch.setenv("MPIPAR_SLOW", "1:4")
+
+    def program(pool):
+        pool.serve(Numbers())
+        first, second = run(pool, Total(0.01)), run(pool, Total(0.01))
+        stolen = first.statistics.tasks_stolen, second.statistics.tasks_stolen
+        return is_right(first) and is_right(second) and stolen[1] < stolen[0]
+
+    on_pool(world, program)
+
+
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_any_order_gives_the_same(world, monkeypatch, seed):
+    monkeypatch.setenv("MPIPAR_SHUFFLE", str(seed))
+
+    def program(pool):
+        pool.serve(Numbers())
+        return all(is_right(run(pool, Total(0.002))) for _ in range(3))
+
+    on_pool(world, program, threads=2)

@@ -1,0 +1,169 @@
+"""Scheduler, deques, file server and reduction together, in any order of events, with losses.
+
+Rules let one thing happen in a cluster of real machines: a message arrives, a compute thread or
+the I/O thread gets on, time passes, a task raises, a worker dies. At every moment no two live
+workers have the same task; at the end every task was counted exactly once.
+"""
+
+from __future__ import annotations
+
+import random
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from mpipar.runtime.compute import Compute
+from mpipar.runtime.scheduler import State
+from mpipar.runtime.stage import Task
+from tests.support.loopback import STEPS, Cluster, Ledger
+
+
+def make_tasks(count, with_blocks):
+    return [Task(number, number if with_blocks else None, None) for number in range(count)]
+
+
+def check(run, count):
+    assert run.error is None
+    assert [run.results[number] for number in range(count)] == [7 * n for n in range(count)]
+    assert run.sums["counted"].tolist() == [1] * count
+    assert np.all(run.sums["value"] == 7 * count * (count - 1) // 2)
+
+
+class AnyOrder(RuleBasedStateMachine):
+    """One run after another on one cluster."""
+
+    @initialize(
+        workers=st.integers(1, 5),
+        threads=st.integers(1, 2),
+        count=st.integers(0, 12),
+        with_blocks=st.booleans(),
+        cache_bytes=st.sampled_from([0, 64, 1 << 20]),
+        shuffle=st.none() | st.integers(0, 9),
+    )
+    def start(self, workers, threads, count, with_blocks, cache_bytes, shuffle):
+        self.cluster = Cluster(workers, threads=threads, cache_bytes=cache_bytes, shuffle=shuffle)
+        self.count = count
+        self.tasks = make_tasks(count, with_blocks)
+        self.run = self.cluster.begin(Ledger(count), self.tasks)
+
+    @precondition(lambda self: self.cluster.busy_wires())
+    @rule(data=st.data())
+    def message_arrives(self, data):
+        self.cluster.deliver(data.draw(st.sampled_from(self.cluster.busy_wires())))
+
+    @precondition(lambda self: self.cluster.busy_threads())
+    @rule(data=st.data(), newest=st.booleans())
+    def thread_gets_on(self, data, newest):
+        rank = data.draw(st.sampled_from(self.cluster.busy_threads()))
+        orders = self.cluster.threads[rank].orders
+        # Several threads may overtake each other, but not the start of a stage.
+        ready = all(isinstance(order, Compute) for order in orders)
+        self.cluster.work(rank, len(orders) - 1 if newest and ready else 0)
+
+    @precondition(lambda self: self.cluster.busy_threads())
+    @rule(data=st.data())
+    def task_raises(self, data):
+        rank = data.draw(st.sampled_from(self.cluster.busy_threads()))
+        order = self.cluster.threads[rank].orders[0]
+        if isinstance(order, Compute) and order.serial == self.run.begin.serial:
+            entry = self.run.scheduler.entries[order.task.id]
+            if len(entry.failed_on) < 2:
+                self.cluster.work(rank, fails=True)
+
+    @precondition(lambda self: self.cluster.reading)
+    @rule(data=st.data())
+    def block_is_read(self, data):
+        self.cluster.read(data.draw(st.integers(0, len(self.cluster.reading) - 1)))
+
+    @rule(seconds=st.sampled_from([0.05, 1.0]))
+    def time_passes(self, seconds):
+        self.cluster.tick(seconds)
+
+    @precondition(lambda self: len(self.cluster.workers) > 1)
+    @rule(data=st.data())
+    def worker_dies(self, data):
+        self.cluster.lose(data.draw(st.sampled_from(sorted(self.cluster.workers))))
+
+    @precondition(lambda self: self.run.over)
+    @rule()
+    def next_run_begins(self):
+        check(self.run, self.count)
+        self.cluster.end()
+        self.run = self.cluster.begin(Ledger(self.count), self.tasks)
+
+    @invariant()
+    def no_task_is_in_two_places(self):
+        if hasattr(self, "cluster"):
+            assert all(len(ranks) == 1 for ranks in self.cluster.owners().values())
+
+    @invariant()
+    def who_has_a_task_owns_it(self):
+        """What a worker can still report is booked on it, so its report is always legal."""
+        if hasattr(self, "cluster") and not self.run.over:
+            entries = self.run.scheduler.entries
+            serial = self.run.begin.serial
+            for rank, worker in self.cluster.workers.items():
+                if worker.run is not None and worker.run.serial == serial:
+                    for task in worker.run.deque.tasks:
+                        assert (entries[task.id].state, entries[task.id].rank) == (
+                            State.PLACED,
+                            rank,
+                        )
+
+    def teardown(self):
+        if hasattr(self, "cluster"):
+            self.cluster.finish(self.run, random.Random(0))
+            check(self.run, self.count)
+
+
+TestAnyOrder = AnyOrder.TestCase
+TestAnyOrder.settings = settings(stateful_step_count=60, deadline=None)
+
+
+@given(seed=st.integers(0, 10**9))
+@settings(deadline=None)
+def test_sum_is_the_serial_sum_whatever_the_dice_say(seed):
+    dice = random.Random(seed)
+    count, kills, fails = dice.randint(0, 60), dice.choice([0, 0.01, 0.05]), dice.choice([0, 0.05])
+    cluster = Cluster(
+        dice.randint(1, 8),
+        threads=dice.randint(1, 3),
+        cache_bytes=dice.choice([0, 100, 1 << 20]),
+        shuffle=dice.choice([None, seed]),
+    )
+    for _ in range(2):
+        run = cluster.begin(Ledger(count), make_tasks(count, dice.random() < 0.7))
+        for _ in range(STEPS):
+            if run.over:
+                break
+            if dice.random() < kills and len(cluster.workers) > 1:
+                cluster.lose(dice.choice(sorted(cluster.workers)))
+            _maybe_fail(cluster, run, dice, fails)
+            if not cluster.step(dice):
+                cluster.tick()
+                assert cluster.busy_wires() or cluster.reading or run.over, "hung"
+        check(run, count)
+        cluster.end()
+
+
+def _maybe_fail(cluster, run, dice, probability):
+    for rank in cluster.busy_threads():
+        order = cluster.threads[rank].orders[0]
+        if not isinstance(order, Compute) or order.serial != run.begin.serial:
+            continue
+        tries = len(run.scheduler.entries[order.task.id].failed_on)
+        if tries < 2 and dice.random() < probability:
+            cluster.work(rank, fails=True)
+
+
+@pytest.mark.parametrize("workers", [1, 2, 17])
+def test_number_of_messages_is_bounded(workers):
+    """No ping-pong and no storm: a constant per task and rank, however long the end takes."""
+    count = 40
+    cluster = Cluster(workers)
+    run = cluster.begin(Ledger(count), make_tasks(count, with_blocks=False))
+    cluster.finish(run, random.Random(1))
+    assert cluster.delivered < 6 * count + 30 * workers

@@ -1,0 +1,239 @@
+"""A cluster in one process, without threads or clocks: the real machines, delivery by choice.
+
+Master and workers are the pure machines of the runtime. Messages wait on a wire for each pair of
+ranks, in order; compute threads and the I/O thread are lists of orders. Whoever drives the cluster
+chooses what happens next, so any order of events can be had, and had again.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mpipar.runtime.compute import (
+    Compute,
+    Computed,
+    Drop,
+    EngineEvent,
+    Gather,
+    Gathered,
+    Order,
+    Prepare,
+    Prepared,
+    Trouble,
+)
+from mpipar.runtime.master import Master
+from mpipar.runtime.messages import MASTER, Finished, Knobs, Message, Send, Welcome
+from mpipar.runtime.reduction import check_sums
+from mpipar.runtime.stage import Stage, Task
+from mpipar.runtime.worker import Worker
+
+if TYPE_CHECKING:
+    import random
+    from collections.abc import Iterable, Mapping, Sequence
+
+    from mpipar.runtime.master import Run
+
+STEPS = 100_000
+"""More than any run of a test needs; a run that takes more has hung in a circle."""
+
+
+class Ledger(Stage):
+    """Writes into its sums which tasks were counted, and how often."""
+
+    def __init__(self, tasks: int) -> None:
+        self.tasks = tasks
+
+    def start(self, shared: Mapping[str, Any]) -> dict[str, Any]:
+        return {
+            "counted": np.zeros(self.tasks, np.int64),
+            "value": np.zeros((2, 3), np.int64),
+        }
+
+    def run(self, task: Task, block: Mapping[str, Any] | None, state: dict[str, Any]) -> int:
+        value = 7 * task.id if block is None else int(block["x"][0])
+        state["counted"][task.id] += 1
+        state["value"] += value
+        return value
+
+    def partial(self, state: dict[str, Any]) -> dict[str, Any]:
+        return state
+
+
+@dataclass
+class Threads:
+    """The compute threads of one worker: orders wait here until they are carried out."""
+
+    orders: deque[Prepare | Compute | Gather] = field(default_factory=deque)
+    stages: dict[int, tuple[Stage, Any]] = field(default_factory=dict)
+
+    def perform(self, order: Order) -> None:
+        if isinstance(order, Drop):
+            self.stages.pop(order.serial, None)
+        else:
+            self.orders.append(order)
+
+    def carry_out(self, position: int, *, fails: bool = False) -> EngineEvent:
+        """Carry out one order; `fails` makes a task raise instead."""
+        order = self.orders[position]
+        del self.orders[position]
+        match order:
+            case Prepare():
+                self.stages[order.serial] = order.stage, order.stage.start(order.shared)
+                return Prepared(order.serial)
+            case Gather():
+                stage, state = self.stages[order.serial]
+                sums = check_sums(stage.partial(state))
+                return Gathered(order.serial, order.number, sums)
+            case Compute():
+                if fails:
+                    trouble = Trouble("ValueError", "told to fail", "")
+                    return Computed(order.serial, order.task.id, None, 0.1, trouble)
+                result = None
+                if order.serial in self.stages:  # else the run is over, and nobody will ask
+                    stage, state = self.stages[order.serial]
+                    result = stage.run(order.task, order.block, state)
+                return Computed(order.serial, order.task.id, result, 0.1)
+
+
+class Cluster:
+    """One master, `workers` workers, and everything that is between them."""
+
+    def __init__(
+        self,
+        workers: int,
+        *,
+        threads: int = 1,
+        cache_bytes: int = 1 << 20,
+        shuffle: int | None = None,
+    ) -> None:
+        knobs = Knobs(shuffle=shuffle)
+        welcome = Welcome(threads, cache_bytes, knobs, 1.0)
+        ranks = range(1, workers + 1)
+        self.master = Master(ranks, threads=threads, knobs=knobs)
+        self.workers = {rank: Worker(rank, welcome) for rank in ranks}
+        self.threads = {rank: Threads() for rank in ranks}
+        self.wires: dict[tuple[int, int], deque[Message]] = {}
+        self.reading: list[int] = []
+        self.delivered = 0
+
+    # What can happen
+
+    def begin(self, stage: Stage, tasks: Sequence[Task]) -> Run:
+        sends = self.master.begin(stage, {}, tasks)
+        run = self.master.run
+        assert run is not None
+        self._post(MASTER, sends)
+        return run
+
+    def busy_wires(self) -> list[tuple[int, int]]:
+        return sorted(wire for wire, waiting in self.wires.items() if waiting)
+
+    def busy_threads(self) -> list[int]:
+        return [rank for rank, threads in self.threads.items() if threads.orders]
+
+    def deliver(self, wire: tuple[int, int]) -> None:
+        """Hand over the oldest message of a wire."""
+        source, target = wire
+        message: Any = self.wires[wire].popleft()
+        self.delivered += 1
+        if target == MASTER:
+            self._post(MASTER, self.master.handle(source, message))
+            while (block := self.master.files.next_read()) is not None:
+                self.reading.append(block)
+        elif target in self.workers:
+            self._act(target, self.workers[target].handle(source, message))
+
+    def work(self, rank: int, position: int = 0, *, fails: bool = False) -> None:
+        """Let a compute thread carry out one of the orders that the threads may be at."""
+        worker = self.workers[rank]
+        event = self.threads[rank].carry_out(position, fails=fails)
+        actions = worker.react(event)
+        self._act(rank, [*worker.report(), *actions])
+
+    def read(self, position: int = 0) -> None:
+        """Let the I/O thread finish a block."""
+        block = self.reading.pop(position)
+        arrays = {"x": np.full(4, 7 * block, np.int64)}
+        self._post(MASTER, self.master.loaded(self.master.files.generation, block, arrays))
+        while (block_now := self.master.files.next_read()) is not None:
+            self.reading.append(block_now)
+
+    def tick(self, seconds: float = 10.0) -> None:
+        self._post(MASTER, self.master.tick(seconds))
+
+    def lose(self, rank: int) -> None:
+        """A worker dies. What it has sent may still arrive, before or after rank 0 knows."""
+        del self.workers[rank], self.threads[rank]
+        for source, target in list(self.wires):
+            if target == rank:
+                del self.wires[source, target]
+        self._post(MASTER, self.master.rank_lost(rank))
+
+    def end(self) -> None:
+        self._post(MASTER, self.master.end())
+
+    # Driving
+
+    def step(self, dice: random.Random) -> bool:
+        """Let one thing happen, chosen by dice; False if nothing can but the passing of time."""
+        choices: list[tuple[str, Any]] = [("wire", wire) for wire in self.busy_wires()]
+        choices += [("threads", rank) for rank in self.busy_threads()]
+        choices += [("read", at) for at in range(len(self.reading))]
+        if not choices:
+            return False
+        kind, which = dice.choice(choices)
+        if kind == "wire":
+            self.deliver(which)
+        elif kind == "threads":
+            self.work(which)
+        else:
+            self.read(which)
+        return True
+
+    def finish(self, run: Run, dice: random.Random) -> None:
+        """Let things happen until the run is over."""
+        for _ in range(STEPS):
+            if run.over:
+                return
+            if not self.step(dice):
+                self.tick()
+                assert self.busy_wires() or self.reading or run.over, "the cluster has hung"
+        raise AssertionError(f"no end after {STEPS} steps")
+
+    # What must always be true
+
+    def owners(self) -> dict[int, list[int]]:
+        """Return for each task the live workers that have it, to run, running, or just run."""
+        found: dict[int, list[int]] = {}
+        for rank, worker in self.workers.items():
+            if worker.run is None:
+                continue
+            mine = [task.id for task in worker.run.deque.tasks]
+            mine += [*worker.run.running, *(task for task, _ in worker.run.finished)]
+            mine += self._reported(rank, worker.run.serial)
+            for task in mine:
+                found.setdefault(task, []).append(rank)
+        return found
+
+    def _reported(self, rank: int, serial: int) -> list[int]:
+        wire = self.wires.get((rank, MASTER), ())
+        reports = [m for m in wire if isinstance(m, Finished) and m.serial == serial]
+        return [task for report in reports for task, _ in report.results]
+
+    # Inside
+
+    def _post(self, source: int, sends: Iterable[Send]) -> None:
+        for send in sends:
+            if send.rank == MASTER or send.rank in self.workers:
+                self.wires.setdefault((source, send.rank), deque()).append(send.message)
+
+    def _act(self, rank: int, actions: Iterable[Send | Order]) -> None:
+        for action in actions:
+            if isinstance(action, Send):
+                self._post(rank, [action])
+            else:
+                self.threads[rank].perform(action)

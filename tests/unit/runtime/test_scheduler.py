@@ -1,0 +1,251 @@
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from mpipar.errors import ProtocolError
+from mpipar.runtime.messages import (
+    Claim,
+    Failed,
+    Granted,
+    Idle,
+    Place,
+    Refused,
+    Send,
+    StealFrom,
+)
+from mpipar.runtime.scheduler import NEXT, Entry, Event, Scheduler, State
+from mpipar.runtime.stage import Task
+
+
+def tasks(count):
+    return [Task(number, number, None) for number in range(count)]
+
+
+def started(count, ranks=(1, 2), home=None, **how):
+    scheduler = Scheduler(1, ranks, **how)
+    sends = scheduler.add(tasks(count), home or {})
+    placed = {send.rank: [task.id for task in send.message.tasks] for send in sends}
+    return scheduler, placed
+
+
+def failed(task):
+    return Failed(1, task, "ValueError", "no", "")
+
+
+# Placement
+
+
+def test_tasks_are_placed_evenly_in_runs_of_neighbours():
+    _, placed = started(7, ranks=(1, 2, 3))
+    assert placed == {1: [0, 1, 2], 2: [3, 4], 3: [5, 6]}
+
+
+def test_every_rank_hears_even_with_fewer_tasks_than_ranks():
+    _, placed = started(1, ranks=(1, 2, 3))
+    assert placed == {1: [0], 2: [], 3: []}
+
+
+def test_blocks_go_where_they_are_cached_and_the_rest_level_out():
+    _, placed = started(8, ranks=(1, 2, 3), home={0: 2, 5: 2, 6: 2, 7: 9})
+    assert placed == {1: [1, 2, 3], 2: [0, 5, 6], 3: [4, 7]}
+
+
+def test_shuffled_placement_is_repeatable_and_complete():
+    first = started(20, dice=random.Random(3))[1]
+    assert first == started(20, dice=random.Random(3))[1]
+    assert first != started(20)[1]
+    assert sorted(first[1] + first[2]) == list(range(20))
+
+
+# The states of a task
+
+
+@pytest.mark.parametrize("event", list(Event))
+@pytest.mark.parametrize("state", list(State))
+def test_illegal_move_raises_and_changes_nothing(state, event):
+    entry = Entry(Task(4, None, None), state, None if state is State.WAITING else 1)
+    if (state, event) in NEXT:
+        entry.move(event, 1)
+        assert entry.state is NEXT[state, event]
+        return
+    with pytest.raises(ProtocolError, match="task 4 cannot take"):
+        entry.move(event, 1)
+    assert (entry.state, entry.story) == (state, [])
+
+
+def test_only_the_owner_can_finish_a_task_and_the_error_tells_its_story():
+    scheduler, _ = started(2)
+    with pytest.raises(ProtocolError, match="ASSIGNED 1"):
+        scheduler.finish(2, [0], 0.1)
+    assert scheduler.entries[0].state is State.PLACED
+
+
+def test_finished_task_is_held_until_it_is_banked():
+    scheduler, _ = started(2)
+    scheduler.finish(1, [0], 0.1)
+    scheduler.finish(2, [1], 0.1)
+    assert scheduler.all_finished
+    assert scheduler.holders() == {1, 2}
+    scheduler.bank()
+    assert {entry.state for entry in scheduler.entries.values()} == {State.DONE}
+
+
+# Stealing
+
+
+def test_idle_rank_is_sent_to_the_busiest():
+    scheduler, _ = started(12, ranks=(1, 2, 3))
+    scheduler.finish(1, [0, 1, 2, 3], 0.4)
+    scheduler.finish(3, [8], 0.1)
+    assert scheduler.idle(1, Idle(1)) == [Send(1, StealFrom(1, 2, 0.5))]
+
+
+def test_work_is_weighted_with_the_measured_time_of_a_task():
+    scheduler, _ = started(12, ranks=(1, 2, 3))
+    scheduler.finish(1, [0, 1, 2, 3], 0.4)
+    scheduler.finish(2, [4], 0.1)
+    scheduler.finish(3, [8], 0.4)
+    (send,) = scheduler.idle(1, Idle(1))
+    assert send.message.victim == 3
+    assert send.message.share == pytest.approx(0.8)  # four times as fast: four of five
+
+
+def test_second_thief_is_sent_elsewhere():
+    scheduler, _ = started(12, ranks=(1, 2, 3, 4))
+    scheduler.finish(1, [0, 1, 2], 0.3)
+    scheduler.finish(2, [3, 4, 5], 0.3)
+    (one,) = scheduler.idle(1, Idle(1))
+    (two,) = scheduler.idle(2, Idle(1))
+    assert {one.message.victim, two.message.victim} == {3, 4}
+
+
+def test_running_task_is_nothing_to_steal():
+    scheduler, _ = started(3)
+    scheduler.finish(1, [0, 1], 0.2)
+    assert scheduler.idle(1, Idle(1)) == []  # task 2 has surely been started
+    scheduler, _ = started(3, threads=2)
+    scheduler.finish(1, [0], 0.1)
+    assert scheduler.idle(1, Idle(1)) == []
+
+
+def test_slow_thief_does_not_take_what_its_victim_does_sooner():
+    scheduler, _ = started(8)
+    scheduler.finish(1, [0, 1, 2, 3], 4.0)
+    scheduler.finish(2, [4, 5], 0.2)
+    assert scheduler.idle(1, Idle(1)) == []
+
+
+def test_victim_that_has_been_silent_for_long_is_robbed_after_all():
+    scheduler, _ = started(8)
+    scheduler.finish(1, [0, 1, 2, 3], 4.0)
+    scheduler.finish(2, [4, 5], 0.2)
+    scheduler.idle(1, Idle(1))
+    assert scheduler.tick(0.3) == []
+    assert [send.message.victim for send in scheduler.tick(1.0)] == [2]
+
+
+def test_claim_moves_a_task_and_the_thief_owns_it():
+    scheduler, _ = started(4)
+    assert scheduler.claim(2, Claim(1, 1, 1, (1,))) == [Send(2, Granted(1, 1, (1,)))]
+    assert scheduler.entries[1].rank == 2
+    assert (scheduler.steals, scheduler.stolen) == (1, 1)
+
+
+def test_claim_on_a_task_that_is_elsewhere_is_refused():
+    scheduler, _ = started(4, ranks=(1, 2, 3))
+    scheduler.claim(2, Claim(1, 1, 1, (1,)))
+    scheduler.finish(1, [0], 0.1)
+    answer = scheduler.claim(3, Claim(1, 7, 1, (0, 1)))
+    assert answer == [Send(3, Refused(1, 7, (0, 1)))]
+
+
+def test_victim_that_had_nothing_is_not_asked_again_until_it_gets_more():
+    scheduler, _ = started(12, ranks=(1, 2))
+    scheduler.finish(1, range(6), 0.6)
+    scheduler.idle(1, Idle(1))
+    assert scheduler.idle(1, Idle(1, dry=2, seen=1)) == []
+    scheduler.fail(2, failed(6))  # comes to rank 1, which has work again
+    assert scheduler.entries[6].rank == 1
+
+
+def test_victim_is_asked_again_if_work_was_on_its_way_to_it():
+    scheduler, _ = started(12, ranks=(1, 2, 3))
+    scheduler.finish(1, range(4), 0.4)
+    scheduler.claim(2, Claim(1, 1, 3, (11,)))
+    (first,) = scheduler.idle(1, Idle(1))
+    assert first.message.victim == 2
+    (again,) = scheduler.idle(1, Idle(1, dry=2, seen=1))
+    assert again.message.victim == 2
+    (other,) = scheduler.idle(1, Idle(1, dry=2, seen=2))
+    assert other.message.victim == 3
+
+
+def test_hungry_rank_is_told_when_work_appears():
+    scheduler, _ = started(6, ranks=(1, 2, 3))
+    scheduler.finish(1, [0, 1], 0.2)
+    scheduler.finish(2, [2], 0.1)
+    scheduler.finish(3, [4], 0.1)
+    assert scheduler.idle(1, Idle(1)) == []
+    sends = scheduler.rank_lost(3)
+    placed = {send.rank: [task.id for task in send.message.tasks] for send in sends}
+    assert placed == {1: [4, 5]}
+    assert 1 not in scheduler.hungry
+
+
+# Failure and loss
+
+
+def test_failed_task_is_tried_on_other_ranks_then_given_up():
+    scheduler, _ = started(1, ranks=(1, 2, 3))
+    (second,) = scheduler.fail(1, failed(0))
+    (third,) = scheduler.fail(second.rank, failed(0))
+    assert {1, second.rank, third.rank} == {1, 2, 3}
+    assert scheduler.failure is None
+    assert scheduler.fail(third.rank, failed(0)) == []
+    assert scheduler.failure == failed(0)
+
+
+def test_single_worker_gets_its_failed_task_again():
+    scheduler, _ = started(1, ranks=(1,))
+    assert scheduler.fail(1, failed(0)) == [Send(1, Place(1, (Task(0, 0, None),)))]
+
+
+def test_failure_of_the_stage_itself_is_final():
+    scheduler, _ = started(3)
+    assert scheduler.fail(1, failed(None)) == []
+    assert scheduler.failure == failed(None)
+
+
+def test_lost_rank_gives_back_what_it_had_and_what_it_held():
+    scheduler, _ = started(4)
+    scheduler.finish(1, [0], 0.1)
+    scheduler.finish(2, [2], 0.1)
+    sends = scheduler.rank_lost(1)
+    assert [(send.rank, [t.id for t in send.message.tasks]) for send in sends] == [(2, [0, 1])]
+    assert scheduler.finished == 1
+    assert scheduler.entries[2].state is State.HELD
+
+
+def test_banked_task_survives_the_loss_of_its_holder():
+    scheduler, _ = started(2)
+    scheduler.finish(1, [0], 0.1)
+    scheduler.finish(2, [1], 0.1)
+    scheduler.bank()
+    assert scheduler.rank_lost(1) == []
+    assert scheduler.all_finished
+
+
+def test_tasks_wait_when_no_rank_is_left():
+    scheduler, _ = started(2, ranks=(1,))
+    assert scheduler.rank_lost(1) == []
+    assert {entry.state for entry in scheduler.entries.values()} == {State.WAITING}
+
+
+def test_claim_of_a_task_whose_victim_is_lost_is_refused():
+    scheduler, _ = started(6, ranks=(1, 2, 3))
+    scheduler.rank_lost(1)
+    answers = scheduler.claim(2, Claim(1, 1, 1, (0, 1)))
+    assert answers[0] == Send(2, Refused(1, 1, (0, 1)))
+    assert scheduler.stolen == 0

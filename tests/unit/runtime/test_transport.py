@@ -1,0 +1,36 @@
+from __future__ import annotations
+
+from mpipar.runtime.transport import Backoff
+
+
+def waits(backoff, count, **how):
+    return [backoff.next(**how) for _ in range(count)]
+
+
+def test_spins_then_waits_longer_and_longer_up_to_the_cap():
+    backoff = Backoff()
+    seconds = waits(backoff, 100)
+    assert seconds[: Backoff.SPINS] == [0.0] * Backoff.SPINS
+    assert seconds[Backoff.SPINS] == Backoff.FIRST
+    assert max(seconds) == Backoff.CAP
+    assert seconds == sorted(seconds)
+
+
+def test_long_idle_doubles_the_cap_and_traffic_resets_it():
+    backoff = Backoff()
+    assert waits(backoff, 1000)[-1] == 2 * Backoff.CAP
+    backoff.reset()
+    assert waits(backoff, Backoff.SPINS + 1)[-1] == Backoff.FIRST
+
+
+def test_crowded_cores_are_polled_less_but_not_without_bound():
+    backoff = Backoff()
+    backoff.crowd(3.0)
+    assert max(waits(backoff, 80)) == 3 * Backoff.CAP
+    backoff.crowd(64.0)
+    assert max(waits(backoff, 1000)) == Backoff.LIMIT
+
+
+def test_rank_that_computes_is_more_patient():
+    backoff = Backoff()
+    assert waits(backoff, 1000, relaxed=True)[-1] == 2 * Backoff.RELAXED * Backoff.CAP
