@@ -1,0 +1,4 @@
+"""The science of single-particle refinement: numpy in, numpy out; no MPI, no files.
+
+Conventions: CONVENTIONS.md beside this.
+"""

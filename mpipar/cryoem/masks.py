@@ -1,0 +1,71 @@
+"""Soft masks in real space, and what lies outside them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from mpipar.errors import InputError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+
+def soft_edge(distance: NDArray[np.floating], radius: float, edge: float) -> NDArray[np.float32]:
+    """1 within `radius`, 0 beyond radius + edge, a cosine between; all in pixels."""
+    ramp = np.clip((distance - radius) / edge, 0.0, 1.0)
+    return np.asarray(0.5 + 0.5 * np.cos(np.pi * ramp), np.float32)
+
+
+def soft_sphere(box: int, radius: float, edge: float) -> NDArray[np.float32]:
+    """Spherical mask about the voxel box // 2, (n, n, n)."""
+    x = np.arange(box) - box // 2
+    distance = np.sqrt(x[:, None, None] ** 2 + x[None, :, None] ** 2 + x[None, None, :] ** 2)
+    return soft_edge(distance, radius, edge)
+
+
+def soft_discs(
+    box: int, centres: NDArray[np.floating], radius: float, edge: float
+) -> NDArray[np.float32]:
+    """One disc per image, (b, n, n).
+
+    centres  (b, 2)  x, y in pixels from the pixel box // 2
+    """
+    x = np.arange(box) - box // 2
+    dx = x[None, None, :] - np.asarray(centres, np.float64)[:, 0, None, None]
+    dy = x[None, :, None] - np.asarray(centres, np.float64)[:, 1, None, None]
+    return soft_edge(np.sqrt(dx * dx + dy * dy), radius, edge)
+
+
+def background(
+    images: NDArray[np.floating], radius: float
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Mean and standard deviation of each image (b, n, n) outside a circle, in float64.
+
+    radius  of the circle about the pixel n // 2, pixels
+    """
+    n = images.shape[-1]
+    x = np.arange(n) - n // 2
+    outside = (x[:, None] ** 2 + x[None, :] ** 2) > min(radius, 0.98 * n / 2) ** 2
+    pixels = images[:, outside].astype(np.float64)
+    return pixels.mean(axis=1), pixels.std(axis=1)
+
+
+def particle_diameter(
+    volume: NDArray[np.floating], pixel_size: float, threshold: float = 0.1
+) -> float:
+    """Diameter in Angstrom of the sphere about the box centre that holds all strong density.
+
+    threshold  strong is what exceeds this fraction of the largest density
+    raises     InputError if no density is positive
+    """
+    n = volume.shape[0]
+    x = np.arange(n) - n // 2
+    distance = np.sqrt(x[:, None, None] ** 2 + x[None, :, None] ** 2 + x[None, None, :] ** 2)
+    inside = distance <= n / 2 - 1
+    largest = volume[inside].max()
+    if not largest > 0:
+        raise InputError("the model has no positive density; is its contrast inverted?")
+    strong = inside & (volume > threshold * largest)
+    return float(2.0 * (distance[strong].max() + 1.0) * pixel_size)

@@ -1,0 +1,178 @@
+"""Back-projection into exact integer sums, and the map that those sums stand for."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from mpipar.cryoem.fourier import (
+    OVERSAMPLING,
+    Components,
+    interpolation_falloff,
+    volume_from_half_transform,
+)
+from mpipar.kernels import insertion
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+SLICES_PER_VOXEL = 8
+"""Bound on the summed trilinear weights that one slice can put into one voxel: 5.7 voxels^2 of
+plane hold at most 4 samples, and Friedel mates double them."""
+LARGEST_SUM_BITS = 62
+LARGEST_EXPONENT = 1000  # of a scale: a float64 holds 2^1023
+
+
+@dataclass(frozen=True)
+class FixedPoint:
+    """Integers per unit of value and of weight: powers of two, so that scaling back is exact."""
+
+    value: float
+    weight: float
+
+
+def fixed_point(largest_value: float, largest_weight: float, particles: int) -> FixedPoint:
+    """Scales with which no sum over `particles` slices can reach 2^62.
+
+    largest_value   bound on |CTF X / noise| of any component of any image
+    largest_weight  bound on CTF^2 / noise
+    """
+
+    def scale(largest: float) -> float:
+        total = max(largest, 1e-300) * SLICES_PER_VOXEL * max(particles, 1)
+        return 2.0 ** min(LARGEST_SUM_BITS - 1 - math.ceil(math.log2(total)), LARGEST_EXPONENT)
+
+    return FixedPoint(scale(largest_value), scale(largest_weight))
+
+
+def empty_sums(radius: int) -> NDArray[np.int64]:
+    """Zero sums for slices out to `radius`: (d, d, h, 3), see `kernels.insertion`."""
+    reach = OVERSAMPLING * radius + 2
+    return np.zeros((2 * reach + 1, 2 * reach + 1, reach + 2, 3), np.int64)
+
+
+def insert(
+    sums: NDArray[np.int64],
+    values: NDArray[np.float32],
+    rotations: NDArray[np.float64],
+    wanted: Components,
+    scales: FixedPoint,
+) -> None:
+    """Add slices to `sums` in place.
+
+    values     (b, v, 3) from `alignment.weigh`, images already moved back by their shifts
+    rotations  (b, 3, 3)
+    """
+    count = values.shape[1]
+    frequencies = np.ascontiguousarray(wanted.frequencies[:count] * OVERSAMPLING)
+    pair = np.array([scales.value, scales.weight])
+    insertion.insert_slices(
+        np.ascontiguousarray(values), np.ascontiguousarray(rotations), frequencies, pair, sums
+    )
+
+
+@dataclass(frozen=True)
+class HalfSums:
+    """What one half map is made of, symmetry applied.
+
+    numerator  (d, d, h) complex64
+    weight     (d, d, h) float32
+    """
+
+    numerator: NDArray[np.complex64]
+    weight: NDArray[np.float32]
+    box: int
+
+    def __add__(self, other: HalfSums) -> HalfSums:
+        return HalfSums(self.numerator + other.numerator, self.weight + other.weight, self.box)
+
+
+def half_sums(
+    sums: NDArray[np.int64], scales: FixedPoint, symmetry: NDArray[np.float64], box: int
+) -> HalfSums:
+    """Scale integer sums back, complete Friedel mates at x = 0, and average over the group.
+
+    sums      (d, d, h, 3) int64 from `insert`
+    symmetry  (g, 3, 3)
+    """
+    largest = max(int(sums.max()), -int(sums.min()))
+    assert largest < 2**LARGEST_SUM_BITS, "a fixed-point sum overflowed its bound"
+    values = np.empty(sums.shape, np.float32)
+    values[..., :2] = sums[..., :2] * (1.0 / scales.value)
+    values[..., 2] = sums[..., 2] * (1.0 / scales.weight)
+    plane = values[:, :, 0].copy()
+    mates = plane[::-1, ::-1] * np.array([1, -1, 1], np.float32)
+    values[:, :, 0] = plane + mates
+    radius = sums.shape[0] // 2 - 1.0  # all that slices can have touched
+    for coset in cosets(symmetry):
+        total = values.copy()
+        for operator in coset[1:]:
+            insertion.add_rotated(values, np.ascontiguousarray(operator), radius, total)
+        values = total
+    numerator = np.ascontiguousarray(values[..., :2]).view(np.complex64).reshape(sums.shape[:3])
+    return HalfSums(numerator, values[..., 2], box)
+
+
+def cosets(group: NDArray[np.float64]) -> list[NDArray[np.float64]]:
+    """Short lists of operators whose products in turn are the whole group.
+
+    Averaging over one list after the other costs the sum of their lengths, not the product. First a
+    cyclic subgroup of the highest order, then one operator of each of its cosets.
+    """
+    if len(group) == 1:
+        return []
+    cyclic = max((_powers(operator) for operator in group), key=len)
+    representatives: list[NDArray[np.float64]] = []
+    covered: list[NDArray[np.float64]] = []
+    for operator in group:
+        if not any(np.allclose(operator, known, atol=1e-6) for known in covered):
+            representatives.append(operator)
+            covered.extend(operator @ power for power in cyclic)
+    return [np.array(part) for part in (cyclic, representatives) if len(part) > 1]
+
+
+def _powers(operator: NDArray[np.float64]) -> list[NDArray[np.float64]]:
+    powers = [np.eye(3)]
+    while not np.allclose(step := operator @ powers[-1], np.eye(3), atol=1e-6):
+        powers.append(step)
+    return powers
+
+
+def shells_of(weight: NDArray[np.floating]) -> NDArray[np.int32]:
+    """Shell, in whole cycles per box, of each voxel of an oversampled half transform."""
+    reach = weight.shape[0] // 2
+    k = np.arange(-reach, reach + 1) / OVERSAMPLING
+    kx = np.arange(weight.shape[2]) / OVERSAMPLING
+    distance = np.sqrt(k[:, None, None] ** 2 + k[None, :, None] ** 2 + kx[None, None, :] ** 2)
+    return np.rint(distance).astype(np.int32)
+
+
+def solve(
+    sums: HalfSums, correlation: NDArray[np.float64] | None, radius: int
+) -> NDArray[np.float32]:
+    """The map (n, n, n) that explains the sums best.
+
+    correlation  FSC per shell; the Wiener term mean weight x (1 - FSC) / FSC is added to the
+                 weights (Scheres 2012).
+                 None gives the unregularised map, with a floor of 0.1 % of each shell's mean weight
+    radius       cycles per box; what lies beyond is zero
+    """
+    shell = shells_of(sums.weight)
+    inside = shell <= radius
+    flat = shell[inside]
+    count = np.bincount(flat, minlength=radius + 1)
+    mean = np.bincount(flat, sums.weight[inside], minlength=radius + 1) / np.maximum(count, 1)
+    if correlation is None:
+        ratio = np.full(radius + 1, 1e-3)
+    else:
+        bounded = np.clip(correlation[: radius + 1], 1e-3, 0.999)
+        ratio = (1.0 - bounded) / bounded
+        ratio = np.pad(ratio, (0, radius + 1 - len(ratio)), mode="edge")
+    floor = np.maximum(mean * ratio, 1e-30)[flat]
+    transform = np.zeros(sums.numerator.shape, np.complex64)
+    transform[inside] = sums.numerator[inside] / (sums.weight[inside] + floor).astype(np.float32)
+    volume = volume_from_half_transform(transform, OVERSAMPLING, sums.box)
+    return volume / interpolation_falloff(sums.box, OVERSAMPLING)

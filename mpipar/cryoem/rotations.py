@@ -1,0 +1,105 @@
+"""Rotations: Euler angles in RELION's convention, and even grids over all orientations."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import numpy as np
+from scipy.spatial import cKDTree
+from scipy.spatial.transform import Rotation
+
+from mpipar.cryoem.symmetry import in_asymmetric_unit
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+POLAR = 1e-9
+"""Sine of a tilt at which rot and psi turn about one axis: all of the turn then counts as psi."""
+WIDEST_GAP = 0.7
+"""Grid steps that a view direction may lie from the nearest one in the grid before it joins it."""
+
+
+def from_euler(angles: NDArray[np.floating]) -> NDArray[np.float64]:
+    """Rotation matrices Rz(rot) Ry(tilt) Rz(psi): map coordinate = R @ image coordinate.
+
+    angles   (p, 3) rot, tilt, psi in degrees
+    returns  (p, 3, 3)
+    """
+    return np.asarray(Rotation.from_euler("ZYZ", angles, degrees=True).as_matrix(), np.float64)
+
+
+def to_euler(rotations: NDArray[np.floating]) -> NDArray[np.float64]:
+    """Angles rot, tilt, psi in degrees, (p, 3), of matrices (p, 3, 3).
+
+    rot and psi are in -180 .. 180, tilt in 0 .. 180; rot is 0 where tilt is 0 or 180.
+    """
+    r = np.asarray(rotations, np.float64)
+    sine_of_tilt = np.hypot(r[:, 0, 2], r[:, 1, 2])
+    tilt = np.arctan2(sine_of_tilt, r[:, 2, 2])
+    rot = np.where(sine_of_tilt < POLAR, 0.0, np.arctan2(r[:, 1, 2], r[:, 0, 2]))
+    # the middle row of Ry(tilt) Rz(psi), what is left after taking rot off: exact at any tilt
+    sine, cosine = np.sin(rot), np.cos(rot)
+    psi = np.arctan2(
+        cosine * r[:, 1, 0] - sine * r[:, 0, 0], cosine * r[:, 1, 1] - sine * r[:, 0, 1]
+    )
+    return np.asarray(np.degrees(np.stack([rot, tilt, psi], axis=1)), np.float64)
+
+
+def angle_between(first: NDArray[np.floating], second: NDArray[np.floating]) -> NDArray[np.float64]:
+    """Angle in degrees of the rotation from each of `first` to each of `second`, (..., 3, 3)."""
+    # |R1 - R2|_F = sqrt(8) sin(angle / 2): accurate for small angles, where the trace is not
+    distance = np.sqrt(((np.asarray(first, np.float64) - second) ** 2).sum(axis=(-2, -1)))
+    return np.asarray(np.degrees(2.0 * np.arcsin(np.clip(distance / math.sqrt(8.0), 0.0, 1.0))))
+
+
+def orientation_grid(
+    step: float, symmetry: NDArray[np.float64], seed: np.random.SeedSequence
+) -> NDArray[np.float32]:
+    """Orientations about `step` degrees apart that cover one asymmetric unit.
+
+    View directions are a HEALPix grid (Gorski et al. 2005), in-plane angles are even; the whole
+    grid is turned by a random rotation of at most half a step so that no direction is favoured from
+    one iteration to the next.
+
+    symmetry  (g, 3, 3) operators of the point group
+    returns   (o, 3, 3) float32
+    """
+    import healpy
+
+    resolution = max(1, round(math.degrees(math.sqrt(4 * math.pi / 12)) / step))
+    tilt, rot = healpy.pix2ang(resolution, np.arange(12 * resolution**2))
+    turns = max(1, round(360.0 / step))
+    random = np.random.default_rng(seed)
+    axis = random.normal(size=3)
+    jitter = Rotation.from_rotvec(
+        axis / np.linalg.norm(axis) * math.radians(step) * random.uniform(0, 0.5)
+    ).as_matrix()
+    views = from_euler(np.degrees(np.stack([rot, tilt, np.zeros_like(rot)], axis=1)))
+    views = jitter @ views
+    views = views[_enough(views[:, :, 2], symmetry, step)]
+    psi = (np.arange(turns) + random.uniform()) * 2.0 * math.pi / turns
+    spin = Rotation.from_rotvec(psi[:, None] * np.array([0.0, 0.0, 1.0])).as_matrix()
+    return np.ascontiguousarray((views[:, None] @ spin[None]).reshape(-1, 3, 3), dtype=np.float32)
+
+
+def _enough(
+    directions: NDArray[np.float64], symmetry: NDArray[np.float64], step: float
+) -> NDArray[np.int64]:
+    """Which of the view directions (m, 3) to keep so that their symmetry mates leave no gap.
+
+    Those in one asymmetric unit; and, as mates across its border need not continue the grid, those
+    that are too far from all of them. Matters where the unit is hardly wider than a step.
+    """
+    kept = in_asymmetric_unit(directions, symmetry)
+    farthest = 2.0 * math.sin(math.radians(WIDEST_GAP * step) / 2)
+    distance: NDArray[np.float64] = np.full(len(directions), np.inf)
+    if kept.any():
+        mates = (directions[kept] @ symmetry.transpose(0, 2, 1)).reshape(-1, 3)
+        distance = np.asarray(cKDTree(mates).query(directions)[0])
+    for row in np.flatnonzero(distance > farthest):
+        if distance[row] > farthest:
+            kept[row] = True
+            to_mates = directions[:, None] - symmetry @ directions[row]
+            distance = np.minimum(distance, np.sqrt((to_mates**2).sum(axis=2)).min(axis=1))
+    return np.flatnonzero(kept)

@@ -1,0 +1,57 @@
+"""Whether a volume shows a point group, and in which of its settings."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+from scipy import ndimage
+
+from mpipar.cryoem.symmetry import operators, settings_of
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+CONVINCING = 0.6
+"""Correlation of a volume with its symmetry mates from which on it counts as symmetric."""
+MATES_COMPARED = 6
+
+
+def symmetry_correlation(volume: NDArray[np.floating], group: NDArray[np.float64]) -> float:
+    """Mean correlation of a volume with itself turned by operators of a group.
+
+    Inside the inscribed sphere and smoothed; at most a few operators, spread over the group.
+
+    volume  (n, n, n);  group (g, 3, 3)
+    """
+    n = volume.shape[0]
+    step = max(1, n // 48)  # symmetry shows at low resolution
+    smooth = ndimage.gaussian_filter(np.asarray(volume, np.float32), 0.7 * step)
+    small = smooth[::step, ::step, ::step]
+    centre = (n // 2) / step
+    grid = np.indices(small.shape) - centre
+    inside = (grid**2).sum(axis=0) <= (n / step / 2 - 1) ** 2
+    chosen = np.unique(
+        np.linspace(1, len(group) - 1, min(MATES_COMPARED, len(group) - 1)).astype(int)
+    )
+    correlations = []
+    for operator in group[chosen]:
+        turn = operator[::-1, ::-1]  # array axes are z y x
+        mate = ndimage.affine_transform(
+            small, turn, offset=centre - turn @ np.full(3, centre), order=1
+        )
+        correlations.append(np.corrcoef(small[inside], mate[inside])[0, 1])
+    return float(np.mean(correlations))
+
+
+def fitting_setting(volume: NDArray[np.floating], name: str) -> tuple[str, float]:
+    """The setting of a point group that a volume shows best, and the correlation with it.
+
+    The usual setting is kept unless it fails and another one convinces. C1 correlates with 1.
+    """
+    settings = settings_of(name)
+    if len(operators(settings[0])) == 1:
+        return settings[0], 1.0
+    found = [(setting, symmetry_correlation(volume, operators(setting))) for setting in settings]
+    best = max(found, key=lambda pair: pair[1])
+    return best if found[0][1] < CONVINCING <= best[1] else found[0]

@@ -1,0 +1,11 @@
+"""Numba loops: arrays in, arrays changed in place; no checks, no Python objects.
+
+Only `mpipar.cryoem` calls them.
+"""
+
+from mpipar.kernels.jit import one_compiler_per_node
+
+with one_compiler_per_node():
+    from mpipar.kernels import insertion, poses, scores, slices
+
+__all__ = ["insertion", "poses", "scores", "slices"]

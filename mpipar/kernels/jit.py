@@ -1,0 +1,51 @@
+"""How every kernel is compiled: ahead of its first call, without the GIL, and once per node.
+
+Kernels carry explicit signatures, so importing `mpipar.kernels` compiles them or loads them from
+numba's cache. Many ranks of one node import at the same moment: the first takes a lock and
+compiles, the others wait and load what it made.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+import numba
+
+Kernel = TypeVar("Kernel", bound=Callable[..., Any])
+
+# Reassociation lets loops use vector registers. The order of a sum is then the compiler's, but the
+# same in every process that runs the same machine code, which is what bit-identical results need.
+# NaN and infinity keep their meaning.
+FAST_MATH = {"reassoc", "contract", "nsz", "arcp"}
+
+
+def kernel(signature: str | None = None) -> Callable[[Kernel], Kernel]:
+    """Compile a function for `signature`, e.g. ``"void(float32[:,::1], int64)"``.
+
+    None is for helpers that kernels call.
+    """
+    compiled = numba.njit(
+        signature, nogil=True, cache=True, fastmath=FAST_MATH, error_model="numpy"
+    )
+    return cast("Callable[[Kernel], Kernel]", compiled)
+
+
+@contextmanager
+def one_compiler_per_node() -> Iterator[None]:
+    """Hold the node's compile lock while processes that start together import the kernels."""
+    folder = Path(os.environ.get("NUMBA_CACHE_DIR") or tempfile.gettempdir())
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = (folder / f"mpipar-compile-{os.getuid()}.lock").open("a")
+    except OSError:  # a read-only node: every process compiles for itself
+        yield
+        return
+    with lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield

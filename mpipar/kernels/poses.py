@@ -1,0 +1,316 @@
+"""The climb from a rough pose to the best one: Levenberg-Marquardt over 3 rotations and 2 shifts.
+
+An image enters as data (v, 3) float32: real and imaginary part of CTF x image / noise, and CTF^2 /
+noise, per component. With P the reference's slice, the log-likelihood up to a constant is
+cross - quadratic / 2, cross = sum Re(conj(P) D e^{i phase}), quadratic = sum E |P|^2, and every
+derivative is a sum of the same terms.
+
+Components are handled in chunks. `fields` (13, n) float32 holds a chunk's values: rows 0-7 from
+`slices.sample_with_gradient`, 8-12 from `shift_data`. `system` (9, 5) float64 holds a pose's sums:
+normal matrix in rows 0-4, derivative of cross in 5, half that of the quadratic term in 6, a step in
+7, cross and quadratic term in 8.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from mpipar.kernels.jit import kernel
+from mpipar.kernels.slices import sample_with_gradient
+
+CHUNK = 256
+"""Components handled at a time: their values stay in the first-level cache."""
+SMALLEST_GAIN = 0.01
+"""Gain in log-likelihood below which a climb has arrived."""
+FIRST_DAMPING, LARGEST_DAMPING = 1e-2, 1e3
+TINY = 1e-30
+TINY_ANGLE = 1e-8
+"""Radians: a turn by less is its own series' first terms."""
+
+
+@kernel()
+def shift_phases(shift, box, table):
+    """exp(2 pi i k shift / box) for k = -h..h: table (2, 2h+1, 2) float32, first index x or y."""
+    half = table.shape[1] // 2
+    for axis in range(2):
+        turn = 2.0 * math.pi * shift[axis] / box
+        for k in range(-half, half + 1):
+            table[axis, k + half, 0] = math.cos(turn * k)
+            table[axis, k + half, 1] = math.sin(turn * k)
+
+
+@kernel()
+def shift_data(image, frequencies, table, start, stop, fields):
+    """Move image data back by a shift: into rows 8-10 of `fields`; frequencies into 11-12."""
+    half = table.shape[1] // 2
+    for v in range(start, stop):
+        kx, ky = int(frequencies[v, 0]) + half, int(frequencies[v, 1]) + half
+        xr, xi, yr, yi = table[0, kx, 0], table[0, kx, 1], table[1, ky, 0], table[1, ky, 1]
+        cr, ci = xr * yr - xi * yi, xr * yi + xi * yr
+        fields[8, v - start] = image[v, 0] * cr - image[v, 1] * ci
+        fields[9, v - start] = image[v, 0] * ci + image[v, 1] * cr
+        fields[10, v - start] = image[v, 2]
+        fields[11, v - start] = frequencies[v, 0]
+        fields[12, v - start] = frequencies[v, 1]
+
+
+@kernel()
+def add_gradients(f, count, turn, system):
+    """Add the score's terms and their first derivatives: rows 5, 6 and 8 of `system`."""
+    zero = np.float32(0.0)
+    cross, quadratic, s0, s1, s2, s3, s4, m0, m1, m2 = (
+        zero,
+        zero,
+        zero,
+        zero,
+        zero,
+        zero,
+        zero,
+        zero,
+        zero,
+        zero,
+    )
+    for v in range(count):
+        pr, pi, dr, di, e, kx, ky = f[0, v], f[1, v], f[8, v], f[9, v], f[10, v], f[11, v], f[12, v]
+        r0, i0 = ky * f[6, v], ky * f[7, v]
+        r1, i1 = -kx * f[6, v], -kx * f[7, v]
+        r2, i2 = kx * f[4, v] - ky * f[2, v], kx * f[5, v] - ky * f[3, v]
+        odd = turn * (pr * di - pi * dr)
+        cross += pr * dr + pi * di
+        quadratic += e * (pr * pr + pi * pi)
+        s0 += r0 * dr + i0 * di
+        s1 += r1 * dr + i1 * di
+        s2 += r2 * dr + i2 * di
+        s3 -= kx * odd
+        s4 -= ky * odd
+        m0 += e * (r0 * pr + i0 * pi)
+        m1 += e * (r1 * pr + i1 * pi)
+        m2 += e * (r2 * pr + i2 * pi)
+    system[8, 0] += cross
+    system[8, 1] += quadratic
+    system[5, 0] += s0
+    system[5, 1] += s1
+    system[5, 2] += s2
+    system[5, 3] += s3
+    system[5, 4] += s4
+    system[6, 0] += m0
+    system[6, 1] += m1
+    system[6, 2] += m2
+
+
+@kernel()
+def add_curvatures(f, count, turn, system):
+    """Add the normal matrix's lower triangle: rotations about x, y, z, then shifts x, y."""
+    zero = np.float32(0.0)
+    a00, a10, a11, a20, a21, a22 = zero, zero, zero, zero, zero, zero
+    a30, a31, a32, a33, a40, a41, a42, a43, a44 = (
+        zero,
+        zero,
+        zero,
+        zero,
+        zero,
+        zero,
+        zero,
+        zero,
+        zero,
+    )
+    for v in range(count):
+        pr, pi, e, kx, ky = f[0, v], f[1, v], f[10, v], f[11, v], f[12, v]
+        r0, i0 = ky * f[6, v], ky * f[7, v]
+        r1, i1 = -kx * f[6, v], -kx * f[7, v]
+        r2, i2 = kx * f[4, v] - ky * f[2, v], kx * f[5, v] - ky * f[3, v]
+        a00 += e * (r0 * r0 + i0 * i0)
+        a10 += e * (r1 * r0 + i1 * i0)
+        a11 += e * (r1 * r1 + i1 * i1)
+        a20 += e * (r2 * r0 + i2 * i0)
+        a21 += e * (r2 * r1 + i2 * i1)
+        a22 += e * (r2 * r2 + i2 * i2)
+        q0, q1, q2 = e * (r0 * pi - i0 * pr), e * (r1 * pi - i1 * pr), e * (r2 * pi - i2 * pr)
+        tx, ty = turn * kx, turn * ky
+        power = e * (pr * pr + pi * pi)
+        a30 += tx * q0
+        a31 += tx * q1
+        a32 += tx * q2
+        a40 += ty * q0
+        a41 += ty * q1
+        a42 += ty * q2
+        a33 += tx * tx * power
+        a43 += tx * ty * power
+        a44 += ty * ty * power
+    rows = (
+        (a00, zero, zero, zero, zero),
+        (a10, a11, zero, zero, zero),
+        (a20, a21, a22, zero, zero),
+        (a30, a31, a32, a33, zero),
+        (a40, a41, a42, a43, a44),
+    )
+    for i in range(5):
+        for j in range(i + 1):
+            system[i, j] += rows[i][j]
+
+
+@kernel()
+def normal_equations(reference, frequencies, image, options, rotation, shift, scratch, system):
+    """Fill `system` for one pose. Sums are float32 within a chunk, float64 across chunks."""
+    table, fields = scratch
+    oversampling, box = np.float32(options[0]), options[1]
+    turn = np.float32(2.0 * math.pi / box)
+    shift_phases(shift, box, table)
+    matrix = rotation.astype(np.float32) * oversampling
+    system[:] = 0.0
+    for start in range(0, frequencies.shape[0], CHUNK):
+        stop = min(start + CHUNK, frequencies.shape[0])
+        sample_with_gradient(reference, matrix, frequencies, start, stop, fields)
+        shift_data(image, frequencies, table, start, stop, fields)
+        add_gradients(fields, stop - start, turn, system)
+        add_curvatures(fields, stop - start, turn, system)
+
+
+@kernel()
+def likelihood(cross, quadratic, free_scale):
+    """Log-likelihood relative to an empty reference; if the scale is free, at the best one."""
+    if free_scale:
+        if cross <= 0.0 or quadratic <= 0.0:
+            return 0.0
+        return 0.5 * cross * cross / quadratic
+    return cross - 0.5 * quadratic
+
+
+@kernel()
+def factorise(system, scale, damping, low):
+    """Cholesky factor of the damped normal matrix; False where it is not positive definite."""
+    for i in range(5):
+        for j in range(i + 1):
+            total = system[i, j] * scale * scale
+            if i == j:
+                total *= 1.0 + damping
+            for k in range(j):
+                total -= low[i, k] * low[j, k]
+            if i == j:
+                if total <= 0.0:
+                    return False
+                low[i, i] = math.sqrt(total)
+            else:
+                low[i, j] = total / low[j, j]
+    return True
+
+
+@kernel()
+def solve_step(system, scale, damping):
+    """Damped step, into row 7; False where the normal matrix is not positive definite."""
+    low = np.zeros((5, 5))
+    if not factorise(system, scale, damping, low):
+        return False
+    step = system[7]
+    for i in range(5):
+        total = scale * system[5, i] - scale * scale * system[6, i]
+        for k in range(i):
+            total -= low[i, k] * step[k]
+        step[i] = total / low[i, i]
+    for i in range(4, -1, -1):
+        total = step[i]
+        for k in range(i + 1, 5):
+            total -= low[k, i] * step[k]
+        step[i] = total / low[i, i]
+    return True
+
+
+@kernel()
+def turned(rotation, step, out):
+    """Turn a rotation: out = rotation @ exp([step]x); step in radians about the image's axes."""
+    a, b, c = step[0], step[1], step[2]
+    angle = math.sqrt(a * a + b * b + c * c)
+    small = angle < TINY_ANGLE
+    s = 1.0 if small else math.sin(angle) / angle
+    t = 0.5 if small else (1.0 - math.cos(angle)) / (angle * angle)
+    for i in range(3):
+        x, y, z = rotation[i, 0], rotation[i, 1], rotation[i, 2]
+        # row vector times (1 + s K + t K^2)
+        ux, uy, uz = y * c - z * b, z * a - x * c, x * b - y * a
+        wx, wy, wz = uy * c - uz * b, uz * a - ux * c, ux * b - uy * a
+        out[i, 0] = x + s * ux + t * wx
+        out[i, 1] = y + s * uy + t * wy
+        out[i, 2] = z + s * uz + t * wz
+
+
+@kernel()
+def best_scale(system, free_scale):
+    """Factor to the reference that fits the image best; next to none where it fits not at all.
+
+    The step then follows the derivative of cross as far as a step may go, whatever the grey scale.
+    """
+    cross, quadratic = system[8, 0], system[8, 1]
+    if not free_scale or quadratic <= 0.0:
+        return 1.0
+    return max(cross / quadratic, TINY)
+
+
+@kernel()
+def limited(step, longest_turn, longest_move):
+    """Shorten a step, in place, until it neither turns nor moves too far."""
+    turn = math.sqrt(step[0] * step[0] + step[1] * step[1] + step[2] * step[2])
+    move = math.sqrt(step[3] * step[3] + step[4] * step[4])
+    step *= min(1.0, longest_turn / max(turn, TINY), longest_move / max(move, TINY))
+
+
+@kernel(
+    "void(float32[:,:,:,::1], float32[:,::1], float32[:,::1], float64[::1], float64[:,:,::1],"
+    "float64[:,::1], float64[:,::1])"
+)
+def climb(reference, frequencies, image, options, rotations, shifts, scores):
+    """Improve each starting pose of one image in at most options[2] damped Gauss-Newton steps.
+
+    reference    (d, d, h, 2) float32
+    frequencies  (v, 2) float32      kx, ky in pixels, whole numbers
+    image        (v, 3) float32      see the module's head
+    options      (7,) float64        oversampling, box, steps, free scale (0 or 1), longest turn of
+                                     one step (radians), longest move of one step (pixels), largest
+                                     shift to climb to (pixels) unless the start has a larger one
+    rotations    (k, 3, 3) float64   in place
+    shifts       (k, 2) float64      in place, pixels: where the particle lies in the image
+    scores       (k, 3) float64      in place: log-likelihood, cross and quadratic term at the final
+                                     pose
+    """
+    steps, free = int(options[2]), options[3] > 0.0
+    half = 0
+    for v in range(frequencies.shape[0]):
+        half = max(half, int(abs(frequencies[v, 0])), int(abs(frequencies[v, 1])))
+    scratch = np.empty((2, 2 * half + 1, 2), np.float32), np.empty((13, CHUNK), np.float32)
+    system, trial = np.empty((9, 5)), np.empty((9, 5))
+    rotation, shift = np.empty((3, 3)), np.empty(2)
+    for k in range(rotations.shape[0]):
+        normal_equations(
+            reference, frequencies, image, options, rotations[k], shifts[k], scratch, system
+        )
+        score = likelihood(system[8, 0], system[8, 1], free)
+        damping = FIRST_DAMPING
+        x, y = shifts[k]
+        widest = max(options[6] * options[6], x * x + y * y)
+        for _ in range(steps):
+            if not solve_step(system, best_scale(system, free), damping):
+                break
+            step = system[7]
+            limited(step, options[4], options[5])
+            turned(rotations[k], step, rotation)
+            shift[0], shift[1] = shifts[k, 0] + step[3], shifts[k, 1] + step[4]
+            better = False
+            if shift[0] * shift[0] + shift[1] * shift[1] <= widest:
+                normal_equations(
+                    reference, frequencies, image, options, rotation, shift, scratch, trial
+                )
+                better = likelihood(trial[8, 0], trial[8, 1], free) > score
+            if better:
+                gain = likelihood(trial[8, 0], trial[8, 1], free) - score
+                score += gain
+                rotations[k], shifts[k] = rotation, shift
+                system, trial = trial, system
+                damping *= 0.2
+                if gain < SMALLEST_GAIN:
+                    break
+            else:
+                damping *= 10.0
+                if damping > LARGEST_DAMPING:
+                    break
+        scores[k, 0], scores[k, 1], scores[k, 2] = score, system[8, 0], system[8, 1]
