@@ -1,0 +1,26 @@
+"""`mpipar check`."""
+
+from __future__ import annotations
+
+import sys
+
+from mpipar.cli.request import Command, Request
+from mpipar.errors import CorruptStoreError
+from mpipar.settings import CheckSettings
+
+__all__ = ["COMMAND"]
+
+
+def run(request: Request) -> int:
+    """Say what is wrong with a run's folder, one line each."""
+    from mpipar import store
+
+    path = request.read(CheckSettings).path
+    problems = store.check(path)
+    for problem in problems:
+        sys.stdout.write(f"{problem}\n")
+    sys.stdout.write(f"{path}: {f'{len(problems)} problems' if problems else 'sound'}\n")
+    return CorruptStoreError.exit_code if problems else 0
+
+
+COMMAND = Command(CheckSettings, run)

@@ -1,0 +1,70 @@
+"""`mpipar COMMAND ...`: find the command and run it; under mpirun every rank does."""
+
+from __future__ import annotations
+
+import sys
+from contextlib import redirect_stdout
+from io import StringIO
+from typing import TYPE_CHECKING, Final
+
+from mpipar.cli import check, refine, unlock
+from mpipar.cli.outcome import attempt
+from mpipar.cli.parser import command_parser, main_parser, parse_flags
+from mpipar.cli.request import Request
+from mpipar.errors import UsageError
+from mpipar.launch import Surroundings, prepare_process
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from mpipar.cli.request import Command
+
+__all__ = ["main"]
+
+COMMANDS: Final[dict[str, Command]] = {
+    "refine": refine.COMMAND,
+    "check": check.COMMAND,
+    "unlock": unlock.COMMAND,
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run mpipar and return its exit code."""
+    words = sys.argv[1:] if arguments is None else list(arguments)
+    prepare_process()
+    around = Surroundings.read()
+    return attempt(lambda: _run(words, around), around.rank)
+
+
+def _run(words: list[str], around: Surroundings) -> int:
+    """Parse on every rank, so that all agree on a wrong option; then run the command."""
+    name = words[0] if words else ""
+    try:
+        with redirect_stdout(sys.stdout if around.rank == 0 else StringIO()):
+            if name not in COMMANDS:
+                return _no_command(words)
+            command = COMMANDS[name]
+            flags, file = parse_flags(
+                command_parser(command.settings, _summary(command)), words[1:]
+            )
+    except SystemExit as end:  # --help, --version
+        return int(end.code or 0)
+    if around.rank > 0 and not command.is_parallel:
+        return 0
+    return command.run(Request(command.settings, flags, file, words, around))
+
+
+def _no_command(words: list[str]) -> int:
+    parser = main_parser({name: _summary(command) for name, command in COMMANDS.items()})
+    if not words:
+        parser.print_help()
+        return UsageError.exit_code
+    if not words[0].startswith("-"):
+        raise UsageError(f"unknown command {words[0]!r}; the commands are {', '.join(COMMANDS)}")
+    parser.parse_args(words)
+    raise UsageError("no command given")
+
+
+def _summary(command: Command) -> str:
+    """First line of the settings' docstring."""
+    return (command.settings.__doc__ or "").splitlines()[0]

@@ -1,0 +1,22 @@
+"""`mpipar unlock`."""
+
+from __future__ import annotations
+
+import sys
+
+from mpipar.cli.request import Command, Request
+from mpipar.settings import UnlockSettings
+
+__all__ = ["COMMAND"]
+
+
+def run(request: Request) -> int:
+    """End the claim of a writer that the user knows to be dead."""
+    from mpipar import store
+
+    settings = request.read(UnlockSettings)
+    sys.stdout.write(store.unlock(settings.path, force=settings.force) + "\n")
+    return 0
+
+
+COMMAND = Command(UnlockSettings, run)

@@ -1,0 +1,9 @@
+"""What this process is: alone, one of several threads' home, or a rank of an MPI world."""
+
+from __future__ import annotations
+
+from mpipar.launch.caches import prepare_process
+from mpipar.launch.start import Launch, start
+from mpipar.launch.surroundings import Surroundings
+
+__all__ = ["Launch", "Surroundings", "prepare_process", "start"]

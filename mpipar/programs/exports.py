@@ -1,0 +1,111 @@
+"""The results of a refinement as files that other programs read."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from mpipar.cryoem.resolution import GOLD_STANDARD, resolution_of
+from mpipar.cryoem.rotations import to_euler
+from mpipar.formats.mrc import write_volume
+from mpipar.formats.star import write_particles
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import numpy as np
+
+    from mpipar.programs.inputs import RefineInputs
+    from mpipar.programs.iteration import Dataset, Maps, RefineState
+    from mpipar.settings import RefineSettings
+    from mpipar.store.project import Project
+
+NAMES = (
+    "map.mrc",
+    "half1.mrc",
+    "half2.mrc",
+    "mask.mrc",
+    "particles.star",
+    "fsc.txt",
+    "fsc.png",
+    "settings.toml",
+)
+
+
+def resolutions(maps: Maps, box: int, pixel_size: float) -> tuple[float, float]:
+    """Resolution in Angstrom inside the mask (corrected for the mask) and without one."""
+    return (
+        resolution_of(maps.corrected, GOLD_STANDARD, box, pixel_size),
+        resolution_of(maps.unmasked, GOLD_STANDARD, box, pixel_size),
+    )
+
+
+def write_all(
+    project: Project,
+    inputs: RefineInputs,
+    settings: RefineSettings,
+    data: Dataset,
+    state: RefineState,
+    maps: Maps,
+) -> None:
+    """Write every file of `NAMES` into the project's folder, each whole or not at all."""
+    pixel_size = inputs.pixel_size
+    volumes = {
+        "map.mrc": maps.combined * data.sphere,
+        "half1.mrc": maps.halves[0],
+        "half2.mrc": maps.halves[1],
+        "mask.mrc": maps.mask,
+    }
+    for name, volume in volumes.items():
+        with project.export(name) as path:
+            write_volume(path, volume, pixel_size)
+    with project.export("particles.star") as path:
+        write_particles(
+            path,
+            inputs.particles,
+            angles=to_euler(state.poses.rotations),
+            origins=-state.poses.shifts * pixel_size,
+            half=data.half,
+            extra={"rlnLogLikeliContribution": state.poses.score},
+        )
+    with project.export("fsc.txt") as path:
+        path.write_text(fsc_table(maps, inputs.box, pixel_size), encoding="utf-8")
+    with project.export("settings.toml") as path:
+        path.write_text(settings.to_toml(), encoding="utf-8")
+    with project.export("fsc.png") as path:
+        _draw(path, maps, volumes["map.mrc"], inputs)
+
+
+def fsc_table(maps: Maps, box: int, pixel_size: float) -> str:
+    """The FSC curves as text: a row per shell."""
+    inside, everywhere = resolutions(maps, box, pixel_size)
+    lines = [
+        "# FSC of the half maps",
+        f"# resolution at 0.143: {inside:.2f} A inside the mask, {everywhere:.2f} A without one",
+        "# shell  1/A  A  unmasked  masked  corrected (phase-randomised, Chen et al. 2013)",
+    ]
+    for shell in range(1, len(maps.unmasked)):
+        frequency = shell / (box * pixel_size)
+        curves = (maps.unmasked[shell], maps.masked[shell], maps.corrected[shell])
+        values = "  ".join(f"{value:9.6f}" for value in curves)
+        lines.append(f"{shell:5d}  {frequency:.6f}  {1 / frequency:9.3f}  {values}")
+    return "\n".join(lines) + "\n"
+
+
+def _draw(
+    path: Path,
+    maps: Maps,
+    volume: np.ndarray[tuple[int, ...], np.dtype[np.float32]],
+    inputs: RefineInputs,
+) -> None:
+    from mpipar.views.plots import picture
+
+    curves = {"corrected": maps.corrected, "inside the mask": maps.masked, "no mask": maps.unmasked}
+    resolution = resolutions(maps, inputs.box, inputs.pixel_size)[0]
+    picture(
+        path,
+        volume,
+        inputs.pixel_size,
+        curves,
+        resolution,
+        title=f"{inputs.particles.count} particles",
+    )

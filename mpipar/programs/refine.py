@@ -1,0 +1,310 @@
+"""Refinement from an initial model: sequential code on rank 0; workers see only the stages."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mpipar.cryoem import reconstruction, symmetry
+from mpipar.cryoem.fourier import filter_shells, lowpass_gain
+from mpipar.cryoem.search_plan import plan_search
+from mpipar.cryoem.symmetry_check import CONVINCING, fitting_setting
+from mpipar.errors import MissingInputError, MpiparError, RequeueError
+from mpipar.programs import dataset, exports, iteration, saved
+from mpipar.programs.convergence import Next, Step, decide
+from mpipar.programs.inputs import RefineInputs, read_inputs
+from mpipar.programs.stages import AlignStage, SpectrumStage
+from mpipar.store.folder import next_free
+from mpipar.store.project import Project
+from mpipar.views.progress import View, duration
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from mpipar.cryoem.alignment import SearchPlan
+    from mpipar.programs.iteration import Dataset, Maps, RefineState
+    from mpipar.runtime.pool import Outcome, Pool, Snapshot
+    from mpipar.runtime.stage import Stage, Task
+    from mpipar.settings import RefineSettings
+
+MEGABYTE = 1_000_000
+OpenPool = Callable[[int, int], "Pool"]
+
+
+@dataclass
+class Clock:
+    """Seconds spent in each phase."""
+
+    spent: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Count the time inside under `name`."""
+        start = time.monotonic()
+        try:
+            yield
+        finally:
+            self.spent[name] = self.spent.get(name, 0.0) + time.monotonic() - start
+
+
+@dataclass
+class Session:
+    """What one run holds: its settings, input, project, workers, and where it says what it does."""
+
+    settings: RefineSettings
+    inputs: RefineInputs
+    project: Project
+    pool: Pool
+    view: View
+    clock: Clock
+    history: list[Step] = field(default_factory=list)
+
+    def run(
+        self, label: str, stage: Stage, shared: dict[str, Any], tasks: list[Task], **facts: str
+    ) -> Outcome:
+        """Run a stage on the workers, showing progress in particles."""
+        count, total = self.inputs.particles.count, len(tasks)
+
+        def watch(now: Snapshot) -> None:
+            done = count * now.done // max(total, 1)
+            self.view.progress(label, done, count, **facts, stolen=now.stolen)
+            self.project.status(phase=label, done=done, total=count, **facts)
+
+        return self.pool.run(stage, shared, tasks, watch=watch)
+
+
+def run(settings: RefineSettings, open_pool: OpenPool, view: View) -> None:
+    """Refine, or go on with a refinement. All input is checked before a worker gets anything to do.
+
+    open_pool   compute threads per worker, bytes of its block cache -> the workers
+    raises      MpiparError; the project then says `failed`, or `requeue` if the run can be resumed
+    """
+    clock = Clock()
+    project: Project | None = None
+    try:
+        if settings.resume:
+            project, settings = _resume(settings, view)
+        with clock.phase("reading and checking input"):
+            inputs = read_inputs(settings)
+            operators, notes = _symmetry(inputs, settings)
+        _describe(inputs, notes, view)
+        if settings.check:
+            view.say("input checked; nothing was written")
+            return
+        project = project or _create(settings)
+        view.say(f"results go to {project.path}")
+        pool = open_pool(settings.threads, settings.cache * MEGABYTE)
+        session = Session(settings, inputs, project, pool, view, clock)
+        data, state = _prepare(session, operators)
+        _refine(session, data, state)
+        project.verdict("done", "refinement finished")
+    except BaseException as error:
+        _give_up(project, error)
+        raise
+    finally:
+        if project is not None:
+            project.close()
+
+
+def _give_up(project: Project | None, error: BaseException) -> None:
+    """Leave a verdict; a run that kept nothing leaves no folder."""
+    if project is None or not project.is_writer:
+        return
+    if isinstance(error, MpiparError) and not project.commits():
+        project.abandon()
+        return
+    temporary = isinstance(error, RequeueError | KeyboardInterrupt)
+    with suppress(MpiparError):  # a writer that was passed over, or a full disk: the error says it
+        project.verdict("requeue" if temporary else "failed", f"{type(error).__name__}: {error}")
+
+
+def _resume(settings: RefineSettings, view: View) -> tuple[Project, RefineSettings]:
+    """Open an earlier run for writing and take its settings."""
+    path = settings.path
+    if path is None:
+        runs = sorted(Path.cwd().glob("refine_[0-9]*"), key=lambda p: (len(p.name), p.name))
+        if not runs:
+            raise MissingInputError(
+                f"--resume: there is no refine_NN in {Path.cwd()}; name it with --path"
+            )
+        path = runs[-1]
+    project = Project.open(path, writer=not settings.check, say=view.say)
+    try:
+        return project, settings.over(project.settings, where=str(path))
+    except BaseException:
+        project.close()
+        raise
+
+
+def _create(settings: RefineSettings) -> Project:
+    path = settings.path or next_free(Path.cwd(), "refine")
+    return Project.create(path, settings=settings.to_mapping(), kind="refine")
+
+
+def _symmetry(
+    inputs: RefineInputs, settings: RefineSettings
+) -> tuple[NDArray[np.float64], list[str]]:
+    """Operators of the point group, and what is to be said about how the model fits them."""
+    setting, correlation = fitting_setting(inputs.model, settings.sym)
+    usual = symmetry.settings_of(settings.sym)[0]
+    operators = symmetry.operators(setting)
+    notes = [f"symmetry {setting}: {len(operators)} operators"] if len(operators) > 1 else []
+    if setting != usual:
+        notes.append(f"the model is in setting {setting}, not {usual}; {setting} is used")
+    if correlation < CONVINCING:
+        notes.append(
+            f"the model hardly shows symmetry {setting} (correlation {correlation:.2f} with its "
+            "mates): is it the right group, and is the model turned to its axes and centred?"
+        )
+    return operators, notes
+
+
+def _describe(inputs: RefineInputs, notes: list[str], view: View) -> None:
+    count = inputs.particles.count
+    view.say(
+        f"{count} particles of {inputs.box} x {inputs.box} pixels of {inputs.pixel_size:g} A "
+        f"from {inputs.particles.path}"
+    )
+    for note in (*inputs.notes, *notes):
+        view.say(f"note: {note}")
+
+
+def _prepare(session: Session, operators: Any) -> tuple[Dataset, RefineState]:
+    """The data set and the state to go on from: the last commit's, or after a first look."""
+    settings, inputs, project = session.settings, session.inputs, session.project
+    fingerprint = saved.fingerprint(inputs)
+    cutoff = dataset.lowpass_of(inputs, settings)
+    lowpassed = filter_shells(
+        inputs.model, lowpass_gain(inputs.box, inputs.box * inputs.pixel_size / cutoff)
+    )
+    geometry = dataset.geometry_of(inputs, settings, lowpassed)
+    session.view.say(
+        f"particle diameter {2 * geometry.radius * geometry.pixel_size:.0f} A, "
+        f"model filtered to {cutoff:.0f} A"
+    )
+    if project.commits():
+        constants = saved.load_constants(project, fingerprint)
+        session.history = saved.load_history(project)
+        session.pool.serve(inputs.stacks.divided(dataset.blocks_of(constants.half)))
+        data = dataset.make_dataset(inputs, settings, geometry, operators, constants)
+        return data, saved.load_state(project)
+    half = dataset.half_sets(inputs.particles, settings.seed)
+    blocks = dataset.blocks_of(half)
+    session.pool.serve(inputs.stacks.divided(blocks))
+    with session.clock.phase("first look at all images"):
+        outcome = session.run(
+            "first look", SpectrumStage(geometry), {}, dataset.first_tasks(blocks)
+        )
+    served = outcome.statistics.bytes_served / MEGABYTE
+    session.view.say(f"first look at all images: {served:.1f} MB served to the workers")
+    constants, spectra = dataset.measure(inputs.box, half, blocks, outcome.results)
+    if constants.normalised:
+        session.view.say(
+            "note: the images are not normalised (background mean 0, deviation 1); each one is "
+            "normalised here"
+        )
+    data = dataset.make_dataset(inputs, settings, geometry, operators, constants)
+    state = dataset.first_state(inputs, data, spectra, lowpassed, cutoff)
+    with session.clock.phase("saving"):
+        saved.commit_first(project, constants, state, fingerprint)
+    return data, state
+
+
+def _refine(session: Session, data: Dataset, state: RefineState) -> None:
+    """Iterate until converged, then write the results."""
+    settings = session.settings
+    maps: Maps | None = None
+    while not (following := decide(session.history, settings.iter, settings.targetres)).stop:
+        state, maps = _iterate(session, data, state, following)
+    session.view.say(following.reason)
+    with session.clock.phase("writing results"):
+        maps = maps or saved.load_maps(session.project)
+        exports.write_all(session.project, session.inputs, session.settings, data, state, maps)
+    _summarise(session, maps)
+
+
+def _iterate(
+    session: Session, data: Dataset, state: RefineState, following: Next
+) -> tuple[RefineState, Maps]:
+    """One iteration: align and insert on the workers, solve on rank 0, commit."""
+    started, number = time.monotonic(), state.iteration + 1
+    plan = plan_search(
+        data.sampling,
+        state.resolved_shell,
+        exhaustive=following.exhaustive,
+        free_scale=state.iteration == 0,
+    )
+    radius = data.sampling.insertion_radius(plan.radius, following.complete)
+    with session.clock.phase("preparing references"):
+        scales = iteration.fixed_point(data, state)
+        shared = iteration.shared_arrays(data, state, plan)
+        tasks = dataset.align_tasks(data, dataset.ctf_of(session.inputs.particles), state)
+    stage = AlignStage(data.geometry, plan, radius, scales)
+    with session.clock.phase("searching" if plan.exhaustive else "local refinement"):
+        outcome = session.run(
+            f"iteration {number}: {'search' if plan.exhaustive else 'local'}",
+            stage,
+            shared,
+            tasks,
+            resolution=f"{state.resolution:.1f} A",
+        )
+    with session.clock.phase("reconstruction"):
+        state, maps = _solve(data, state, plan, radius, scales, outcome)
+    complete = radius == data.geometry.box // 2 - 1
+    session.history.append(Step(state.resolution, state.jumped, plan.exhaustive, complete))
+    with session.clock.phase("saving"):
+        saved.commit(session.project, state, maps, session.history)
+    _report(session, state, plan, outcome, time.monotonic() - started)
+    return state, maps
+
+
+def _solve(
+    data: Dataset,
+    state: RefineState,
+    plan: SearchPlan,
+    radius: int,
+    scales: reconstruction.FixedPoint,
+    outcome: Outcome,
+) -> tuple[RefineState, Maps]:
+    assert outcome.sums is not None
+    first, second = (
+        reconstruction.half_sums(
+            outcome.sums[f"half{half}"], scales, data.symmetry, data.geometry.box
+        )
+        for half in (1, 2)
+    )
+    return iteration.next_state(data, state, plan, radius, outcome.results, (first, second))
+
+
+def _report(
+    session: Session, state: RefineState, plan: SearchPlan, outcome: Outcome, seconds: float
+) -> None:
+    statistics = outcome.statistics
+    session.view.iteration(
+        {
+            "iteration": state.iteration,
+            "search": "all" if plan.exhaustive else "local",
+            "resolution A": state.resolution,
+            "moved %": 100.0 * state.jumped,
+            "stolen": statistics.tasks_stolen,
+            "served MB": statistics.bytes_served / MEGABYTE,
+            "time": duration(seconds),
+        }
+    )
+
+
+def _summarise(session: Session, maps: Maps) -> None:
+    view, geometry = session.view, session.inputs
+    inside, everywhere = exports.resolutions(maps, geometry.box, geometry.pixel_size)
+    view.say(
+        f"resolution {inside:.2f} A (FSC 0.143 inside the mask; {everywhere:.2f} A without one)"
+    )
+    view.say(f"results in {session.project.path}: {', '.join(exports.NAMES)}")
+    total = sum(session.clock.spent.values())
+    for name, seconds in session.clock.spent.items():
+        view.say(f"  {name:<28} {seconds:8.1f} s  {seconds / total:5.0%}")

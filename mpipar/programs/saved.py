@@ -1,0 +1,151 @@
+"""A refinement's state as commits of its project: what is kept, and reading it back bit for bit."""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+from dataclasses import asdict
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+from mpipar.cryoem.alignment import Poses
+from mpipar.errors import InputError
+from mpipar.programs.convergence import Step
+from mpipar.programs.dataset import Constants
+from mpipar.programs.iteration import Maps, RefineState
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+
+    from mpipar.programs.inputs import RefineInputs
+    from mpipar.store.project import Commit, Project
+
+LIBRARIES = ("numpy", "scipy", "numba", "healpy", "h5py")
+
+
+def fingerprint(inputs: RefineInputs) -> str:
+    """What a resumed run must find unchanged: particle list, model, mask, the stacks' sizes."""
+    digest = hashlib.sha256(inputs.particles.path.read_bytes())
+    digest.update(inputs.model.tobytes())
+    if inputs.mask is not None:
+        digest.update(inputs.mask.tobytes())
+    for path in inputs.particles.stacks:
+        digest.update(f"{path.name} {path.stat().st_size}".encode())
+    return digest.hexdigest()
+
+
+def environment() -> dict[str, str]:
+    """What the bits of a result depend on besides input and settings."""
+    return {
+        "cpu": platform.processor() or platform.machine(),
+        "python": platform.python_version(),
+    } | {name: version(name) for name in LIBRARIES}
+
+
+def commit_first(project: Project, constants: Constants, state: RefineState, inputs: str) -> None:
+    """Commit 0: what stays the same, and the state before the first iteration."""
+    arrays: dict[str, NDArray[Any]] = {
+        "half": constants.half,
+        "offset": constants.offset,
+        "gain": constants.gain,
+        "largest": constants.largest,
+        **_state_arrays(state),
+    }
+    attributes = {
+        **_state_attributes(state),
+        "normalised": constants.normalised,
+        "input": inputs,
+        "environment": environment(),
+        "history": [],
+    }
+    project.commit(0, arrays, attributes)
+
+
+def commit(project: Project, state: RefineState, maps: Maps, history: Sequence[Step]) -> None:
+    """Commit a finished iteration: its state, its maps, and the story so far."""
+    arrays: dict[str, NDArray[Any]] = {
+        **_state_arrays(state),
+        "half_maps": maps.halves,
+        "mask": maps.mask,
+        "map": maps.combined,
+        "fsc_unmasked": maps.unmasked,
+        "fsc_masked": maps.masked,
+    }
+    attributes = {**_state_attributes(state), "history": [asdict(step) for step in history]}
+    project.commit(state.iteration, arrays, attributes)
+
+
+def _state_arrays(state: RefineState) -> dict[str, NDArray[Any]]:
+    return {
+        "rotations": state.poses.rotations,
+        "shifts": state.poses.shifts,
+        "score": state.poses.score,
+        "references": state.references,
+        "noise": state.noise,
+        "fsc": state.correlation,
+        "settled": state.settled,
+    }
+
+
+def _state_attributes(state: RefineState) -> dict[str, Any]:
+    return {
+        "iteration": state.iteration,
+        "resolution": state.resolution,
+        "resolved_shell": state.resolved_shell,
+        "jumped": state.jumped,
+    }
+
+
+def _latest(project: Project) -> Commit:
+    latest = project.latest()
+    assert latest is not None, "asked for the state of a project without commits"
+    return latest
+
+
+def load_constants(project: Project, inputs: str) -> Constants:
+    """What commit 0 keeps. Raises InputError if the input is not what the run was started with."""
+    first = project.load(project.commits()[0])
+    if first.attributes["input"] != inputs:
+        raise InputError(
+            f"{project.path} was started with other input: the particle list, model, mask or a "
+            "stack has changed since; start a new run, or restore the files"
+        )
+    arrays = first.arrays
+    return Constants(
+        arrays["half"],
+        arrays["offset"],
+        arrays["gain"],
+        arrays["largest"],
+        bool(first.attributes["normalised"]),
+    )
+
+
+def load_history(project: Project) -> list[Step]:
+    """All finished iterations."""
+    return [Step(**step) for step in _latest(project).attributes["history"]]
+
+
+def load_state(project: Project) -> RefineState:
+    """The state of the latest commit, bit for bit as it was."""
+    latest = _latest(project)
+    arrays, attributes = latest.arrays, latest.attributes
+    return RefineState(
+        iteration=attributes["iteration"],
+        poses=Poses(arrays["rotations"], arrays["shifts"], arrays["score"]),
+        references=arrays["references"],
+        noise=arrays["noise"],
+        correlation=arrays["fsc"],
+        resolution=attributes["resolution"],
+        resolved_shell=attributes["resolved_shell"],
+        settled=arrays["settled"],
+        jumped=attributes["jumped"],
+    )
+
+
+def load_maps(project: Project) -> Maps:
+    """The maps of the latest commit."""
+    arrays = _latest(project).arrays
+    names = ("half_maps", "mask", "map", "fsc_unmasked", "fsc_masked", "fsc")
+    return Maps(*(arrays[name] for name in names))

@@ -1,0 +1,194 @@
+"""The stages that workers run for a refinement: a first look at all images; align and insert."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mpipar.cryoem import alignment, masks, noise, reconstruction
+from mpipar.cryoem.alignment import GridSearch, Poses, Reference, SearchPlan
+from mpipar.cryoem.ctf import CtfParameters, contrast_transfer
+from mpipar.cryoem.fourier import Components, components, image_components
+from mpipar.runtime.stage import Block, Stage, Task
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from numpy.typing import NDArray
+
+MASK_EDGE = 5.0
+"""Width in pixels of the soft edge of the disc that images are masked with for alignment."""
+
+
+@dataclass(frozen=True)
+class ImageGeometry:
+    """What stages know of the images; the radius is the particle's, box and radius in pixels."""
+
+    box: int
+    pixel_size: float
+    radius: float
+
+
+@dataclass(frozen=True)
+class ParticleRows:
+    """What a task knows of its particles, one row each; all of one half set (1 or 2).
+
+    offset, gain   (b,) an image is used as (image - offset) * gain
+    settled        (b,) images whose pose a search over all orientations has confirmed
+    """
+
+    half: int
+    ctf: CtfParameters
+    offset: NDArray[np.float64]
+    gain: NDArray[np.float64]
+    poses: Poses
+    settled: NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class FirstLook:
+    """Of a block: background mean, deviation (b,); power, largest amplitude per shell (b, s)."""
+
+    mean: NDArray[np.float64]
+    deviation: NDArray[np.float64]
+    power: NDArray[np.float64]
+    largest: NDArray[np.float64]
+
+
+class SpectrumStage(Stage):
+    """Measures each image: background, power per shell inside the mask, largest amplitudes."""
+
+    def __init__(self, geometry: ImageGeometry) -> None:
+        self.geometry = geometry
+
+    def run(self, task: Task, block: Block | None, state: Any) -> FirstLook:
+        del task, state
+        assert block is not None
+        images = block["images"]
+        mean, deviation = masks.background(images, self.geometry.radius)
+        centred = images - mean[:, None, None].astype(np.float32)
+        wanted = components(self.geometry.box, self.geometry.box // 2 - 1)
+        centres = np.zeros((len(images), 2))
+        disc = masks.soft_discs(self.geometry.box, centres, self.geometry.radius, MASK_EDGE)
+        masked = image_components(centred * disc, wanted)
+        power = wanted.shell_sums(masked.real**2 + masked.imag**2)
+        whole = image_components(centred, wanted)
+        largest = np.maximum.reduceat(np.abs(whole), wanted.starts, axis=-1)
+        return FirstLook(mean, deviation, power, largest.astype(np.float64))
+
+
+@dataclass(frozen=True)
+class AlignResult:
+    """New poses of a block, and its power per shell (s,) that they leave unexplained."""
+
+    poses: Poses
+    residual: NDArray[np.float64]
+
+
+@dataclass
+class AlignState:
+    """One worker's state in an iteration; a half set's grid and sums are made when needed."""
+
+    shared: Mapping[str, Any]
+    wanted: Components
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    grids: dict[int, GridSearch] = field(default_factory=dict)
+    sums: dict[str, NDArray[np.int64]] = field(default_factory=dict)
+
+
+class AlignStage(Stage):
+    """Finds each particle's pose against its half's reference; adds its slice to its half's sums.
+
+    Shared: ``reference1, reference2`` (transforms), ``noise`` (2, s) and, for an exhaustive search,
+    ``orientations`` (o, 3, 3).
+    """
+
+    def __init__(
+        self,
+        geometry: ImageGeometry,
+        plan: SearchPlan,
+        insertion_radius: int,
+        scales: reconstruction.FixedPoint,
+    ) -> None:
+        self.geometry = geometry
+        self.plan = plan
+        self.insertion_radius = insertion_radius
+        self.scales = scales
+
+    def start(self, shared: Mapping[str, Any]) -> AlignState:
+        return AlignState(shared, components(self.geometry.box, self.insertion_radius))
+
+    def run(self, task: Task, block: Block | None, state: AlignState) -> AlignResult:
+        assert block is not None
+        rows: ParticleRows = task.payload
+        wanted, half = state.wanted, rows.half
+        images = (block["images"] - rows.offset[:, None, None].astype(np.float32)) * rows.gain[
+            :, None, None
+        ].astype(np.float32)
+        ctf = contrast_transfer(
+            rows.ctf, wanted.frequencies, self.geometry.box, self.geometry.pixel_size
+        )
+        weights = noise.weights(state.shared["noise"][half - 1], wanted)
+        centres = np.rint(rows.poses.shifts)
+        discs = masks.soft_discs(self.geometry.box, centres, self.geometry.radius, MASK_EDGE)
+        masked = image_components(images * discs, wanted)
+        reference = Reference(state.shared[f"reference{half}"], self.plan.radius, self.geometry.box)
+        data = alignment.weigh(masked, ctf, weights)
+        data[:, 0] = 0.0  # zero frequency holds the background's offset, not the particle
+        grid = self._grid(state, half, reference)
+        search = None if grid is None else (grid, ~rows.settled)
+        found = alignment.find_poses(reference, wanted, data, rows.poses, self.plan, search)
+        residual = self._residual(reference, wanted, masked, ctf, found)
+        self._insert(state, half, image_components(images, wanted), ctf, found)
+        return AlignResult(found, residual)
+
+    def partial(self, state: AlignState) -> dict[str, NDArray[np.int64]]:
+        return state.sums
+
+    def _grid(self, state: AlignState, half: int, reference: Reference) -> GridSearch | None:
+        if not self.plan.exhaustive:
+            return None
+        with state.lock:
+            if half not in state.grids:
+                orientations = state.shared["orientations"]
+                state.grids[half] = GridSearch(reference, orientations, self.plan, state.wanted)
+            return state.grids[half]
+
+    def _residual(
+        self,
+        reference: Reference,
+        wanted: Components,
+        masked: NDArray[np.complex64],
+        ctf: NDArray[np.float32],
+        found: Poses,
+    ) -> NDArray[np.float64]:
+        """Power per shell of images minus reference; all of it if the grey scale means nothing."""
+        count = 0 if self.plan.free_scale else wanted.within(self.plan.radius)
+        frequencies = wanted.frequencies[:count]
+        flat = alignment.slices_of(reference, found.rotations, frequencies)
+        model = flat.view(np.complex64) * ctf[:, :count]
+        model = model * alignment.phases(found.shifts, frequencies, self.geometry.box).conj()
+        return np.asarray(noise.residual_power(masked, model, wanted).sum(axis=0))
+
+    def _insert(
+        self,
+        state: AlignState,
+        half: int,
+        images: NDArray[np.complex64],
+        ctf: NDArray[np.float32],
+        found: Poses,
+    ) -> None:
+        """Add the block's slices; last, so that a task that fails leaves nothing behind."""
+        wanted = state.wanted
+        weights = noise.weights(state.shared["noise"][half - 1], wanted)
+        moved = images * alignment.phases(found.shifts, wanted.frequencies, self.geometry.box)
+        values = alignment.weigh(moved, ctf, weights)
+        values[:, 0] *= 0.5  # zero frequency is its own Friedel mate
+        with state.lock:
+            name = f"half{half}"
+            if name not in state.sums:
+                state.sums[name] = reconstruction.empty_sums(self.insertion_radius)
+            reconstruction.insert(state.sums[name], values, found.rotations, wanted, self.scales)

@@ -1,0 +1,193 @@
+"""A frozen dataclass per command: the whole interface of that command."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+from mpipar.errors import UsageError
+from mpipar.options import Settings, option
+
+__all__ = ["CheckSettings", "RefineSettings", "UnlockSettings"]
+
+INPUT, SAMPLE, SEARCH, RUNNING = "input and output", "the particle", "the refinement", "how it runs"
+
+
+@dataclass(frozen=True, kw_only=True)
+class RefineSettings(Settings):
+    """Refine particle poses and reconstruct the volume, starting from an initial model."""
+
+    command: ClassVar[str] = "refine"
+    epilog: ClassVar[str] = """\
+examples:
+  # 64 MPI ranks: one master that reads all files, 63 workers
+  mpirun -n 64 python -m mpipar refine --input particles.star --model init.mrc --sym c1
+
+  # a workstation without MPI: four workers in one process; --check: say first what would be done
+  python -m mpipar refine --input p.star --model init.mrc --sym d7 --parallel=thread:4 --check
+
+  # go on where the newest refine_NN, or a named one, stopped (time limit, kill, power cut)
+  mpirun -n 64 python -m mpipar refine --resume
+  mpirun -n 64 python -m mpipar refine --resume --path refine_01
+
+  # a pixel size known better than the STAR file does, and an end at 4 A
+  mpirun -n 16 python -m mpipar refine --input p.star --model init.mrc --apix 1.06 --targetres 4
+
+  # SLURM in one line (scripts to copy, with requeue and resume: slurm/refine.sbatch)
+  sbatch -n 64 --wrap "srun python -m mpipar refine --input particles.star --model init.mrc"
+"""
+
+    input: Path | None = option(
+        None,
+        help="particles: RELION STAR file (3.0 or 3.1), its MRC stacks found as RELION finds them",
+        default_text="required unless --resume",
+        metavar="STAR",
+        group=INPUT,
+    )
+    model: Path | None = option(
+        None,
+        help="initial model; only its low-resolution shape is used",
+        default_text="required unless --resume",
+        metavar="MRC",
+        group=INPUT,
+    )
+    path: Path | None = option(
+        None,
+        help="folder for the results",
+        default_text="the next free refine_NN; with --resume the newest",
+        metavar="FOLDER",
+        group=INPUT,
+        changeable=True,
+    )
+    resume: bool = option(
+        False,
+        help="go on with an earlier run, with its settings, from its last finished iteration",
+        group=INPUT,
+        changeable=True,
+    )
+    check: bool = option(
+        False,
+        help="read and check all input, say what would be done, write nothing",
+        group=INPUT,
+        changeable=True,
+    )
+    sym: str = option("c1", help="symmetry: cN, dN, t, o or i", metavar="GROUP", group=SAMPLE)
+    diameter: float | None = option(
+        None,
+        help="diameter of the particle; outside it there is only solvent",
+        units="A",
+        default_text="from the model",
+        minimum=1,
+        group=SAMPLE,
+    )
+    apix: float | None = option(
+        None,
+        help="pixel size of the images",
+        units="A",
+        default_text="from the STAR file",
+        minimum=0.01,
+        group=SAMPLE,
+    )
+    mask: Path | None = option(
+        None,
+        help="mask for the FSC and the reference, 0 to 1",
+        default_text="a sphere of the diameter, with a soft edge",
+        metavar="MRC",
+        group=SAMPLE,
+    )
+    iter: int = option(
+        20, help="iterations at most", minimum=1, metavar="N", group=SEARCH, changeable=True
+    )
+    targetres: float | None = option(
+        None,
+        help="stop when this resolution is reached; finer data are not used",
+        units="A",
+        default_text="as far as the data go",
+        minimum=0.1,
+        group=SEARCH,
+        changeable=True,
+    )
+    lowpass: float | None = option(
+        None,
+        help="low-pass of the initial model",
+        units="A",
+        default_text="from the size of the particle",
+        minimum=0.1,
+        group=SEARCH,
+    )
+    seed: int = option(
+        0, help="of the random half sets; same seed, same bits", minimum=0, group=SEARCH
+    )
+    parallel: str | None = option(
+        None,
+        help="serial, thread:N, mpi, or mpi:N (N ranks including the master; starts mpirun itself)",
+        default_text="mpi under mpirun or srun, else serial",
+        metavar="TYPE",
+        group=RUNNING,
+        changeable=True,
+    )
+    threads: int = option(
+        1,
+        help="compute threads of each worker",
+        minimum=1,
+        metavar="N",
+        group=RUNNING,
+        changeable=True,
+    )
+    cache: int = option(
+        4096,
+        help="memory for particle images on each worker",
+        units="MB",
+        minimum=1,
+        metavar="MB",
+        group=RUNNING,
+        changeable=True,
+    )
+    verbose: int = option(
+        0,
+        help="say more; -1: say nothing but errors",
+        short="-v",
+        count=True,
+        minimum=-1,
+        group=RUNNING,
+        changeable=True,
+    )
+
+    def check_together(self) -> None:
+        for name in ("input", "model"):
+            if getattr(self, name) is None and not self.resume:
+                raise UsageError(f"{self.flag(name)} is required (or --resume to go on with a run)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckSettings(Settings):
+    """Check that a run's folder is whole: every sealed file, the journal, the last commit."""
+
+    command: ClassVar[str] = "check"
+    epilog: ClassVar[str] = """\
+It reads only, and may be used at any time, on any host, while a run is writing.
+Exit code 0: sound. 65: problems found, one line each.
+
+example:
+  python -m mpipar check refine_01
+"""
+
+    path: Path = option(help="folder of the run", metavar="FOLDER", positional=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class UnlockSettings(Settings):
+    """Declare the writer of a run's folder dead, when mpipar cannot know it by itself."""
+
+    command: ClassVar[str] = "unlock"
+    epilog: ClassVar[str] = """\
+Only needed when a run refuses to resume because its last writer may still live on another host.
+Make sure first that it does not; if it lives after all, nothing more that it writes will count.
+
+example:
+  python -m mpipar unlock refine_01
+"""
+
+    path: Path = option(help="folder of the run", metavar="FOLDER", positional=True)
+    force: bool = option(False, help="even though its last writer is seen to live on this machine")

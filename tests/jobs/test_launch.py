@@ -1,0 +1,127 @@
+"""Whole jobs under a real mpirun: how they begin, how they end when rank 0 refuses."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+MPIRUN = Path(sys.prefix) / "bin" / "mpirun"
+WORDS = ["refine", "--input", "none.star", "--model", "none.mrc"]
+PATIENCE = 60  # seconds; a job that takes longer hangs
+
+pytestmark = pytest.mark.skipif(not MPIRUN.exists(), reason="this environment brings no MPI")
+
+
+def environment(**more):
+    launchers = ("OMPI_COMM", "PMI", "SLURM", "NSLOTS", "MPIPAR", "PRTE")
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(launchers)}
+    kept |= {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
+    return {**kept, "PYTHONPATH": str(ROOT), "MPIPAR_PATIENCE": "20", **more}
+
+
+def run(command, **more):
+    return subprocess.run(
+        [str(word) for word in command],
+        cwd=ROOT,
+        env=environment(**more),
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        check=False,
+    )
+
+
+def job(ranks, act, *words, **more):
+    parts = [sys.executable, "-m", "tests.support.parts", act, *WORDS, *words]
+    return run([*mpirun(ranks), *parts], **more)
+
+
+def mpirun(ranks):
+    version = subprocess.run([MPIRUN, "--version"], capture_output=True, text=True, check=False)
+    crowd = ["--oversubscribe"] if "Open MPI" in version.stdout else []
+    return [MPIRUN, *crowd, "-n", ranks]
+
+
+def complaints(done):
+    return [line for line in done.stderr.splitlines() if line.startswith("mpipar:")]
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 4])
+def test_ranks_form_one_pool(ranks):
+    done = job(ranks, "compute", "--threads", "2")
+    assert done.returncode == 0, done.stderr
+    first, results, loaded = done.stdout.splitlines()
+    workers = max(1, ranks - 1)
+    assert results == f"results {[n * n for n in range(10)]} by {workers} workers"
+    assert first.startswith(
+        "1 process, 1 worker" if ranks == 1 else f"MPI, {ranks} ranks: 1 master"
+    )
+    assert loaded == f"mpi4py loaded: {ranks > 1}"
+
+
+@pytest.mark.parametrize("parallel", ["serial", "thread:2"])
+def test_without_mpirun_no_mpi_is_loaded(parallel):
+    parts = [sys.executable, "-m", "tests.support.parts", "compute", *WORDS]
+    done = run([*parts, f"--parallel={parallel}"])
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.endswith("mpi4py loaded: False\n")
+
+
+@pytest.mark.parametrize(("act", "code"), [("refuse", 65), ("fail", 70), ("fail_late", 70)])
+def test_all_ranks_end_when_rank_0_fails(act, code):
+    done = job(3, act)
+    assert done.returncode == code
+    if act == "refuse":
+        assert complaints(done) == ["mpipar: none.star: no particles"]
+    else:
+        assert done.stderr.count("ZeroDivisionError: a bug") == 1
+        assert "this is a bug in mpipar" in done.stderr
+
+
+def test_wrong_flag_is_said_once():
+    done = job(3, "compute", "--simmetry", "c1")
+    assert done.returncode == 64
+    assert len(complaints(done)) == 1
+    assert "did you mean --" in done.stderr or "unknown option --simmetry" in done.stderr
+
+
+def test_wrong_value_in_a_settings_file_that_only_rank_0_reads(tmp_path):
+    (tmp_path / "s.toml").write_text('parallel = "thread:2"\n')
+    done = job(3, "compute", "--settings", tmp_path / "s.toml")
+    assert done.returncode == 71
+    assert complaints(done) == [
+        "mpipar: --parallel=thread:2 does not fit the 3 ranks that were started; leave it out"
+    ]
+
+
+def test_help_is_printed_once():
+    done = run([*mpirun(3), sys.executable, "-m", "mpipar", "refine", "--help"])
+    assert done.returncode == 0
+    assert done.stdout.count("usage:") == 1
+
+
+@pytest.mark.parametrize("launcher", ["OMPI_COMM_WORLD", "PMI"])
+def test_processes_that_each_believe_they_are_alone_stop_with_one_message(launcher):
+    parts = [sys.executable, "-m", "tests.support.parts", "compute", *WORDS]
+    size = {f"{launcher}_SIZE": "3"}
+    done = [run(parts, **size, **{f"{launcher}_RANK": str(rank)}) for rank in range(3)]
+    assert [d.returncode for d in done] == [71, 0, 0]
+    said = [line for d in done for line in complaints(d)]
+    assert len(said) == 1
+    assert said[0].startswith("mpipar: 3 processes were started")
+    assert f"({launcher}_SIZE=3)" in said[0]
+    assert "alone" in said[0]
+    assert all(d.stdout == "" for d in done)
+
+
+def test_parallel_mpi_starts_mpirun_itself():
+    done = run([sys.executable, "-m", "mpipar", *WORDS, "--parallel=mpi:3"])
+    assert done.stdout.startswith("MPI, 3 ranks: 1 master + 2 workers")
+    assert done.returncode == 66
+    assert len(complaints(done)) == 1
+    assert "none.star" in complaints(done)[0]
