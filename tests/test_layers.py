@@ -1,0 +1,64 @@
+"""The house's plan: who imports whom, and how large a room may be."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+ROOT = Path(__file__).parent.parent
+PACKAGE = ROOT / "mpipar"
+MODULES = sorted(PACKAGE.rglob("*.py"))
+NAMES = [str(path.relative_to(ROOT)) for path in MODULES]
+
+LONGEST_MODULE = 400
+LONGEST_FUNCTION = 40
+LONGEST_KERNEL = 60
+
+
+def functions(tree: ast.AST) -> Iterator[tuple[str, int]]:
+    """Name and length of every function; its docstring and decorators are not counted."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            lines = (node.end_lineno or node.lineno) - node.lineno + 1
+            first = node.body[0]
+            if ast.get_docstring(node) is not None and len(node.body) > 1:
+                lines -= (first.end_lineno or first.lineno) - first.lineno + 1
+            yield node.name, lines
+
+
+def test_imports_keep_to_the_layers():
+    linter = Path(sys.executable).with_name("lint-imports")
+    done = subprocess.run([linter], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("path", MODULES, ids=NAMES)
+def test_module_is_short_and_opens_with_a_sentence(path):
+    text = path.read_text(encoding="utf-8")
+    assert len(text.splitlines()) <= LONGEST_MODULE
+    assert ast.get_docstring(ast.parse(text))
+
+
+@pytest.mark.parametrize("path", MODULES, ids=NAMES)
+def test_functions_are_short(path):
+    longest = LONGEST_KERNEL if "kernels" in path.parts else LONGEST_FUNCTION
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    assert [(name, n) for name, n in functions(tree) if n > longest] == []
+
+
+def test_package_parses_as_the_oldest_python_it_promises():
+    for path in MODULES:
+        ast.parse(path.read_text(encoding="utf-8"), feature_version=(3, 10))
+
+
+def test_serial_start_loads_no_mpi():
+    code = "import sys, mpipar.cli.main; sys.exit(any(m.startswith('mpi4py') for m in sys.modules))"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
