@@ -14,6 +14,7 @@ from mpipar.cryoem.fourier import (
     interpolation_falloff,
     volume_from_half_transform,
 )
+from mpipar.cryoem.symmetry import SAME
 from mpipar.kernels import insertion
 
 if TYPE_CHECKING:
@@ -42,8 +43,8 @@ def fixed_point(largest_value: float, largest_weight: float, particles: int) -> 
     """
 
     def scale(largest: float) -> float:
-        total = max(largest, 1e-300) * SLICES_PER_VOXEL * max(particles, 1)
-        return 2.0 ** min(LARGEST_SUM_BITS - 1 - math.ceil(math.log2(total)), LARGEST_EXPONENT)
+        bits = math.log2(max(largest, 1e-300)) + math.log2(SLICES_PER_VOXEL * max(particles, 1))
+        return 2.0 ** min(LARGEST_SUM_BITS - 1 - math.ceil(bits), LARGEST_EXPONENT)
 
     return FixedPoint(scale(largest_value), scale(largest_weight))
 
@@ -126,17 +127,17 @@ def cosets(group: NDArray[np.float64]) -> list[NDArray[np.float64]]:
         return []
     cyclic = max((_powers(operator) for operator in group), key=len)
     representatives: list[NDArray[np.float64]] = []
-    covered: list[NDArray[np.float64]] = []
+    covered = np.empty((0, 3, 3))
     for operator in group:
-        if not any(np.allclose(operator, known, atol=1e-6) for known in covered):
+        if not (np.abs(covered - operator).max(axis=(1, 2)) < SAME).any():
             representatives.append(operator)
-            covered.extend(operator @ power for power in cyclic)
+            covered = np.concatenate([covered, operator @ np.array(cyclic)])
     return [np.array(part) for part in (cyclic, representatives) if len(part) > 1]
 
 
 def _powers(operator: NDArray[np.float64]) -> list[NDArray[np.float64]]:
     powers = [np.eye(3)]
-    while not np.allclose(step := operator @ powers[-1], np.eye(3), atol=1e-6):
+    while np.abs((step := operator @ powers[-1]) - powers[0]).max() > SAME:
         powers.append(step)
     return powers
 

@@ -74,7 +74,8 @@ def masked_correlation(
     start = first_shell_below(unmasked, 0.8) or len(unmasked) - 1
     random = np.random.default_rng(seed)
     scrambled = [randomise_phases(half, start, random) * mask for half in (half1, half2)]
-    by_mask = fourier_shell_correlation(*scrambled)
+    # a mask makes maps more alike, never less: where chance is below zero there is nothing to undo
+    by_mask = np.maximum(fourier_shell_correlation(*scrambled), 0.0)
     corrected = np.array(masked, np.float64)
     # the first shells after the cut still touch unscrambled ones
     usable = (np.arange(len(masked)) >= start + 2) & (by_mask < 1.0)
@@ -100,6 +101,17 @@ def first_shell_below(curve: NDArray[np.floating], threshold: float) -> int | No
     """The first shell, from 2 on, whose correlation is under `threshold`; None if there is none."""
     below = np.flatnonzero(np.asarray(curve[2:]) < threshold)
     return int(below[0]) + 2 if below.size else None
+
+
+def last_resolved_shell(curve: NDArray[np.floating], threshold: float, patience: int = 3) -> int:
+    """Shell before the first `patience` ones in a row under `threshold`.
+
+    A single shell may fall under it where the molecule scatters next to nothing, as shells of
+    viruses do.
+    """
+    low = np.append(np.asarray(curve[2:]) < threshold, np.ones(patience, bool))
+    runs = np.lib.stride_tricks.sliding_window_view(low, patience).all(axis=1)
+    return int(np.argmax(runs)) + 1
 
 
 def resolution_of(

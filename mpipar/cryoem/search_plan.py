@@ -16,8 +16,19 @@ square, and where this matters the particle fills less than a third of its box."
 GRID_STEP = 10.0
 """Degrees between grid orientations; at detail diameter / 8 that moves the rim by about 0.6 of that
 detail."""
+MOST_REFINED = 2.0
+"""How much finer, at most, the grid search of a symmetric particle is."""
 SHIFT_RANGE = 0.085
 """Search range for the centre, as a fraction of the box."""
+
+
+def finer_for(symmetry_order: int) -> float:
+    """How much finer to look at a symmetric particle than at one without symmetry.
+
+    Turned mates of a symmetric particle look alike at low resolution, so that its orientation shows
+    only in finer detail; and its asymmetric unit is small, so that finer is cheap.
+    """
+    return float(min(MOST_REFINED, symmetry_order ** (1 / 6)))
 
 
 @dataclass(frozen=True)
@@ -27,11 +38,13 @@ class Sampling:
     box           pixels
     diameter      of the particle, pixels
     finest_shell  the last one that may be used
+    symmetry_order  operators of the point group
     """
 
     box: int
     diameter: float
     finest_shell: int
+    symmetry_order: int = 1
 
     def alignment_radius(self, resolved_shell: int) -> int:
         """Cycles per box used to align when the half maps agree out to `resolved_shell`."""
@@ -55,13 +68,15 @@ def plan_search(
                     nothing yet
     """
     radius = sampling.alignment_radius(resolved_shell)
-    coarse = min(radius, LARGEST_COARSE, round(COARSE_DETAIL * sampling.box / sampling.diameter))
+    finer = finer_for(sampling.symmetry_order)
+    detail = COARSE_DETAIL * finer
+    coarse = min(radius, LARGEST_COARSE, round(detail * sampling.box / sampling.diameter))
     reach = max(3.0, SHIFT_RANGE * sampling.box)
     return SearchPlan(
         coarse_radius=coarse,
         middle_radius=min(radius, round(1.5 * coarse)),
         radius=radius,
-        step=GRID_STEP,
+        step=GRID_STEP / finer,
         shift_range=reach,
         shift_step=min(reach / 2.5, sampling.box / (4.0 * coarse)),
         candidates=24,

@@ -30,6 +30,7 @@ GENERATORS: dict[str, tuple[tuple[int, tuple[float, float, float]], ...]] = {
     "I4": ((5, (0, 0, 1)), (2, (1, 0, GOLDEN))),
 }
 LARGEST_GROUP = 2 * 999  # D999
+SAME = 1e-6  # entries of two matrices that differ by less are equal but for rounding
 ALTERNATIVES = {"T": ("T", "T222"), "I": ("I2", "I1", "I3", "I4")}
 VALID = "Cn, Dn (n = 1, 2, 3 ...), T, O, I (or a setting of it: I1, I2, I3, I4)"
 
@@ -71,16 +72,16 @@ def _turn(order: int, axis: tuple[float, float, float]) -> NDArray[np.float64]:
 
 
 def _closure(generators: list[NDArray[np.float64]]) -> NDArray[np.float64]:
-    group = [np.eye(3)]
+    group = np.eye(3)[None]
     position = 0
     while position < len(group):
         for generator in generators:
             product = generator @ group[position]
-            if not any(np.allclose(product, known, atol=1e-6) for known in group):
-                group.append(product)
+            if not (np.abs(group - product).max(axis=(1, 2)) < SAME).any():
+                group = np.concatenate([group, product[None]])
         position += 1
         assert len(group) <= LARGEST_GROUP, "the generators do not close to a finite group"
-    return np.array(group)
+    return group
 
 
 def in_asymmetric_unit(

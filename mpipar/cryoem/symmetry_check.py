@@ -15,33 +15,46 @@ if TYPE_CHECKING:
 CONVINCING = 0.6
 """Correlation of a volume with its symmetry mates from which on it counts as symmetric."""
 MATES_COMPARED = 6
+ROUND = 0.05
+"""A volume that varies less than this fraction of its whole variation at equal distances is a ball:
+what is left to compare comes from the voxels."""
 
 
 def symmetry_correlation(volume: NDArray[np.floating], group: NDArray[np.float64]) -> float:
     """Mean correlation of a volume with itself turned by operators of a group.
 
-    Inside the inscribed sphere and smoothed; at most a few operators, spread over the group.
+    Inside the inscribed sphere, smoothed, and without its mean at each distance from the centre,
+    which has every symmetry. At most a few operators, spread over the group, are tried.
 
-    volume  (n, n, n);  group (g, 3, 3)
+    volume   (n, n, n);  group (g, 3, 3)
+    returns  1 too where nothing but that mean is there to compare
     """
     n = volume.shape[0]
     step = max(1, n // 48)  # symmetry shows at low resolution
     smooth = ndimage.gaussian_filter(np.asarray(volume, np.float32), 0.7 * step)
     small = smooth[::step, ::step, ::step]
     centre = (n // 2) / step
-    grid = np.indices(small.shape) - centre
-    inside = (grid**2).sum(axis=0) <= (n / step / 2 - 1) ** 2
-    chosen = np.unique(
-        np.linspace(1, len(group) - 1, min(MATES_COMPARED, len(group) - 1)).astype(int)
-    )
+    distance = np.sqrt(((np.indices(small.shape) - centre) ** 2).sum(axis=0))
+    inside = distance <= n / step / 2 - 1
+    uneven = small - _mean_at(distance, small)
+    if uneven[inside].std() < ROUND * small[inside].std():
+        return 1.0
+    tried = np.linspace(1, len(group) - 1, min(MATES_COMPARED, len(group) - 1))
     correlations = []
-    for operator in group[chosen]:
+    for operator in group[np.unique(tried.astype(int))]:
         turn = operator[::-1, ::-1]  # array axes are z y x
-        mate = ndimage.affine_transform(
-            small, turn, offset=centre - turn @ np.full(3, centre), order=1
-        )
-        correlations.append(np.corrcoef(small[inside], mate[inside])[0, 1])
+        offset = centre - turn @ np.full(3, centre)
+        mate = ndimage.affine_transform(uneven, turn, offset=offset, order=1)
+        correlations.append(np.corrcoef(uneven[inside], mate[inside])[0, 1])
     return float(np.mean(correlations))
+
+
+def _mean_at(distance: NDArray[np.float64], values: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Mean of all values at about the same distance, at each of them."""
+    shell = np.rint(distance).astype(np.int64)
+    sums = np.bincount(shell.ravel(), values.ravel())
+    mean = sums / np.maximum(np.bincount(shell.ravel()), 1)
+    return np.asarray(mean[shell], np.float32)
 
 
 def fitting_setting(volume: NDArray[np.floating], name: str) -> tuple[str, float]:

@@ -13,7 +13,10 @@ import numpy as np
 from mpipar.kernels.jit import kernel
 
 
-@kernel("void(float32[:,:,::1], float64[:,:,::1], float32[:,::1], float64[::1], int64[:,:,:,::1])")
+@kernel(
+    "void(float32[:,:,::1], float64[:,:,::1], float32[:,::1], float64[::1], int64[:,:,:,::1])",
+    changes=(4,),
+)
 def insert_slices(values, rotations, frequencies, scales, sums):
     """Add slices by trilinear gridding, in whole numbers, so that their order changes no bit.
 
@@ -60,7 +63,7 @@ def insert_slices(values, rotations, frequencies, scales, sums):
                     flat[p + two] += int(math.floor(w * weight + 0.5))
 
 
-@kernel("void(float32[:,:,:,::1], float64[:,::1], float64, float32[:,:,:,::1])")
+@kernel("void(float32[:,:,:,::1], float64[:,::1], float64, float32[:,:,:,::1])", changes=(3,))
 def add_rotated(source, rotation, radius, target):
     """Add `source`, turned by one symmetry operator, to `target`.
 

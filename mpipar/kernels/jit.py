@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import numba
+from numba.core import sigutils
+from numba.core.types import Array
 
 Kernel = TypeVar("Kernel", bound=Callable[..., Any])
 
@@ -25,15 +27,28 @@ Kernel = TypeVar("Kernel", bound=Callable[..., Any])
 FAST_MATH = {"reassoc", "contract", "nsz", "arcp"}
 
 
-def kernel(signature: str | None = None) -> Callable[[Kernel], Kernel]:
+def kernel(
+    signature: str | None = None, changes: tuple[int, ...] = ()
+) -> Callable[[Kernel], Kernel]:
     """Compile a function for `signature`, e.g. ``"void(float32[:,::1], int64)"``.
 
-    None is for helpers that kernels call.
+    signature   None is for helpers that kernels call
+    changes     which arguments are changed in place; of the others, read-only arrays will do
     """
+    arguments = None if signature is None else _arguments(signature, changes)
     compiled = numba.njit(
-        signature, nogil=True, cache=True, fastmath=FAST_MATH, error_model="numpy"
+        arguments, nogil=True, cache=True, fastmath=FAST_MATH, error_model="numpy"
     )
     return cast("Callable[[Kernel], Kernel]", compiled)
+
+
+def _arguments(signature: str, changes: tuple[int, ...]) -> Any:
+    types, result = sigutils.normalize_signature(signature)  # type: ignore[no-untyped-call]
+    given = [
+        kind.copy(readonly=True) if isinstance(kind, Array) and place not in changes else kind
+        for place, kind in enumerate(types)
+    ]
+    return result(*given)
 
 
 @contextmanager

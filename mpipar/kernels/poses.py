@@ -257,7 +257,8 @@ def limited(step, longest_turn, longest_move):
 
 @kernel(
     "void(float32[:,:,:,::1], float32[:,::1], float32[:,::1], float64[::1], float64[:,:,::1],"
-    "float64[:,::1], float64[:,::1])"
+    "float64[:,::1], float64[:,::1])",
+    changes=(4, 5, 6),
 )
 def climb(reference, frequencies, image, options, rotations, shifts, scores):
     """Improve each starting pose of one image in at most options[2] damped Gauss-Newton steps.

@@ -7,7 +7,7 @@ import numpy as np
 from mpipar.kernels.jit import kernel
 
 
-@kernel("void(float32[:,::1], float32[:,::1], int16[:,::1])")
+@kernel("void(float32[:,::1], float32[:,::1], int16[:,::1])", changes=(1, 2))
 def best_over_shifts(products, best, which):
     """Largest product of each (orientation, image) over that image's shifts.
 
@@ -29,7 +29,7 @@ def best_over_shifts(products, best, which):
             which[m, b] = place
 
 
-@kernel("int64(int64[::1], float32[:,:,::1], float64, int64[::1])")
+@kernel("int64(int64[::1], float32[:,:,::1], float64, int64[::1])", changes=(3,))
 def pick_distinct(order, rotations, largest_trace, picks):
     """Walk candidates from best to worst; keep each that is turned enough from all kept before.
 

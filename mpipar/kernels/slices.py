@@ -12,7 +12,7 @@ import numpy as np
 from mpipar.kernels.jit import kernel
 
 
-@kernel("void(float32[:,:,:,::1], float32[:,:,::1], float32[:,::1], float32[:,::1])")
+@kernel("void(float32[:,:,:,::1], float32[:,:,::1], float32[:,::1], float32[:,::1])", changes=(3,))
 def extract_slices(reference, rotations, frequencies, slices):
     """Sample one central slice per rotation.
 

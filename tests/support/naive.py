@@ -1,4 +1,4 @@
-"""Slow, obvious definitions of what the fast code computes. Loops over points; no clever indexing."""
+"""Slow, obvious definitions of what the fast code computes: loops over points."""
 
 from __future__ import annotations
 
@@ -66,7 +66,9 @@ def image_transform(image: Array, kx: int, ky: int) -> complex:
     n = len(image)
     total = 0j
     for y, x in itertools.product(range(n), range(n)):
-        total += image[y, x] * cmath.exp(-2j * math.pi * (kx * (x - n // 2) + ky * (y - n // 2)) / n)
+        total += image[y, x] * cmath.exp(
+            -2j * math.pi * (kx * (x - n // 2) + ky * (y - n // 2)) / n
+        )
     return total
 
 
@@ -115,18 +117,32 @@ def grid_slices(
                 value = complex(real, sign * imaginary)
                 low = np.floor(point).astype(int)
                 for corner in itertools.product((0, 1), repeat=3):
-                    share = np.prod([f if c else 1 - f for f, c in zip(point - low, corner, strict=True)])
+                    share = np.prod(
+                        [f if c else 1 - f for f, c in zip(point - low, corner, strict=True)]
+                    )
                     x, y, z = low + corner + centre
                     whole[z, y, x] += share * np.array([value, weight])
     return whole
 
 
-def contrast(
-    kx: float, ky: float, *, u: float, v: float, angle: float, kilovolt: float, cs: float,
-    amplitude: float, phase_shift: float = 0.0, b_factor: float = 0.0, scale: float = 1.0,
-) -> float:  # fmt: skip
-    """Contrast transfer at a frequency in 1/A; u, v in A, angles in degrees, cs in mm."""
-    volts = 1000.0 * kilovolt
+@dataclass(frozen=True)
+class Optics:
+    """One particle's microscope: u, v in A, angles in degrees, cs in mm, B factor in A^2."""
+
+    u: float = 0.0
+    v: float = 0.0
+    angle: float = 0.0
+    kilovolt: float = 300.0
+    cs: float = 0.0
+    amplitude: float = 0.0
+    phase_shift: float = 0.0
+    b_factor: float = 0.0
+    scale: float = 1.0
+
+
+def contrast(kx: float, ky: float, optics: Optics) -> float:
+    """Contrast transfer at a frequency in 1/A."""
+    volts = 1000.0 * optics.kilovolt
     electron, light, charge, planck = 9.1093837e-31, 299792458.0, 1.602176634e-19, 6.62607015e-34
     momentum = math.sqrt(
         2 * electron * charge * volts * (1 + charge * volts / (2 * electron * light**2))
@@ -134,12 +150,12 @@ def contrast(
     wavelength = planck / momentum * 1e10
     q = math.hypot(kx, ky)
     azimuth = math.atan2(ky, kx)
-    defocus = u * math.cos(azimuth - math.radians(angle)) ** 2
-    defocus += v * math.sin(azimuth - math.radians(angle)) ** 2
+    defocus = optics.u * math.cos(azimuth - math.radians(optics.angle)) ** 2
+    defocus += optics.v * math.sin(azimuth - math.radians(optics.angle)) ** 2
     phase = math.pi * wavelength * defocus * q**2
-    phase -= math.pi / 2 * (cs * 1e7) * wavelength**3 * q**4
-    phase += math.radians(phase_shift) + math.asin(amplitude)
-    return scale * math.exp(-b_factor * q**2 / 4) * math.sin(phase)
+    phase -= math.pi / 2 * (optics.cs * 1e7) * wavelength**3 * q**4
+    phase += math.radians(optics.phase_shift) + math.asin(optics.amplitude)
+    return optics.scale * math.exp(-optics.b_factor * q**2 / 4) * math.sin(phase)
 
 
 def log_likelihood(

@@ -32,9 +32,7 @@ def test_rounded_matrices_lose_no_more_than_their_rounding(rot, tilt, psi):
     np.testing.assert_allclose(from_euler(to_euler(rounded)), matrix, atol=1e-6)
 
 
-@given(
-    rot=st.floats(-179, 179), tilt=st.floats(1, 179), psi=st.floats(-179, 179)
-)
+@given(rot=st.floats(-179, 179), tilt=st.floats(1, 179), psi=st.floats(-179, 179))
 def test_angles_come_back(rot, tilt, psi):
     wanted = np.array([[rot, tilt, psi]])
     np.testing.assert_allclose(to_euler(from_euler(wanted)), wanted, atol=1e-7)
@@ -88,7 +86,9 @@ def test_grid_is_as_fine_as_asked(step):
     assert worst < 0.9 * step
 
 
-@pytest.mark.parametrize(("name", "most"), [("C1", 1.1), ("C2", 1.1), ("D7", 1.3), ("O", 1.3), ("I2", 1.5)])
+@pytest.mark.parametrize(
+    ("name", "most"), [("C1", 1.1), ("C2", 1.1), ("D7", 1.3), ("O", 1.3), ("I2", 1.5)]
+)
 def test_grid_holds_one_asymmetric_unit(name, most):
     step, group = 10.0, operators(name)
     count = len(orientation_grid(step, group, np.random.SeedSequence(0)))
@@ -109,5 +109,7 @@ def test_grid_is_rotations_and_depends_on_the_seed_alone():
     )
     assert np.array_equal(first, again)
     assert not np.array_equal(first, other)
-    np.testing.assert_allclose(first @ first.transpose(0, 2, 1), np.eye(3)[None] + 0 * first, atol=1e-6)
+    np.testing.assert_allclose(
+        first @ first.transpose(0, 2, 1), np.eye(3)[None] + 0 * first, atol=1e-6
+    )
     np.testing.assert_allclose(np.linalg.det(first.astype(np.float64)), 1, atol=1e-6)

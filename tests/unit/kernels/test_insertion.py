@@ -71,6 +71,16 @@ def test_a_component_and_its_friedel_mate_are_the_same():
     assert np.abs(ours - theirs).max() <= 4 * COUNT  # halves are rounded up, whatever the sign
 
 
+def test_products_are_rounded_to_the_nearest_integer():
+    values = np.array([[[0.6, -0.6, 0.4], [1.4, -1.4, 2.6]]], np.float32)
+    frequencies = np.array([[1, 0], [2, 0]], np.float32)
+    sums = np.zeros((SIDE, SIDE, HEIGHT, 3), np.int64)
+    insertion.insert_slices(values, np.eye(3)[None], frequencies, np.ones(2), sums)
+    assert sums[6, 6, 1].tolist() == [1, -1, 0]
+    assert sums[6, 6, 2].tolist() == [1, -1, 3]
+    assert np.abs(sums).sum() == 7
+
+
 def test_weights_of_one_component_add_up_to_it():
     values, rotations = material()
     sums = inserted(values[:1, 3:4], rotations[:1], FREQUENCIES[3:4])

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from scipy.spatial.transform import Rotation
 
+from mpipar.cryoem.alignment import make_reference, slices_of
 from mpipar.cryoem.fourier import OVERSAMPLING, components
 from mpipar.kernels import poses
-from mpipar.cryoem.alignment import make_reference, slices_of
 from tests.support import naive
 
 BOX, RADIUS = 12, 4
@@ -59,9 +59,7 @@ def degrees_between(one: np.ndarray, other: np.ndarray) -> float:
 @pytest.mark.parametrize(("axis", "offset"), [((1, 0, 0), (0.5, 0.5)), ((1, -1, 1), (-0.8, 0.3))])
 def test_climb_reaches_the_true_pose(axis, offset, free):
     turn = Rotation.from_rotvec(np.radians(6) * np.array(axis) / np.linalg.norm(axis)).as_matrix()
-    rotation, shift, _ = climbed(
-        image_data()[2], TRUE_TURN @ turn, TRUE_SHIFT + offset, free=free
-    )
+    rotation, shift, _ = climbed(image_data()[2], TRUE_TURN @ turn, TRUE_SHIFT + offset, free=free)
     assert degrees_between(rotation, TRUE_TURN) < 0.2
     assert shift == pytest.approx(TRUE_SHIFT, abs=0.01)
     np.testing.assert_allclose(rotation @ rotation.T, np.eye(3), atol=1e-9)
@@ -96,7 +94,9 @@ def test_free_scale_climbs_the_same_way_whatever_the_grey_scale(grey):
     data = image_data()[2]
     start = TRUE_TURN @ Rotation.from_euler("yz", [5, 4], degrees=True).as_matrix()
     plain = climbed(data, start, (0, 0), free=True)
-    scaled = climbed(data, start, (0, 0), free=True, reference=REFERENCE.transform * np.float32(grey))
+    scaled = climbed(
+        data, start, (0, 0), free=True, reference=REFERENCE.transform * np.float32(grey)
+    )
     assert degrees_between(plain[0], scaled[0]) < 0.05
     assert scaled[1] == pytest.approx(plain[1], abs=1e-2)
     assert scaled[2][0] == pytest.approx(plain[2][0], rel=1e-3)
@@ -122,7 +122,9 @@ def test_empty_reference_leaves_the_pose_and_scores_nothing(free):
 
 
 def test_empty_image_with_a_free_scale_scores_nothing():
-    _, _, (score, cross, _) = climbed(np.zeros((COUNT, 3), np.float32), TRUE_TURN, (0, 0), free=True)
+    _, _, (score, cross, _) = climbed(
+        np.zeros((COUNT, 3), np.float32), TRUE_TURN, (0, 0), free=True
+    )
     assert (score, cross) == (0, 0)
 
 

@@ -10,16 +10,16 @@ from mpipar.kernels import slices
 from tests.support import naive
 
 SIDE, HEIGHT = 13, 8  # centre 6: good out to 4 voxels
-FREQUENCIES = np.array(
-    [[0, 0], [1, 0], [0, 2], [2, -1], [3, 2], [1.5, -3], [0, 4]], np.float32
-)
+FREQUENCIES = np.array([[0, 0], [1, 0], [0, 2], [2, -1], [3, 2], [1.5, -3], [0, 4]], np.float32)
 
 
 @pytest.fixture
 def half() -> np.ndarray:
     """A random transform of a real volume: the x = 0 plane holds both Friedel mates."""
     random = np.random.default_rng(1)
-    values = random.normal(size=(SIDE, SIDE, HEIGHT)) + 1j * random.normal(size=(SIDE, SIDE, HEIGHT))
+    values = random.normal(size=(SIDE, SIDE, HEIGHT)) + 1j * random.normal(
+        size=(SIDE, SIDE, HEIGHT)
+    )
     plane = values[:, :, 0]
     values[:, :, 0] = (plane + plane[::-1, ::-1].conj()) / 2
     return values.astype(np.complex64)
