@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from mpipar.errors import UsageError
 from mpipar.runtime.environment import calm_process
-from mpipar.runtime.pool import Pool
+from mpipar.runtime.pool import PARTING_SECONDS, Pool, stop_workers
 from mpipar.runtime.serving import serve
 
 if TYPE_CHECKING:
@@ -83,6 +83,10 @@ def open_pool(workers: int, *, threads: int = 1, cache_bytes: int = 1 << 30) -> 
 
     def part(silent: list[Rank]) -> None:
         for worker in crew:
-            worker.join(0.0 if silent else None)
+            worker.join(0.0 if silent else PARTING_SECONDS)
 
-    return Pool(ends[0], threads=threads, cache_bytes=cache_bytes, farewell=part)
+    try:
+        return Pool(ends[0], threads=threads, cache_bytes=cache_bytes, farewell=part)
+    except BaseException:
+        part(stop_workers(ends[0], range(1, workers + 1)))
+        raise

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import atexit
 import os
+import signal
 import sys
 import threading
 from collections import deque
@@ -232,6 +233,8 @@ def open_pool(*, threads: int = 1, cache_bytes: int = 1 << 30) -> Pool:
 def serve() -> int:
     """Work for rank 0 until it says stop; return the exit code. On every other rank."""
     calm_process()
+    # ^C goes to every rank; rank 0 alone acts on it, and stops the others.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     departure = serving.serve(_job().transport)
     if not departure.threads_ended:
         # A thread inside a task would meet an interpreter that is being taken down.

@@ -265,11 +265,15 @@ class Pool:
             self._silence[rank] += seconds
         silent = [r for r in self._master.ranks if self._silence[r] > self._patience]
         if silent and self._master.run is not None:
-            names = ", ".join(f"{rank} on {self.hosts[rank].host}" for rank in silent)
+            names = ", ".join(self._name(rank) for rank in silent)
             self._master.run.error = RequeueError(
-                f"no sign of life for {self._patience:.0f} s from rank {names}: hung, or cut off; "
+                f"no sign of life for {self._patience:.0f} s from {names}: hung, or cut off; "
                 "resume the run (MPIPAR_PATIENCE=seconds sets the time)"
             )
+
+    def _name(self, rank: Rank) -> str:
+        hello = self.hosts[rank]
+        return f"rank {rank} on {hello.host} (process {hello.process})"
 
     def _send(self, sends: list[Send]) -> None:
         for send in sends:

@@ -6,10 +6,11 @@ import os
 import socket
 import time
 import traceback
+from collections import deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from mpipar.errors import MpiparError
+from mpipar.errors import UnavailableError
 from mpipar.runtime.compute import Engine
 from mpipar.runtime.environment import patience
 from mpipar.runtime.messages import (
@@ -52,30 +53,11 @@ class Departure:
 
 def serve(transport: Transport) -> Departure:
     """Work until told to stop. A fault of the runtime is reported to rank 0 before leaving."""
+    service = _Service(transport)
     try:
-        return _Service(transport).run()
+        return service.run()
     except Exception:
-        transport.send(MASTER, Crashed(traceback.format_exc()))
-        _drain_until_stop(transport, patience())
-        return Departure(CRASH_EXIT, threads_ended=False)
-
-
-def _drain_until_stop(transport: Transport, seconds: float) -> None:
-    until = time.monotonic() + seconds
-    while time.monotonic() < until:
-        arrived = transport.receive()
-        if any(isinstance(message, Stop) for _, message in arrived):
-            transport.send(MASTER, Bye())
-            break
-        transport.pause(moved=bool(arrived))
-    _flush(transport)
-
-
-def _flush(transport: Transport) -> None:
-    until = time.monotonic() + FLUSH_SECONDS
-    while transport.backlog() and time.monotonic() < until:
-        transport.receive()
-        transport.pause(moved=False)
+        return service.crash(traceback.format_exc())
 
 
 class _Service:
@@ -83,27 +65,50 @@ class _Service:
 
     def __init__(self, transport: Transport) -> None:
         self._transport = transport
-        self._early: list[tuple[Rank, Message]] = []
+        self._inbox: deque[tuple[Rank, Message]] = deque()  # arrived, but not handled yet
+        self._engine: Engine | None = None
         self._spoke = time.monotonic()
+        self._parted = False
 
     def run(self) -> Departure:
+        """Greet, then loop until told to stop."""
         welcome = self._greet()
         if welcome is None:
-            self._transport.send(MASTER, Bye())
-            _flush(self._transport)
+            self._send(MASTER, Bye())
+            self._flush()
             return Departure(0, threads_ended=True)
         transport = self._transport
         transport.crowd(welcome.crowding)
-        engine = Engine(welcome.threads, welcome.knobs.slowdown(transport.rank), transport.wake)
+        slowdown = welcome.knobs.slowdown(transport.rank)
+        engine = self._engine = Engine(welcome.threads, slowdown, transport.wake)
         worker = Worker(transport.rank, welcome)
-        for source, message in self._early:
-            self._perform(engine, worker.handle(source, message))  # type: ignore[arg-type]
         while not worker.stopped:
             moved = self._turn(worker, engine)
             transport.pause(moved=moved, relaxed=worker.is_computing)
         ended = engine.close(LAST_TASK_SECONDS)
-        _flush(transport)
+        self._flush()
         return Departure(0, ended)
+
+    def crash(self, text: str) -> Departure:
+        """Tell rank 0, and wait for its Stop unless that was answered already."""
+        if self._engine is not None:
+            self._engine.close(patience=0.0)
+        self._send(MASTER, Crashed(text))
+        until = time.monotonic() + patience()
+        while not self._parted and time.monotonic() < until:
+            arrived = [*self._inbox, *self._transport.receive()]
+            self._inbox.clear()
+            if any(isinstance(message, Stop) for _, message in arrived):
+                self._send(MASTER, Bye())
+            self._transport.pause(moved=bool(arrived))
+        self._flush()
+        return Departure(CRASH_EXIT, threads_ended=False)
+
+    def _flush(self) -> None:
+        until = time.monotonic() + FLUSH_SECONDS
+        while self._transport.backlog() and time.monotonic() < until:
+            self._transport.receive()
+            self._transport.pause(moved=False)
 
     def _greet(self) -> Welcome | None:
         """Say hello and return the answer; None if it is to stop."""
@@ -114,27 +119,28 @@ class _Service:
         until = time.monotonic() + bound
         while time.monotonic() < until:
             arrived = transport.receive()
-            for position, (source, message) in enumerate(arrived):
+            self._inbox.extend(arrived)  # also from peers that were welcomed before us
+            for _, message in arrived:
                 if isinstance(message, Stop):
                     return None
                 if isinstance(message, Welcome):
-                    self._early += arrived[position + 1 :]
                     return message
-                self._early.append((source, message))  # a peer was welcomed before us
             transport.pause(moved=bool(arrived))
-        raise MpiparError(f"rank 0 has not answered rank {transport.rank} for {bound:.0f} s")
+        raise UnavailableError(f"rank 0 has not answered rank {transport.rank} for {bound:.0f} s")
 
     def _turn(self, worker: Worker, engine: Engine) -> bool:
         """Take what there is; return whether there was anything."""
-        arrived = self._transport.receive()
-        for source, message in arrived:
+        self._inbox.extend(self._transport.receive())
+        moved = bool(self._inbox)
+        while self._inbox:
+            source, message = self._inbox.popleft()
             self._perform(engine, worker.handle(source, message))  # type: ignore[arg-type]
         events = engine.events()
         actions = [action for event in events for action in worker.react(event)]
         self._perform(engine, [*worker.report(), *actions])
         if worker.run is not None and time.monotonic() - self._spoke > BEAT_SECONDS:
             self._send(MASTER, Beat(worker.run.serial))
-        return bool(arrived or events)
+        return moved or bool(events)
 
     def _perform(self, engine: Engine, actions: Iterable[Action]) -> None:
         for action in actions:
@@ -146,6 +152,7 @@ class _Service:
     def _send(self, rank: Rank, message: Message) -> None:
         if rank == MASTER:
             self._spoke = time.monotonic()
+            self._parted = self._parted or isinstance(message, Bye)
         try:
             self._transport.send(rank, message)
         except UnsendableError as error:

@@ -47,16 +47,17 @@ if world.rank:
     sys.exit(mpi.serve())
 """
 
-pytestmark = pytest.mark.skipif(shutil.which("mpirun") is None, reason="needs mpirun")
+OWN = Path(sys.executable).with_name("mpirun")
+MPIRUN = str(OWN) if OWN.exists() else shutil.which("mpirun")
+
+pytestmark = pytest.mark.skipif(MPIRUN is None, reason="needs mpirun")
 
 
 def mpirun(tmp_path, body, *, head=HEAD, ranks=3, limit=40, **environment):
     """Run a script on ranks; return exit code, output and seconds."""
     script = tmp_path / "script.py"
     script.write_text(head + body)
-    own = Path(sys.executable).with_name("mpirun")
-    program = str(own) if own.exists() else "mpirun"
-    command = [program, "--oversubscribe", "-n", str(ranks), sys.executable, str(script)]
+    command = [MPIRUN, "--oversubscribe", "-n", str(ranks), sys.executable, str(script)]
     start = time.monotonic()
     done = subprocess.run(
         command,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.mpi.test_pool import is_right, on_pool, run
-from tests.support.stages import Numbers, Total
+from tests.support.stages import Numbers, Occupied, Total, tasks_of
 
 pytestmark = pytest.mark.mpi(min_size=3)
 
@@ -52,3 +52,15 @@ def test_any_order_gives_the_same(world, monkeypatch, seed):
         return all(is_right(run(pool, Total(0.002))) for _ in range(3))
 
     on_pool(world, program, threads=2)
+
+
+@pytest.mark.parametrize("kind", ["kernel", "python"])
+def test_steal_is_answered_while_the_victim_computes(world, kind):
+    def program(pool):
+        outcome = pool.run(Occupied(kind), {}, tasks_of(4 * pool.workers, blocks=False))
+        end, process = outcome.results[0][1:]
+        stolen = [result for result in outcome.results[1:4] if result[2] != process]
+        print(f"ended before the long task by {[end - result[1] for result in stolen]} s")
+        return len(stolen) >= 2 and all(result[1] < end - 0.1 for result in stolen)
+
+    on_pool(world, program)

@@ -108,3 +108,23 @@ class Wide(Total):
         with state["lock"]:
             state["sums"]["wide"] += task.id
         return super().run(task, block, state)
+
+
+class Occupied(Stage):
+    """Task 0 is long and computes without a pause; all others are short. Times of start and end."""
+
+    def __init__(self, kind: str) -> None:
+        self.kind = kind
+
+    def start(self, shared: Mapping[str, Any]) -> Any:
+        return np.ones((2000, 2000), np.float32)
+
+    def run(self, task: Task, block: Block | None, state: Any) -> tuple[float, float, int]:
+        start = time.monotonic()
+        if task.id == 0 and self.kind == "kernel":
+            for _ in range(10):
+                state @ state  # releases the interpreter lock, as numba's kernels do
+        elif task.id == 0:
+            while time.monotonic() < start + 0.5:
+                pass
+        return start, time.monotonic(), os.getpid()

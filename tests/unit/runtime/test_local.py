@@ -209,10 +209,14 @@ def test_ids_of_tasks_must_be_a_range():
             pool.run(Where(), {}, [Task(0, 3, None)])
 
 
-@pytest.mark.parametrize("workers", [0, -1])
-def test_pool_needs_workers(workers):
+@pytest.mark.parametrize(
+    ("workers", "threads", "cache_bytes"), [(0, 1, 1), (-1, 1, 1), (2, 0, 1), (2, 1, -1)]
+)
+def test_pool_needs_workers_threads_and_a_cache(workers, threads, cache_bytes):
+    before = set(threading.enumerate())
     with pytest.raises(UsageError):
-        local.open_pool(workers)
+        local.open_pool(workers, threads=threads, cache_bytes=cache_bytes)
+    assert set(threading.enumerate()) == before
 
 
 def test_slowed_worker_does_its_share_and_no_more(monkeypatch):

@@ -1,0 +1,116 @@
+"""A refinement on real ranks: rank 0 runs the program, the others serve it."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+
+from mpipar.errors import InputError, MpiparError
+from mpipar.programs import refine
+from mpipar.programs.stages import AlignStage
+from mpipar.runtime import local, serving
+from mpipar.runtime.mpi import MpiTransport
+from mpipar.runtime.pool import Pool
+from mpipar.settings import RefineSettings
+from mpipar.views.progress import QuietView
+from tests.support import refining
+from tests.support.blocks import write_mrc
+from tests.support.ranks import assert_on_all_ranks
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+pytestmark = pytest.mark.mpi(min_size=2)
+COUNT = 64
+
+
+def on_ranks(world: Any, program: Callable[[Any], bool]) -> None:
+    """Run `program(open_pool)` on rank 0 while the others serve; its verdict holds on all."""
+    transport = MpiTransport(world)
+    if world.rank:
+        departure = serving.serve(transport)
+        assert_on_all_ranks(world, departure.code == 0, f"{departure}")
+        return
+    pools: list[Pool] = []
+
+    def open_pool(threads: int, cache_bytes: int) -> Pool:
+        pools.append(Pool(transport, threads=threads, cache_bytes=cache_bytes, vendor="MPI"))
+        return pools[0]
+
+    verdict, said = False, ""
+    try:
+        verdict = program(open_pool)
+    except Exception as error:  # the others must hear of it
+        said = repr(error)
+    finally:
+        for pool in pools or [open_pool(1, 1)]:
+            pool.close()
+    assert_on_all_ranks(world, verdict, said)
+
+
+def settings_of(made: refining.Input, path: Path) -> RefineSettings:
+    return RefineSettings(input=made.star, model=made.model, path=path, iter=1)
+
+
+def in_this_process(made: refining.Input, path: Path) -> dict[str, str]:
+    """Refine without MPI; the digests of the results."""
+
+    def open_pool(threads: int, cache_bytes: int) -> Pool:
+        return local.open_pool(1, threads=threads, cache_bytes=cache_bytes)
+
+    refine.run(settings_of(made, path), open_pool, QuietView())
+    return refining.digests(path)
+
+
+def fail_at_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let every third task fail when this rank tries it for the first time, half of it done."""
+    really, failed = AlignStage._insert, set[float]()
+
+    def insert(self: AlignStage, state: Any, half: int, images: Any, ctf: Any, found: Any) -> None:
+        which = float(ctf[0, 1])  # tells blocks apart
+        if int(which * 1e6) % 3 == 0 and which not in failed:
+            failed.add(which)
+            raise MemoryError("not enough, this time")
+        really(self, state, half, images, ctf, found)
+
+    monkeypatch.setattr(AlignStage, "_insert", insert)
+
+
+@pytest.mark.parametrize("failing", [False, True])
+def test_bits_are_those_of_one_process(
+    world: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: bool
+) -> None:
+    """Also when tasks fail and are tried again (P4, P8)."""
+
+    def program(open_pool: Any) -> bool:
+        made = refining.make_input(tmp_path / "input", count=COUNT)
+        expected = in_this_process(made, tmp_path / "alone")
+        refine.run(settings_of(made, tmp_path / "run"), open_pool, QuietView())
+        return refining.digests(tmp_path / "run") == expected
+
+    if failing and world.rank:
+        fail_at_first(monkeypatch)
+    on_ranks(world, program)
+
+
+def test_an_image_that_turns_out_bad_ends_the_run_and_frees_all_ranks(
+    world: Any, tmp_path: Path
+) -> None:
+    def program(open_pool: Any) -> bool:
+        made = refining.make_input(tmp_path / "input", count=COUNT)
+        images = refining.demo_images(COUNT)
+        images[3, 5, 7] = np.nan  # not among those that are read first
+        write_mrc(made.stack, images, pixel_size=refining.PIXEL_SIZE)
+        try:
+            refine.run(settings_of(made, tmp_path / "run"), open_pool, QuietView())
+        except InputError as error:
+            return "particle 4 of" in str(error) and not (tmp_path / "run").exists()
+        except MpiparError as error:
+            sys.stderr.write(f"{error}\n")
+        return False
+
+    on_ranks(world, program)

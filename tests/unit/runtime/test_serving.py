@@ -1,0 +1,153 @@
+"""The loops of master and worker where something is wrong with the other side."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+
+from mpipar.errors import ProtocolError, RequeueError, UnavailableError
+from mpipar.runtime import local, serving
+from mpipar.runtime.messages import (
+    Bye,
+    Crashed,
+    Finished,
+    Hello,
+    Knobs,
+    Place,
+    Stop,
+    Welcome,
+)
+from mpipar.runtime.pool import Pool, stop_workers
+from mpipar.runtime.transport import UnsendableError
+from mpipar.runtime.worker import Worker
+from tests.support.stages import Where, tasks_of
+
+
+def in_thread(function, *arguments):
+    found = []
+    thread = threading.Thread(target=lambda: found.append(function(*arguments)))
+    thread.start()
+    return thread, found
+
+
+def hear(end, kind):
+    """Wait for a message of a kind; other kinds are dropped."""
+    while True:
+        arrived = [message for _, message in end.receive() if isinstance(message, kind)]
+        if arrived:
+            return arrived[0]
+        end.pause(moved=False)
+
+
+def test_worker_that_is_stopped_before_it_is_welcomed_leaves():
+    master, worker = local.local_cluster(2)
+    thread, found = in_thread(serving.serve, worker)
+    assert hear(master, Hello).host
+    master.send(1, Stop())
+    assert hear(master, Bye) == Bye()
+    thread.join(5)
+    assert found == [serving.Departure(0, threads_ended=True)]
+
+
+def test_message_of_a_peer_that_was_welcomed_before_us_is_kept(monkeypatch):
+    master, peer, worker = local.local_cluster(3)
+    seen = []
+    plain = Worker.handle
+    monkeypatch.setattr(
+        Worker, "handle", lambda self, rank, said: seen.append(rank) or plain(self, rank, said)
+    )
+    peer.send(2, Place(1, ()))
+    thread, _ = in_thread(serving.serve, worker)
+    hear(master, Hello)
+    master.send(2, Welcome(1, 0, Knobs(), 1.0))
+    master.send(2, Stop())
+    thread.join(5)
+    assert seen == [1, 0, 0]  # the Welcome itself is handed on as well
+
+
+def test_fault_of_the_runtime_is_reported_and_the_worker_waits_to_be_stopped():
+    master, worker = local.local_cluster(2)
+    thread, found = in_thread(serving.serve, worker)
+    hear(master, Hello)
+    master.send(1, Welcome(1, 0, Knobs(), 1.0))
+    master.send(1, "no message at all")
+    assert "AttributeError" in hear(master, Crashed).text
+    assert stop_workers(master, [1]) == []
+    thread.join(5)
+    assert found == [serving.Departure(serving.CRASH_EXIT, threads_ended=False)]
+
+
+def test_worker_that_crashes_after_its_bye_leaves_at_once(monkeypatch):
+    def broken(self):
+        raise ZeroDivisionError("a fault of ours")
+
+    monkeypatch.setattr(Worker, "report", broken)
+    master, worker = local.local_cluster(2)
+    worker.send(1, Welcome(1, 0, Knobs(), 1.0))
+    worker.send(1, Stop())
+    thread, found = in_thread(serving.serve, worker)
+    thread.join(5)
+    assert found[0].code == serving.CRASH_EXIT
+    assert hear(master, Bye) == Bye()
+
+
+def test_stop_that_arrives_with_the_message_that_crashes_is_heard():
+    master, worker = local.local_cluster(2)
+    thread, found = in_thread(serving.serve, worker)
+    hear(master, Hello)
+    worker._inbox.extend([(0, Welcome(1, 0, Knobs(), 1.0)), (0, "nonsense"), (0, Stop())])
+    worker.wake()
+    thread.join(5)
+    assert [departure.code for departure in found] == [serving.CRASH_EXIT]
+    assert hear(master, Bye) == Bye()
+
+
+def test_worker_gives_up_when_nobody_welcomes_it(monkeypatch):
+    monkeypatch.setenv("MPIPAR_PATIENCE", "0.01")
+    master, worker = local.local_cluster(2)
+    assert serving.serve(worker).code == serving.CRASH_EXIT
+    assert "rank 0 has not answered rank 1" in hear(master, Crashed).text
+
+
+def test_pool_names_ranks_that_do_not_say_hello(monkeypatch):
+    monkeypatch.setenv("MPIPAR_PATIENCE", "0.1")
+    ends = local.local_cluster(4)
+    ends[2].send(0, Hello("node", 1, 1))
+    with pytest.raises(UnavailableError, match="ranks 1, 3 have not said hello within"):
+        Pool(ends[0], threads=1, cache_bytes=0)
+
+
+def test_crash_of_a_worker_reaches_the_program(monkeypatch):
+    def broken(self):
+        raise ZeroDivisionError("a fault of ours")
+
+    pool = local.open_pool(2)
+    monkeypatch.setattr(Worker, "report", broken)
+    with pytest.raises(ProtocolError, match="a fault of ours"):
+        pool.run(Where(), {}, tasks_of(5, blocks=False))
+    pool.close()
+
+
+def test_silence_during_a_run_is_temporary_trouble_that_names_the_rank(monkeypatch):
+    monkeypatch.setenv("MPIPAR_PATIENCE", "0.3")
+    ends = local.local_cluster(2)
+    ends[1].send(0, Hello("node7", 4711, 1))
+    pool = Pool(ends[0], threads=1, cache_bytes=0)
+    with pytest.raises(RequeueError, match=r"rank 1 on node7 \(process 4711\)"):
+        pool.run(Where(), {}, tasks_of(1, blocks=False))
+
+
+def test_result_that_cannot_be_sent_fails_the_stage_not_the_task(monkeypatch):
+    plain = local.LocalTransport.send
+
+    def picky(self, rank, message):
+        if isinstance(message, Finished):
+            raise UnsendableError("no pickle for it")
+        plain(self, rank, message)
+
+    with local.open_pool(2) as pool:
+        monkeypatch.setattr(local.LocalTransport, "send", picky)
+        with pytest.raises(Exception, match="cannot be sent: no pickle") as caught:
+            pool.run(Where(), {}, tasks_of(1, blocks=False))
+    assert "Where failed on rank" in str(caught.value)
