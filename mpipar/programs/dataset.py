@@ -12,7 +12,8 @@ from mpipar.cryoem import masks, noise
 from mpipar.cryoem.alignment import Poses
 from mpipar.cryoem.ctf import CtfParameters
 from mpipar.cryoem.fourier import components, filter_shells, lowpass_gain
-from mpipar.cryoem.search_plan import Sampling
+from mpipar.cryoem.search_plan import Sampling, finer_for
+from mpipar.errors import InputError
 from mpipar.programs.iteration import Dataset, RefineState
 from mpipar.programs.stages import MASK_EDGE, FirstLook, ImageGeometry, ParticleRows
 from mpipar.runtime.stage import Task
@@ -30,6 +31,9 @@ BLOCKS_WANTED = 128
 SMALLEST_BLOCK, LARGEST_BLOCK = 8, 64
 NORMALISED = 0.25
 """How far backgrounds may be from mean 0 and deviation 1 before images count as not normalised."""
+
+FLAT = 1e-3
+"""Deviation of a background, as a fraction of the usual one, under which it counts as none."""
 
 
 def ctf_of(particles: ParticleSet) -> CtfParameters:
@@ -80,14 +84,18 @@ def geometry_of(
     )
 
 
-def lowpass_of(inputs: RefineInputs, settings: RefineSettings) -> float:
-    """Angstrom to filter the model to: --lowpass, or a fifth of its diameter, at most 60."""
+def lowpass_of(inputs: RefineInputs, settings: RefineSettings, symmetry_order: int) -> float:
+    """Angstrom to filter the model to: --lowpass, or a fifth of its diameter, at most 60.
+
+    Finer for symmetric particles: neither their orientation nor their hand shows at 60 A.
+    """
     if settings.lowpass is not None:
         return settings.lowpass
     shape = filter_shells(
         inputs.model, lowpass_gain(inputs.box, inputs.box * inputs.pixel_size / 40.0)
     )
-    return min(60.0, masks.particle_diameter(shape, inputs.pixel_size) / 5.0)
+    coarsest = min(60.0, masks.particle_diameter(shape, inputs.pixel_size) / 5.0)
+    return coarsest / finer_for(symmetry_order)
 
 
 def first_tasks(blocks: Sequence[NDArray[np.int64]]) -> list[Task]:
@@ -142,9 +150,17 @@ def measure(
         mean[rows], deviation[rows] = look.mean, look.deviation
     off = max(float(np.abs(np.median(mean))), float(np.median(np.abs(deviation - 1.0))))
     change = off > NORMALISED
-    smallest = 1e-12 * max(float(deviation.max()), 1e-300)
+    usual = float(np.median(deviation))
+    if not usual > 0:
+        raise InputError(
+            "most particle images have the same value in all pixels around the particle, so their "
+            "noise cannot be measured; extract them again without a mask"
+        )
     offset = mean if change else np.zeros(len(half))
-    gain = 1.0 / np.maximum(deviation, smallest) if change else np.ones(len(half))
+    # an image without a background is brought to the others' grey scale, not magnified
+    gain = (
+        1.0 / np.where(deviation > FLAT * usual, deviation, usual) if change else np.ones(len(half))
+    )
     pairs = list(zip(blocks, looks, strict=True))
     largest = np.max(
         [(gain[rows, None] * look.largest).max(axis=0) for rows, look in pairs], axis=0
@@ -198,7 +214,7 @@ def make_dataset(
         finest = min(finest, max(4, math.floor(box * pixel_size / settings.targetres)))
     return Dataset(
         geometry=geometry,
-        sampling=Sampling(box, 2 * geometry.radius, finest),
+        sampling=Sampling(box, 2 * geometry.radius, finest, len(operators)),
         symmetry=operators,
         sphere=masks.soft_sphere(box, geometry.radius, MASK_EDGE),
         mask=inputs.mask,

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
@@ -13,11 +14,16 @@ from mpipar.cryoem.fourier import components, filter_shells, lowpass_gain
 from mpipar.cryoem.solvent import solvent_mask
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
     from numpy.typing import NDArray
 
     from mpipar.cryoem.reconstruction import FixedPoint, HalfSums
     from mpipar.cryoem.search_plan import Sampling
     from mpipar.programs.stages import AlignResult, ImageGeometry
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 JOINED_RESOLUTION = 40.0
 """Angstrom: coarser detail is shared by both references: it keeps them in one frame (as RELION)."""
@@ -145,9 +151,28 @@ def turns_of(data: Dataset, before: Poses, after: Poses) -> NDArray[np.float64]:
     return turns
 
 
+def for_both(work: Callable[[Item], Result], halves: Sequence[Item]) -> list[Result]:
+    """Do the same for both half sets at once: rank 0's cores are idle while the workers wait."""
+    with ThreadPoolExecutor(len(halves)) as threads:
+        return list(threads.map(work, halves))
+
+
+def sums_of(
+    data: Dataset, sums: Mapping[str, NDArray[np.int64]], scales: FixedPoint
+) -> tuple[HalfSums, HalfSums]:
+    """The workers' integer sums as numerator and weight of each half map."""
+
+    def scaled(half: int) -> HalfSums:
+        box = data.geometry.box
+        return reconstruction.half_sums(sums[f"half{half}"], scales, data.symmetry, box)
+
+    first, second = for_both(scaled, (1, 2))
+    return first, second
+
+
 def maps_of(data: Dataset, halves: tuple[HalfSums, HalfSums], radius: int, iteration: int) -> Maps:
     """Half maps, their correlation, and the map of all particles."""
-    raw = np.stack([reconstruction.solve(sums, None, radius) for sums in halves])
+    raw = np.stack(for_both(lambda sums: reconstruction.solve(sums, None, radius), halves))
     unmasked = resolution.fourier_shell_correlation(raw[0], raw[1])
     mask = data.mask if data.mask is not None else _mask_of(data, raw, unmasked)
     masked = resolution.fourier_shell_correlation(raw[0] * mask, raw[1] * mask)
@@ -176,7 +201,7 @@ def references_of(
     """Regularised, masked half maps for the next alignment; low shells shared."""
     trusted = maps.corrected.copy()
     trusted[min(resolved_shell + 4, len(trusted)) :] = 0.0
-    solved = [reconstruction.solve(sums, trusted, radius) for sums in halves]
+    solved = for_both(lambda sums: reconstruction.solve(sums, trusted, radius), halves)
     geometry = data.geometry
     joined_shell = min(geometry.box * geometry.pixel_size / JOINED_RESOLUTION, resolved_shell - 2.0)
     low = lowpass_gain(geometry.box, joined_shell)
@@ -195,10 +220,9 @@ def next_state(
     """Everything that follows from an iteration's results."""
     poses = collect_poses(data, results, state)
     maps = maps_of(data, halves, radius, state.iteration + 1)
-    first_below = resolution.first_shell_below(
+    resolved = resolution.last_resolved_shell(
         maps.corrected[: radius + 1], resolution.GOLD_STANDARD
     )
-    resolved = (first_below if first_below is not None else radius + 1) - 1
     geometry = data.geometry
     reached = resolution.resolution_of(
         np.append(maps.corrected[: radius + 1], 0.0),

@@ -178,7 +178,7 @@ def _prepare(session: Session, operators: Any) -> tuple[Dataset, RefineState]:
     """The data set and the state to go on from: the last commit's, or after a first look."""
     settings, inputs, project = session.settings, session.inputs, session.project
     fingerprint = saved.fingerprint(inputs)
-    cutoff = dataset.lowpass_of(inputs, settings)
+    cutoff = dataset.lowpass_of(inputs, settings, len(operators))
     lowpassed = filter_shells(
         inputs.model, lowpass_gain(inputs.box, inputs.box * inputs.pixel_size / cutoff)
     )
@@ -272,13 +272,8 @@ def _solve(
     outcome: Outcome,
 ) -> tuple[RefineState, Maps]:
     assert outcome.sums is not None
-    first, second = (
-        reconstruction.half_sums(
-            outcome.sums[f"half{half}"], scales, data.symmetry, data.geometry.box
-        )
-        for half in (1, 2)
-    )
-    return iteration.next_state(data, state, plan, radius, outcome.results, (first, second))
+    halves = iteration.sums_of(data, outcome.sums, scales)
+    return iteration.next_state(data, state, plan, radius, outcome.results, halves)
 
 
 def _report(

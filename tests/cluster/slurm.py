@@ -8,7 +8,6 @@ Needs no root: jobs then run as the user who started it.
 from __future__ import annotations
 
 import os
-import re
 import secrets
 import shutil
 import signal
@@ -21,12 +20,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    import re
+    from collections.abc import Callable, Iterator
+
+    from typing_extensions import Self
 
 PROGRAMS: Final = ("munged", "slurmctld", "slurmd", "sbatch", "scontrol", "srun")
 PACKAGES: Final = "slurm-wlm munge libpmix-dev"
 SYSTEM_FOLDERS: Final = "/usr/sbin:/sbin"  # not on everybody's PATH
 LAUNCHERS: Final = ("OMPI_", "PMI", "PRTE_", "SLURM", "NSLOTS", "MPIPAR_")
+
+ENDS: Final = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL")
 
 CONFIGURATION: Final = """\
 ClusterName=mpipar
@@ -105,7 +109,7 @@ class Slurm:
         self.nodes = [f"n{number}" for number in range(1, nodes + 1)]
         self.environment = plain_environment() | {"SLURM_CONF": str(state / "slurm.conf")}
 
-    def __enter__(self) -> Slurm:
+    def __enter__(self) -> Self:
         with ExitStack() as undo:
             undo.callback(self.stop)
             self._configure()
@@ -180,8 +184,8 @@ class Slurm:
     def story(self) -> str:
         """What the daemons say, for a failure."""
         said = [self.run("squeue", "--long", check=False), self.run("sinfo", "-N", check=False)]
-        for log in sorted((self.state / "log").glob("*.log")):
-            said.append(f"--- {log.name}\n" + "".join(_tail(log, 15)))
+        logs = sorted((self.state / "log").glob("*.log"))
+        said += [f"--- {log.name}\n{_tail(log, 15)}" for log in logs]
         return "\n".join(said)
 
     def stop(self) -> None:
@@ -222,13 +226,16 @@ class Job:
 
     def wait_for_pattern(self, pattern: re.Pattern[str], seconds: float = 60) -> None:
         """Wait until a line of the log has it."""
-        wait_for(lambda: pattern.search(self.said()), seconds, self.story)
+        wait_for(lambda: pattern.search(self.said()) or self._is_over(), seconds, self.story)
+        assert pattern.search(self.said()), self.story()
 
     def wait(self, seconds: float = 90) -> str:
         """Wait for the end; the state."""
-        states = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL")
-        wait_for(lambda: self["JobState"] in states, seconds, self.story)
+        wait_for(self._is_over, seconds, self.story)
         return self["JobState"]
+
+    def _is_over(self) -> bool:
+        return self["JobState"] in ENDS
 
     def processes(self, word: str) -> list[int]:
         """This job's processes whose command line has a word."""
@@ -270,5 +277,5 @@ def _command(process: int) -> bytes:
     return b""
 
 
-def _tail(log: Path, count: int) -> list[str]:
-    return log.read_text(errors="replace").splitlines(keepends=True)[-count:]
+def _tail(log: Path, count: int) -> str:
+    return "\n".join(log.read_text(errors="replace").splitlines()[-count:])

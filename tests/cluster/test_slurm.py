@@ -20,11 +20,10 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.cluster
 SCRIPT = ROOT / "slurm" / "refine.sbatch"
-OPEN_MPI = ["mpirun", "srun --mpi=pmix"]
 FIRST_ITERATION = re.compile(r"^ +1 +all .*$", re.MULTILINE)
 
 
-def submit(slurm: Slurm, reference: Reference, run: str, *, nodes: int = 3, **settings: str) -> Job:
+def submit(slurm: Slurm, reference: Reference, run: str, *, nodes: int = 2, **settings: str) -> Job:
     """Submit the script with its settings lines overridden, one rank a node."""
     sizes = (f"--nodes={nodes}", "--ntasks-per-node=1", "--mem-per-cpu=100")
     files = {"INPUT": reference.files.star.name, "MODEL": reference.files.model.name}
@@ -53,10 +52,6 @@ def complaints(job: Job) -> list[str]:
     return [line for line in job.said().splitlines() if line.startswith("mpipar:")]
 
 
-def wait_for_first_iteration(job: Job) -> None:
-    job.wait_for_pattern(FIRST_ITERATION)
-
-
 def assert_resumed_to_the_same(job: Job, reference: Reference, run: str) -> None:
     """It went on where it was, in the same log, and ended as if nothing had been."""
     assert job.wait(150) == "COMPLETED", job.story()
@@ -70,12 +65,14 @@ def assert_resumed_to_the_same(job: Job, reference: Reference, run: str) -> None
     assert results(reference.folder / run) == reference.results
 
 
-@pytest.mark.parametrize("launch", OPEN_MPI)
+@pytest.mark.parametrize("launch", ["mpirun", "srun --mpi=pmix"])
 def test_job_gives_what_an_interactive_run_gives(
-    slurm: Slurm, reference: Reference, launch: str
+    slurm: Slurm, reference: Reference, launch: str, request: pytest.FixtureRequest
 ) -> None:
-    run = launch.split()[0]
-    job = submit(slurm, reference, run, LAUNCH=launch)
+    if "pmix" in launch:
+        request.getfixturevalue("pmix")
+    run = launch.split(maxsplit=1)[0]
+    job = submit(slurm, reference, run, nodes=3, LAUNCH=launch)
     assert job.wait() == "COMPLETED", job.story()
     log = job.said()
     assert table(log) == table(reference.log)
@@ -88,9 +85,10 @@ def test_job_gives_what_an_interactive_run_gives(
     assert results(reference.folder / run) == reference.results
 
 
+@pytest.mark.usefixtures("pmix")
 def test_requeued_job_resumes(slurm: Slurm, reference: Reference) -> None:
     job = submit(slurm, reference, "requeued", LAUNCH="srun --mpi=pmix")
-    wait_for_first_iteration(job)
+    job.wait_for_pattern(FIRST_ITERATION)
     slurm.run("scontrol", "requeue", job.number)
     assert_resumed_to_the_same(job, reference, "requeued")
 
@@ -99,16 +97,16 @@ def test_job_that_nears_its_time_limit_queues_itself_again(
     slurm: Slurm, reference: Reference
 ) -> None:
     job = submit(slurm, reference, "limit")
-    wait_for_first_iteration(job)
+    job.wait_for_pattern(FIRST_ITERATION)
     slurm.run("scancel", "--batch", "--signal=USR1", job.number)  # as --signal=B:USR1@120 does
     assert_resumed_to_the_same(job, reference, "limit")
     assert "stopped by USR1" in job.said()
 
 
 def test_job_that_lost_a_node_queues_itself_again(slurm: Slurm, reference: Reference) -> None:
-    """Open MPI's mpirun ends with 0 when it loses its daemon on a node: no verdict, so no success."""
+    """Open MPI's mpirun ends with 0 when it loses its daemon on a node; a verdict it has none."""
     job = submit(slurm, reference, "lost")
-    wait_for_first_iteration(job)
+    job.wait_for_pattern(FIRST_ITERATION)
     daemons = job.processes("prted")
     assert daemons, job.story()
     os.kill(daemons[-1], signal.SIGKILL)
@@ -119,9 +117,9 @@ def test_job_that_lost_a_node_queues_itself_again(slurm: Slurm, reference: Refer
 def test_second_writer_is_refused_with_the_name_of_the_first(
     slurm: Slurm, reference: Reference
 ) -> None:
-    first = submit(slurm, reference, "shared", nodes=2)
-    wait_for_first_iteration(first)
-    second = submit(slurm, reference, "shared", nodes=2, MAX_RESTARTS="0")
+    first = submit(slurm, reference, "shared")
+    first.wait_for_pattern(FIRST_ITERATION)
+    second = submit(slurm, reference, "shared", MAX_RESTARTS="0")
     assert second.wait() == "FAILED", second.story()
     (complaint,) = complaints(second)
     assert f"slurm job {first.number}" in complaint
@@ -133,11 +131,10 @@ def test_second_writer_is_refused_with_the_name_of_the_first(
 def test_ranks_that_each_believe_they_are_alone_stop_with_one_message(
     slurm: Slurm, reference: Reference
 ) -> None:
-    job = submit(slurm, reference, "alone", LAUNCH="srun --mpi=none")
+    job = submit(slurm, reference, "alone", nodes=3, LAUNCH="srun --mpi=none")
     assert job.wait() == "FAILED", job.story()
     (complaint,) = complaints(job)
     assert complaint.startswith("mpipar: 3 processes were started")
-    assert job["ExitCode"] == "71:0"
     assert job["Restarts"] == "0"
     assert not (reference.folder / "alone").exists()
 

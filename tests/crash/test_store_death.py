@@ -114,11 +114,11 @@ def die_going_on(folder: Path, choose: dying.Choice) -> None:
 
 
 def test_death_while_creating_leaves_a_project_or_a_free_name(tmp_path: Path) -> None:
-    die_creating(tmp_path, dying.spread(40))
+    die_creating(tmp_path, dying.spread(24))
 
 
 def test_death_while_going_on_leaves_old_or_new(tmp_path: Path) -> None:
-    die_going_on(tmp_path, dying.spread(60))
+    die_going_on(tmp_path, dying.spread(36))
 
 
 # in shards, for no test may run for a minute, on a busy machine either

@@ -14,15 +14,7 @@ import pytest
 
 from mpipar.errors import CorruptStoreError, ProjectLockedError, StoreError
 from mpipar.store import epoch, evidence, schema
-from mpipar.store.epoch import (
-    Batch,
-    Beat,
-    Evidence,
-    Ownership,
-    Process,
-    Verdict,
-    may_take_over,
-)
+from mpipar.store.epoch import Batch, Beat, Evidence, Ownership, Process, Verdict, may_take_over
 from mpipar.store.evidence import (
     batch_job,
     gather,
@@ -340,8 +332,8 @@ class Watched:
 
     def sleep(self, seconds: float) -> None:
         self.now += seconds
-        for time in [t for t in self.beats if t <= self.now]:
-            (self.project / "status.json").write_bytes(self.beats.pop(time))
+        for moment in [t for t in self.beats if t <= self.now]:
+            (self.project / "status.json").write_bytes(self.beats.pop(moment))
 
 
 def beat(owner: str, counter: int) -> bytes:

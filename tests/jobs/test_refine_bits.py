@@ -1,0 +1,124 @@
+"""The same bits from every way of running a refinement, and each task counted once (P4, P5)."""
+
+from __future__ import annotations
+
+import math
+import re
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.support import refining
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+pytestmark = pytest.mark.skipif(not refining.MPIRUN.exists(), reason="this environment has no MPI")
+
+
+@pytest.fixture
+def reference(tmp_path_factory: pytest.TempPathFactory) -> refining.Reference:
+    return refining.reference(tmp_path_factory.getbasetemp())
+
+
+WAYS: dict[str, tuple[int | None, list[str], dict[str, str]]] = {
+    "threads": (None, ["--parallel=thread:2"], {}),
+    "2 ranks": (2, [], {}),
+    "3 ranks": (3, [], {}),
+    "4 ranks": (4, [], {}),
+    "4 ranks, random steals": (4, [], {"MPIPAR_SHUFFLE": "1"}),
+    "3 ranks, one slow": (3, [], {"MPIPAR_SLOW": "1:3"}),
+    "3 ranks, two compute threads each": (3, ["--threads", "2"], {}),
+    "3 ranks, other random steals": (3, [], {"MPIPAR_SHUFFLE": "2"}),
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_bits_are_those_of_one_process(
+    reference: refining.Reference, tmp_path: Path, way: str
+) -> None:
+    ranks, words, knobs = WAYS[way]
+    path = tmp_path / "run"
+    done = refining.run(reference.input.words("--path", path, *words), ranks=ranks, env=knobs)
+    assert done.returncode == 0, done.stderr
+    assert refining.digests(path) == reference.digests
+
+
+def test_another_seed_gives_other_bits(reference: refining.Reference, tmp_path: Path) -> None:
+    """The comparison above can fail: the digests see the random grid that a seed turns."""
+    path = tmp_path / "run"
+    done = refining.run(
+        reference.input.words("--path", path, "--seed", 1, "--parallel=thread:2", iterations=1)
+    )
+    assert done.returncode == 0, done.stderr
+    before, after = reference.digests, refining.digests(path)
+    same = {name for name in before if before[name] == after[name]}
+    assert same == {"mask.mrc"}  # a sphere
+
+
+def test_a_slow_rank_is_relieved_and_each_task_counts_once(
+    reference: refining.Reference, tmp_path: Path
+) -> None:
+    done, runs = refining.recorded(
+        reference.input.words("--path", tmp_path / "run"),
+        tmp_path / "record.json",
+        ranks=3,
+        env={"MPIPAR_SLOW": "2:4"},
+    )
+    assert done.returncode == 0, done.stderr
+    assert [run["stage"] for run in runs] == ["SpectrumStage", "AlignStage", "AlignStage"]
+    for run in runs:
+        assert sum(run["tasks_per_rank"].values()) == run["tasks"]
+    for run in runs[1:]:
+        fast, tasks = run["tasks_per_rank"]["1"], run["tasks"]
+        # a rank at a quarter of the speed should do a fifth; half is what it does without stealing
+        assert 0.65 * tasks < fast <= math.ceil(0.9 * tasks), run
+        assert run["steals"] > 0
+        assert run["tasks_stolen"] >= fast - math.ceil(tasks / 2)
+    assert refining.digests(tmp_path / "run") == reference.digests
+
+
+def test_images_are_served_once(reference: refining.Reference, tmp_path: Path) -> None:
+    size = refining.PARTICLES * refining.BOX**2 * 4  # as float32
+    done, runs = refining.recorded(
+        reference.input.words("--path", tmp_path / "run"), tmp_path / "record.json", ranks=3
+    )
+    assert done.returncode == 0, done.stderr
+    first, *others = [run["bytes_served"] for run in runs]
+    # a block that is stolen while its new owner fetches it may be served twice
+    assert size <= first <= 1.2 * size
+    assert sum(others) < 0.05 * size
+    said = re.findall(r"^ +(\d+) +all .* (\d+\.\d\d) +\S+ \S+$", done.stdout, re.MULTILINE)
+    assert said == [(f"{n}", f"{bytes_ / 1e6:.2f}") for n, bytes_ in enumerate(others, start=1)]
+
+
+def test_a_batch_log_holds_whole_plain_lines(reference: refining.Reference, tmp_path: Path) -> None:
+    words = reference.input.words("--path", tmp_path / "run")
+    with refining.Job(words, ranks=3, log=tmp_path / "log") as job:
+        done = job.finish()
+    assert done.returncode == 0, done.stderr
+    raw = (tmp_path / "log").read_bytes()
+    assert raw.endswith(b"\n")
+    strange = {byte for byte in raw if byte < 32} - {10}
+    assert not strange, raw
+    text = raw.decode()
+    assert re.search(r"^ +2 +all +\d+\.\d\d ", text, re.MULTILINE), text
+    assert re.search(r"^resolution \d+\.\d+ A", text, re.MULTILINE)
+    assert f"results in {tmp_path / 'run'}: map.mrc" in text
+    assert re.search(r"^  searching +\d+\.\d s +\d+%$", text, re.MULTILINE), "time per phase"
+
+
+@pytest.mark.slow
+def test_64_ranks_fit_in_20_gigabytes_and_give_the_same_bits(tmp_path: Path) -> None:
+    data = refining.DEMO
+    whole = refining.Input(data, data / "particles.star", data / "init.mrc", data)
+    alone = refining.run(whole.words("--path", tmp_path / "2", "--parallel=thread:2"), limit=600)
+    assert alone.returncode == 0, alone.stderr
+    with refining.Job(
+        whole.words("--path", tmp_path / "64"), ranks=64, env={"MPIPAR_PATIENCE": "300"}
+    ) as job:
+        done, peak = refining.peak_memory(job, limit=900)
+    print(f"64 ranks: {peak / 1e9:.1f} GB at most")
+    assert done.returncode == 0, done.stderr
+    assert refining.digests(tmp_path / "64") == refining.digests(tmp_path / "2")
+    assert peak < 20e9

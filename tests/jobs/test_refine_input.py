@@ -1,0 +1,220 @@
+"""Bad input through the real command line: one clear message, nothing written, no hang.
+
+And odd input that is adapted: said aloud, and refined.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+
+from tests.support import refining
+from tests.support.blocks import write_mrc
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+COUNT = 60
+NOT_LOOKED_AT = 3
+"""A particle that is not among the 50 which are read before anything is computed."""
+
+
+@dataclass(frozen=True)
+class Fault:
+    """How to spoil a sound input, and what must be said."""
+
+    spoil: Callable[[refining.Input], object]
+    code: int
+    says: str  # regular expression
+    words: tuple[str, ...] = ()
+
+
+def edit(pattern: str, replacement: str, count: int = 0) -> Callable[[refining.Input], object]:
+    """Change the STAR file."""
+
+    def spoil(made: refining.Input) -> None:
+        old = made.star.read_text()
+        new = re.sub(pattern, replacement, old, count=count, flags=re.MULTILINE)
+        assert new != old
+        made.star.write_text(new)
+
+    return spoil
+
+
+def truncate(made: refining.Input) -> None:
+    os.truncate(made.stack, made.stack.stat().st_size - 1000)
+
+
+def other_box(made: refining.Input) -> None:
+    """The last particle lies in a stack of larger images."""
+    images = refining.demo_images(1, refining.BOX + 4)
+    write_mrc(made.folder / "larger.mrcs", images, pixel_size=refining.PIXEL_SIZE)
+    edit(rf"^0000{COUNT}@particles.mrcs", "000001@larger.mrcs")(made)
+
+
+def pixel(value: float, particle: int) -> Callable[[refining.Input], object]:
+    """Change a pixel of a particle."""
+
+    def spoil(made: refining.Input) -> None:
+        images = refining.demo_images(COUNT)
+        images[particle, 5, 7] = value
+        write_mrc(made.stack, images, pixel_size=refining.PIXEL_SIZE)
+
+    return spoil
+
+
+def flat_model(made: refining.Input) -> None:
+    write_mrc(made.model, np.zeros((refining.BOX,) * 3, np.float32), volume=True)
+
+
+def nothing(made: refining.Input) -> None:
+    """The words alone are wrong."""
+    del made
+
+
+FAULTS = {
+    "missing stack": Fault(lambda made: made.stack.unlink(), 66, r"particles\.mrcs not found"),
+    "missing particle list": Fault(lambda made: made.star.unlink(), 66, r"particles\.star"),
+    "missing model": Fault(lambda made: made.model.unlink(), 66, r"init\.mrc"),
+    "missing mask": Fault(nothing, 66, r"none\.mrc", ("--mask", "none.mrc")),
+    "missing column": Fault(edit("_rlnDefocusU", "_rlnDefocusX"), 65, "rlnDefocusU"),
+    "missing image names": Fault(edit("_rlnImageName", "_rlnName"), 65, "rlnImageName"),
+    "truncated stack": Fault(truncate, 65, r"particles\.mrcs is truncated"),
+    "empty stack": Fault(lambda made: os.truncate(made.stack, 0), 65, r"particles\.mrcs"),
+    "image beyond the stack": Fault(edit("^000009@", "000909@"), 65, "particle 9 .* image 909"),
+    "box sizes that differ": Fault(other_box, 65, "differ in box size.*32.*36"),
+    "box that is not the stack's": Fault(edit(" 32 2 ", " 64 2 "), 65, "rlnImageSize = 64"),
+    "NaN that the first look finds": Fault(pixel(np.nan, 0), 65, "particle 1 of .* NaN"),
+    "NaN that it does not": Fault(
+        pixel(np.nan, NOT_LOOKED_AT), 65, f"particle {NOT_LOOKED_AT + 1} of .* NaN"
+    ),
+    "infinite pixel": Fault(pixel(np.inf, NOT_LOOKED_AT), 65, "NaN or infinite"),
+    "empty particle list": Fault(edit(r"^0\d+@.*\n", ""), 65, "no particles"),
+    "one particle": Fault(edit(r"^0000([1-9]\d|0[2-9])@.*\n", ""), 65, "half sets of"),
+    "words for numbers": Fault(edit("21583.560", "deep"), 65, "deep"),
+    "model all zeros": Fault(flat_model, 65, "0 everywhere"),
+    "model that is no MRC file": Fault(
+        lambda made: made.model.write_text("a model"), 65, r"init\.mrc"
+    ),
+    "unknown symmetry": Fault(nothing, 64, "sym.*q7", ("--sym", "q7")),
+    "unknown flag": Fault(nothing, 64, "--simmetry.*did you mean", ("--simmetry", "c1")),
+    "unknown --parallel": Fault(nothing, 64, "dragons:3", ("--parallel=dragons:3",)),
+    "diameter larger than the box": Fault(nothing, 65, "--diameter", ("--diameter", "9000")),
+}
+UNDER_MPIRUN = (
+    "missing stack",
+    "NaN that it does not",
+    "unknown symmetry",
+    "unknown flag",
+    "model all zeros",
+)
+
+
+def refuses(tmp_path: Path, fault: Fault, ranks: int | None) -> None:
+    made = refining.make_input(tmp_path / "input", count=COUNT)
+    fault.spoil(made)
+    cwd = tmp_path / "cwd"
+    cwd.mkdir()
+    done = refining.run(made.words(*fault.words), ranks=ranks, cwd=cwd)
+    assert done.returncode == fault.code, done.stderr
+    (said,) = refining.complaints(done)
+    assert re.search(fault.says, done.stderr), done.stderr
+    assert done.stderr.count(said) == 1
+    assert "Traceback" not in done.stderr + done.stdout
+    assert list(cwd.iterdir()) == [], "nothing is left behind"
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_bad_input_is_refused_and_nothing_written(tmp_path: Path, name: str) -> None:
+    refuses(tmp_path, FAULTS[name], None)
+
+
+@pytest.mark.skipif(not refining.MPIRUN.exists(), reason="this environment has no MPI")
+@pytest.mark.parametrize("name", UNDER_MPIRUN)
+def test_bad_input_ends_all_ranks(tmp_path: Path, name: str) -> None:
+    refuses(tmp_path, FAULTS[name], 3)
+
+
+@pytest.mark.parametrize("folder", ["{0}/file/run", "/proc/mpipar/run", "{0}/file"])
+def test_a_folder_that_cannot_be_made(tmp_path: Path, folder: str) -> None:
+    """Also for root, to whom permissions mean nothing."""
+    made = refining.make_input(tmp_path / "input", count=COUNT)
+    (tmp_path / "file").write_text("a file")
+    done = refining.run(made.words("--path", folder.format(tmp_path)), cwd=tmp_path)
+    assert done.returncode == 73, done.stderr
+    (said,) = refining.complaints(done)
+    assert folder.format(tmp_path) in said
+    assert "Traceback" not in done.stderr
+    assert "first look" not in done.stdout, "before anything is computed"
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["file", "input"]
+
+
+def test_the_folder_of_another_run_is_left_alone(tmp_path: Path) -> None:
+    made = refining.make_input(tmp_path / "input", count=COUNT)
+    path = tmp_path / "refine_01"
+    path.mkdir()
+    (path / "notes.txt").write_text("mine")
+    done = refining.run(made.words("--path", path), cwd=tmp_path)
+    assert done.returncode == 73, done.stderr
+    assert [file.name for file in path.iterdir()] == ["notes.txt"]
+
+
+def test_check_says_what_would_be_done_and_writes_nothing(tmp_path: Path) -> None:
+    made = refining.make_input(tmp_path / "input", count=COUNT)
+    done = refining.run(made.words("--check"), cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert f"{COUNT} particles of 32 x 32 pixels of 11.2 A" in done.stdout
+    assert "nothing was written" in done.stdout
+    assert [entry.name for entry in tmp_path.iterdir()] == ["input"]
+
+
+def odd_box(made: refining.Input) -> None:
+    images = np.pad(refining.demo_images(COUNT), [(0, 0), (0, 1), (0, 1)], mode="edge")
+    write_mrc(made.stack, images, pixel_size=refining.PIXEL_SIZE)
+    edit(" 32 2 ", " 33 2 ")(made)
+
+
+def other_model(made: refining.Input) -> None:
+    """The shipped model: twice the box, half the pixel size."""
+    made.model.write_bytes((refining.DEMO / "init.mrc").read_bytes())
+
+
+def five_particles(made: refining.Input) -> None:
+    edit(r"^0000([1-9]\d|0[6-9])@.*\n", "")(made)
+
+
+def not_normalised(made: refining.Input) -> None:
+    images = refining.demo_images(COUNT) * np.float32(40) + np.float32(1000)
+    write_mrc(made.stack, images, pixel_size=refining.PIXEL_SIZE)
+
+
+ODD = {
+    "odd box": (odd_box, "the box of 33 pixels is odd.* makes 32", None),
+    "model of another box and pixel size": (
+        other_model,
+        r"64 pixels of 5.6 A.* is brought to the particles' 32 pixels of 11.2 A",
+        None,
+    ),
+    "fewer particles than ranks": (five_particles, "^5 particles of", 4),
+    "images that are not normalised": (not_normalised, "the images are not normalised", None),
+}
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_odd_input_is_adapted_and_said_aloud(tmp_path: Path, name: str) -> None:
+    spoil, says, ranks = ODD[name]
+    if ranks and not refining.MPIRUN.exists():
+        pytest.skip("this environment has no MPI")
+    made = refining.make_input(tmp_path / "input", count=COUNT)
+    spoil(made)
+    done = refining.run(made.words(iterations=1), ranks=ranks, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert re.search(says, done.stdout, re.MULTILINE), done.stdout
+    assert set(refining.FILES) <= {file.name for file in (tmp_path / "refine_01").iterdir()}
+    assert (tmp_path / "refine_01" / "half1.mrc").stat().st_size == 1024 + 32**3 * 4

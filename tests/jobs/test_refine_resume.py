@@ -1,0 +1,99 @@
+"""What `--resume` does with a run that is finished, or not what the user believes it to be."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.support import refining
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+@pytest.fixture
+def finished(
+    tmp_path_factory: pytest.TempPathFactory, tmp_path: Path
+) -> tuple[refining.Reference, Path]:
+    """The reference, and a copy of its finished run; its input is copied too."""
+    reference = refining.reference(tmp_path_factory.getbasetemp())
+    shutil.copytree(reference.path, tmp_path / "run")
+    return reference, tmp_path / "run"
+
+
+def resume(path: Path, *words: object) -> tuple[int, list[str]]:
+    """Exit code and complaints of `refine --resume`."""
+    done = refining.run(["mpipar", "refine", "--resume", "--path", path, *words])
+    return done.returncode, refining.complaints(done)
+
+
+def test_a_finished_run_writes_the_same_results_again(
+    finished: tuple[refining.Reference, Path],
+) -> None:
+    reference, path = finished
+    for name in refining.FILES:
+        (path / name).unlink()
+    assert resume(path) == (0, [])
+    assert refining.digests(path) == reference.digests
+    assert json.loads((path / "verdict.json").read_text())["verdict"] == "done"
+
+
+def test_more_iterations_may_be_asked_for(finished: tuple[refining.Reference, Path]) -> None:
+    reference, path = finished
+    more = refining.ITERATIONS + 1
+    done = refining.run(["mpipar", "refine", "--resume", "--path", path, "--iter", more])
+    assert done.returncode == 0, done.stderr
+    rows = [line.split()[0] for line in done.stdout.splitlines() if " all  " in line]
+    assert rows == [str(more)], "the others are not made again"
+    assert refining.digests(path)["particles.star"] != reference.digests["particles.star"]
+    assert f"\niter = {more}\n" in (path / "settings.toml").read_text()
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--sym", "c2"], "--sym c2"),
+        (["--seed", "5"], "--seed 5"),
+        (["--model", "other.mrc"], "--model other.mrc"),
+    ],
+)
+def test_settings_that_make_another_run_are_refused(
+    finished: tuple[refining.Reference, Path], words: list[str], said: str
+) -> None:
+    _, path = finished
+    code, complaints = resume(path, *words)
+    assert code == 64
+    assert complaints[0].startswith(f"mpipar: {said}: {path} was started with")
+
+
+def test_input_that_has_changed_is_refused(tmp_path: Path) -> None:
+    made = refining.make_input(tmp_path / "input", count=40)
+    path = tmp_path / "run"
+    done = refining.run(made.words("--path", path, "--parallel=thread:2", iterations=1))
+    assert done.returncode == 0, done.stderr
+    before = {file.name: file.read_bytes() for file in path.iterdir() if file.is_file()}
+    star = made.star.read_text()
+    made.star.write_text(star.replace("21583.560", "21583.561"))
+    code, complaints = resume(path)
+    assert (code, len(complaints)) == (65, 1)
+    assert "was started with other input" in complaints[0]
+    made.star.write_text(star)
+    shutil.copyfile(refining.DEMO / "init.mrc", made.model)
+    code, complaints = resume(path)
+    assert (code, len(complaints)) == (65, 1)
+    made.model.unlink()
+    assert resume(path)[0] == 66
+    for name in refining.FILES:
+        assert (path / name).read_bytes() == before[name]
+
+
+def test_resume_without_a_run(tmp_path: Path) -> None:
+    done = refining.run(["mpipar", "refine", "--resume"], cwd=tmp_path)
+    assert done.returncode == 66
+    assert "there is no refine_NN" in done.stderr
+    code, complaints = resume(tmp_path / "none")
+    assert (code, len(complaints)) == (66, 1)
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,34 @@
+"""A project to try things on, and how it dies."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mpipar.store import Project, epoch, schema
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+SETTINGS = {"sym": "c1", "iterations": 3, "mask": None}
+X = np.arange(12.0).reshape(3, 4)
+
+
+def create(path: Path, **words: Any) -> Project:
+    return Project.create(path, settings=SETTINGS, kind="refine", **words)
+
+
+def tree(path: Path) -> dict[str, tuple[int, int]]:
+    return {str(p): (p.stat().st_mtime_ns, p.stat().st_size) for p in path.rglob("*")}
+
+
+def die(project: Project) -> None:
+    """End as a killed process does: nothing is released, and the claim names a process now gone."""
+    writer = project._writer
+    writer.heartbeat.stop()
+    writer.journal.close()
+    writer.ownership.drop_lock()
+    claim = replace(writer.claim, process_start="1")
+    epoch.claim_path(project.path, claim.epoch).write_bytes(schema.encode(epoch.asdict(claim)))
