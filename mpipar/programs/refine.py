@@ -64,6 +64,13 @@ class Session:
     clock: Clock
     history: list[Step] = field(default_factory=list)
 
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Count the time inside under `name`; the progress of the phase before is over."""
+        self.view.phase(name)
+        with self.clock.phase(name):
+            yield
+
     def run(
         self, label: str, stage: Stage, shared: dict[str, Any], tasks: list[Task], **facts: str
     ) -> Outcome:
@@ -196,7 +203,7 @@ def _prepare(session: Session, operators: Any) -> tuple[Dataset, RefineState]:
     half = dataset.half_sets(inputs.particles, settings.seed)
     blocks = dataset.blocks_of(half)
     session.pool.serve(inputs.stacks.divided(blocks))
-    with session.clock.phase("first look at all images"):
+    with session.phase("first look at all images"):
         outcome = session.run(
             "first look", SpectrumStage(geometry), {}, dataset.first_tasks(blocks)
         )
@@ -210,7 +217,7 @@ def _prepare(session: Session, operators: Any) -> tuple[Dataset, RefineState]:
         )
     data = dataset.make_dataset(inputs, settings, geometry, operators, constants)
     state = dataset.first_state(inputs, data, spectra, lowpassed, cutoff)
-    with session.clock.phase("saving"):
+    with session.phase("saving"):
         saved.commit_first(project, constants, state, fingerprint)
     return data, state
 
@@ -222,7 +229,7 @@ def _refine(session: Session, data: Dataset, state: RefineState) -> None:
     while not (following := decide(session.history, settings.iter, settings.targetres)).stop:
         state, maps = _iterate(session, data, state, following)
     session.view.say(following.reason)
-    with session.clock.phase("writing results"):
+    with session.phase("writing results"):
         maps = maps or saved.load_maps(session.project)
         exports.write_all(session.project, session.inputs, session.settings, data, state, maps)
     _summarise(session, maps)
@@ -240,12 +247,12 @@ def _iterate(
         free_scale=state.iteration == 0,
     )
     radius = data.sampling.insertion_radius(plan.radius, following.complete)
-    with session.clock.phase("preparing references"):
+    with session.phase("preparing references"):
         scales = iteration.fixed_point(data, state)
         shared = iteration.shared_arrays(data, state, plan)
         tasks = dataset.align_tasks(data, dataset.ctf_of(session.inputs.particles), state)
     stage = AlignStage(data.geometry, plan, radius, scales)
-    with session.clock.phase("searching" if plan.exhaustive else "local refinement"):
+    with session.phase("searching" if plan.exhaustive else "local refinement"):
         outcome = session.run(
             f"iteration {number}: {'search' if plan.exhaustive else 'local'}",
             stage,
@@ -253,11 +260,11 @@ def _iterate(
             tasks,
             resolution=f"{state.resolution:.1f} A",
         )
-    with session.clock.phase("reconstruction"):
+    with session.phase("reconstruction"):
         state, maps = _solve(data, state, plan, radius, scales, outcome)
     complete = radius == data.geometry.box // 2 - 1
     session.history.append(Step(state.resolution, state.jumped, plan.exhaustive, complete))
-    with session.clock.phase("saving"):
+    with session.phase("saving"):
         saved.commit(session.project, state, maps, session.history)
     _report(session, state, plan, outcome, time.monotonic() - started)
     return state, maps
@@ -295,6 +302,7 @@ def _report(
 
 def _summarise(session: Session, maps: Maps) -> None:
     view, geometry = session.view, session.inputs
+    view.phase("")
     inside, everywhere = exports.resolutions(maps, geometry.box, geometry.pixel_size)
     view.say(
         f"resolution {inside:.2f} A (FSC 0.143 inside the mask; {everywhere:.2f} A without one)"

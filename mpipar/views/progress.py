@@ -136,7 +136,8 @@ class LiveView(View):
 
     def phase(self, name: str) -> None:
         super().phase(name)
-        self._update(f"{name} ...")
+        if name:
+            self._update(f"{name} ...")
 
     def _start(self, label: str) -> None:
         super()._start(label)
