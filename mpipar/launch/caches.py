@@ -37,7 +37,7 @@ def prepare_process() -> None:
 
 def _cache_folder(name: str) -> Path:
     """A folder of this user alone on the node's disk; a passing one if others took the name."""
-    folder = Path(tempfile.gettempdir()) / f"mpipar-{os.getuid()}"
+    folder = _node_disk() / f"mpipar-{os.getuid()}"
     try:
         folder.mkdir(mode=0o700, exist_ok=True)
         if _is_private(folder):
@@ -49,6 +49,13 @@ def _cache_folder(name: str) -> Path:
     passing = tempfile.mkdtemp(prefix="mpipar-")
     atexit.register(shutil.rmtree, passing, ignore_errors=True)
     return Path(passing)
+
+
+def _node_disk() -> Path:
+    """The node's temporary folder; not a batch job's own one, which goes when the job ends."""
+    common = Path("/tmp")
+    in_job = {"SLURM_JOB_ID", "JOB_ID"} & os.environ.keys()
+    return common if in_job and os.access(common, os.W_OK) else Path(tempfile.gettempdir())
 
 
 def _is_private(folder: Path) -> bool:

@@ -27,6 +27,10 @@ GUARD: Final = "MPIPAR_RELAUNCHED"
 TRANSPORT: Final = {"OMPI_MCA_pml": "ob1", "OMPI_MCA_btl": "self,sm,tcp"}
 
 
+# Open MPI 5 knows nothing of Grid Engine: it must be told how to start its daemons on other hosts.
+GRID_ENGINE: Final = ("--prtemca", "plm_ssh_agent", "qrsh -inherit -nostdin -V")
+
+
 @dataclass(frozen=True)
 class Launcher:
     """A program that starts MPI ranks."""
@@ -121,7 +125,7 @@ def launch_command(
     if launcher.is_open_mpi:
         hosts = os.environ.get("PE_HOSTFILE")
         if hosts:
-            command += ["--hostfile", _open_mpi_hosts(Path(hosts))]
+            command += ["--hostfile", _open_mpi_hosts(Path(hosts)), *GRID_ENGINE]
         if ranks > max(around.tasks, around.slots, _cores() if around.slots == 1 else 1):
             command.append("--oversubscribe")
     return [*command, sys.executable, "-m", "mpipar", *arguments]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -125,9 +126,14 @@ def _give_up(project: Project | None, error: BaseException) -> None:
     if isinstance(error, MpiparError) and not project.commits():
         project.abandon()
         return
-    temporary = isinstance(error, RequeueError | KeyboardInterrupt)
+    temporary = isinstance(error, RequeueError | KeyboardInterrupt) or _is_orphaned(error)
     with suppress(MpiparError):  # a writer that was passed over, or a full disk: the error says it
         project.verdict("requeue" if temporary else "failed", f"{type(error).__name__}: {error}")
+
+
+def _is_orphaned(error: BaseException) -> bool:
+    """Whether output can go nowhere: mpirun, or the batch system's end of it, has died."""
+    return isinstance(error, OSError) and error.errno in (errno.EIO, errno.EPIPE)
 
 
 def _resume(settings: RefineSettings, view: View) -> tuple[Project, RefineSettings]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import faulthandler
+import re
 import subprocess
 import sys
 import tempfile
@@ -21,11 +22,8 @@ if TYPE_CHECKING:
 ROOT: Final = Path(__file__).parents[2]
 NODES: Final = 4
 PATIENCE: Final = 280  # seconds for a test; a requeued job waits a while for its second start
+FIRST_ITERATION: Final = re.compile(r"^ +1 +all .*$", re.MULTILINE)  # its row in the log
 RESULTS: Final = ("map.mrc", "half1.mrc", "half2.mrc", "particles.star", "fsc.txt")
-
-
-def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "cluster: needs a batch system installed on this machine")
 
 
 @pytest.fixture(autouse=True)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.cluster.conftest import ROOT, results
+from tests.cluster.conftest import FIRST_ITERATION, ROOT, results
 from tests.cluster.particles import SYMMETRY
 
 if TYPE_CHECKING:
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.cluster
 SCRIPT = ROOT / "slurm" / "refine.sbatch"
-FIRST_ITERATION = re.compile(r"^ +1 +all .*$", re.MULTILINE)
 
 
 def submit(slurm: Slurm, reference: Reference, run: str, *, nodes: int = 2, **settings: str) -> Job:

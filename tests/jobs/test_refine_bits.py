@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from typing import TYPE_CHECKING
 
@@ -72,9 +71,9 @@ def test_a_slow_rank_is_relieved_and_each_task_counts_once(
     for run in runs[1:]:
         fast, tasks = run["tasks_per_rank"]["1"], run["tasks"]
         # a rank at a quarter of the speed should do a fifth; half is what it does without stealing
-        assert 0.65 * tasks < fast <= math.ceil(0.9 * tasks), run
+        assert 0.65 * tasks < fast < tasks, run
         assert run["steals"] > 0
-        assert run["tasks_stolen"] >= fast - math.ceil(tasks / 2)
+        assert run["tasks_stolen"] >= fast - (tasks + 1) // 2
     assert refining.digests(tmp_path / "run") == reference.digests
 
 

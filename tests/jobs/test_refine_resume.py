@@ -26,7 +26,7 @@ def finished(
 
 def resume(path: Path, *words: object) -> tuple[int, list[str]]:
     """Exit code and complaints of `refine --resume`."""
-    done = refining.run(["mpipar", "refine", "--resume", "--path", path, *words])
+    done = refining.run_here(["mpipar", "refine", "--resume", "--path", path, *words], path.parent)
     return done.returncode, refining.complaints(done)
 
 
@@ -44,7 +44,8 @@ def test_a_finished_run_writes_the_same_results_again(
 def test_more_iterations_may_be_asked_for(finished: tuple[refining.Reference, Path]) -> None:
     reference, path = finished
     more = refining.ITERATIONS + 1
-    done = refining.run(["mpipar", "refine", "--resume", "--path", path, "--iter", more])
+    words = ["mpipar", "refine", "--resume", "--path", path, "--iter", more]
+    done = refining.run_here(words, path.parent)
     assert done.returncode == 0, done.stderr
     rows = [line.split()[0] for line in done.stdout.splitlines() if " all  " in line]
     assert rows == [str(more)], "the others are not made again"
@@ -72,7 +73,8 @@ def test_settings_that_make_another_run_are_refused(
 def test_input_that_has_changed_is_refused(tmp_path: Path) -> None:
     made = refining.make_input(tmp_path / "input", count=40)
     path = tmp_path / "run"
-    done = refining.run(made.words("--path", path, "--parallel=thread:2", iterations=1))
+    words = made.words("--path", path, "--parallel=thread:2", iterations=1)
+    done = refining.run_here(words, tmp_path)
     assert done.returncode == 0, done.stderr
     before = {file.name: file.read_bytes() for file in path.iterdir() if file.is_file()}
     star = made.star.read_text()
@@ -91,7 +93,7 @@ def test_input_that_has_changed_is_refused(tmp_path: Path) -> None:
 
 
 def test_resume_without_a_run(tmp_path: Path) -> None:
-    done = refining.run(["mpipar", "refine", "--resume"], cwd=tmp_path)
+    done = refining.run_here(["mpipar", "refine", "--resume"], tmp_path)
     assert done.returncode == 66
     assert "there is no refine_NN" in done.stderr
     code, complaints = resume(tmp_path / "none")

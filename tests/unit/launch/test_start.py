@@ -173,6 +173,7 @@ def test_grid_engine_s_hosts_reach_open_mpi(monkeypatch, tmp_path):
     command = launch_command(Launcher(tmp_path / "mpirun", is_open_mpi=True), 5, ["refine"], around)
     made = command[command.index("--hostfile") + 1]
     assert Path(made).read_text() == "m1 slots=2\nm2 slots=3\n"
+    assert command[command.index("plm_ssh_agent") + 1].startswith("qrsh -inherit")
 
 
 def test_what_the_user_set_is_kept(monkeypatch, tmp_path):
