@@ -21,9 +21,10 @@ accurate enough."""
 
 @dataclass(frozen=True)
 class Components:
-    """The independent Fourier components of an image out to a radius, lowest frequency first.
+    """The independent Fourier components of an image in whole shells, lowest frequency first.
 
-    The order makes every smaller radius a prefix: ``frequencies[: components.within(r)]``.
+    Shell s holds what is nearest to distance s; `radius` is the last shell. The order makes every
+    smaller radius a prefix: ``frequencies[: components.within(r)]``.
 
     frequencies  (v, 2) float32   kx, ky in cycles per box; kx >= 0, one of each Friedel pair, zero
                                   frequency first
@@ -39,29 +40,36 @@ class Components:
     shell: NDArray[np.int32]
     starts: NDArray[np.int64]
 
-    def within(self, radius: float) -> int:
-        """How many components lie no farther out than `radius`."""
-        return int(np.searchsorted(self.distance, radius + 1e-9, side="right"))
+    def within(self, radius: int) -> int:
+        """How many components lie in shells 0..radius."""
+        return int(np.searchsorted(self.shell, radius, side="right"))
 
     def shell_sums(self, values: NDArray[np.floating]) -> NDArray[np.float64]:
         """Sum `values` (..., v) over each shell: (..., radius + 1)."""
         return np.add.reduceat(values, self.starts, axis=-1, dtype=np.float64)
 
 
+def largest_radius(box: int) -> int:
+    """The last shell of a (box, box) image: Nyquist's, less the components on its own lines."""
+    return box // 2
+
+
 @lru_cache(maxsize=32)
 def components(box: int, radius: int) -> Components:
-    """The components of a (box, box) image with length at most `radius` (at most box // 2 - 1).
+    """The components of a (box, box) image in shells 0..radius, at most `largest_radius`.
 
     raises  ValueError if the radius does not fit the box, or the box is odd: `image_components`
             moves the origin by signs, which needs an even one
     """
     if box % 2:
         raise ValueError(f"box {box} is odd")
-    if not 1 <= radius < box // 2:
-        raise ValueError(f"radius {radius} is outside 1 .. {box // 2 - 1} for box {box}")
+    if not 1 <= radius <= largest_radius(box):
+        raise ValueError(f"radius {radius} is outside 1 .. {largest_radius(box)} for box {box}")
     half_plane = np.meshgrid(np.arange(radius + 1), np.arange(-radius, radius + 1))
     kx, ky = (k.ravel() for k in half_plane)
-    keep = (kx * kx + ky * ky <= radius * radius) & ((kx > 0) | (ky >= 0))
+    in_shells = np.rint(np.hypot(kx, ky)) <= radius
+    unambiguous = np.maximum(kx, np.abs(ky)) < box // 2
+    keep = in_shells & unambiguous & ((kx > 0) | (ky >= 0))
     kx, ky = kx[keep], ky[keep]
     order = np.lexsort((ky, kx, kx * kx + ky * ky))
     frequencies = np.stack([kx[order], ky[order]], axis=1)

@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 
 from mpipar.cryoem.alignment import SearchPlan
+from mpipar.cryoem.fourier import largest_radius
 
 COARSE_DETAIL = 8.0
 """The grid search uses detail down to diameter / 8: enough to tell orientations apart, few enough
@@ -53,7 +54,7 @@ class Sampling:
 
     def insertion_radius(self, alignment_radius: int, last: bool) -> int:
         """Cycles per box that are back-projected: more than aligned, so that FSC can show more."""
-        limit = self.box // 2 - 1
+        limit = largest_radius(self.box)
         return limit if last else min(limit, math.ceil(1.4 * alignment_radius) + 8)
 
 

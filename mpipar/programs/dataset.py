@@ -11,7 +11,7 @@ import numpy as np
 from mpipar.cryoem import masks, noise
 from mpipar.cryoem.alignment import Poses
 from mpipar.cryoem.ctf import CtfParameters
-from mpipar.cryoem.fourier import components, filter_shells, lowpass_gain
+from mpipar.cryoem.fourier import components, filter_shells, largest_radius, lowpass_gain
 from mpipar.cryoem.search_plan import Sampling, finer_for
 from mpipar.errors import InputError
 from mpipar.programs.iteration import Dataset, RefineState
@@ -169,7 +169,7 @@ def measure(
         largest[0] += (
             float(np.abs(mean).max()) * box * box
         )  # the look took the mean off, the images keep it
-    wanted = components(box, box // 2 - 1)
+    wanted = components(box, largest_radius(box))
     spectra = []
     for number in (1, 2):
         mine = [(rows, look) for rows, look in pairs if half[rows[0]] == number]
@@ -209,7 +209,7 @@ def make_dataset(
 ) -> Dataset:
     """What stays the same through a refinement."""
     box, pixel_size = inputs.box, inputs.pixel_size
-    finest = box // 2 - 1
+    finest = largest_radius(box)
     if settings.targetres is not None:
         finest = min(finest, max(4, math.floor(box * pixel_size / settings.targetres)))
     return Dataset(

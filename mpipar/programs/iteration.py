@@ -220,16 +220,10 @@ def next_state(
     """Everything that follows from an iteration's results."""
     poses = collect_poses(data, results, state)
     maps = maps_of(data, halves, radius, state.iteration + 1)
-    resolved = resolution.last_resolved_shell(
-        maps.corrected[: radius + 1], resolution.GOLD_STANDARD
-    )
-    geometry = data.geometry
-    reached = resolution.resolution_of(
-        np.append(maps.corrected[: radius + 1], 0.0),
-        resolution.GOLD_STANDARD,
-        geometry.box,
-        geometry.pixel_size,
-    )
+    filled = np.where(np.arange(len(maps.corrected)) <= radius, maps.corrected, 0.0)
+    resolved = resolution.last_resolved_shell(filled, resolution.GOLD_STANDARD)
+    box, pixel_size = data.geometry.box, data.geometry.pixel_size
+    reached = resolution.resolution_of(filled, resolution.GOLD_STANDARD, box, pixel_size)
     turned = turns_of(data, state.poses, poses)
     may_settle = plan.exhaustive and state.iteration + 1 >= SETTLING_ITERATION
     settled = state.settled | ((turned <= JUMP * plan.step) & may_settle)

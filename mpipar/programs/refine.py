@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mpipar.cryoem import reconstruction, symmetry
-from mpipar.cryoem.fourier import filter_shells, lowpass_gain
+from mpipar.cryoem.fourier import filter_shells, largest_radius, lowpass_gain
 from mpipar.cryoem.search_plan import plan_search
 from mpipar.cryoem.symmetry_check import CONVINCING, fitting_setting
 from mpipar.errors import MissingInputError, MpiparError, RequeueError
@@ -268,7 +268,7 @@ def _iterate(
         )
     with session.phase("reconstruction"):
         state, maps = _solve(data, state, plan, radius, scales, outcome)
-    complete = radius == data.geometry.box // 2 - 1
+    complete = radius == largest_radius(data.geometry.box)
     session.history.append(Step(state.resolution, state.jumped, plan.exhaustive, complete))
     with session.phase("saving"):
         saved.commit(session.project, state, maps, session.history)

@@ -11,7 +11,7 @@ import numpy as np
 from mpipar.cryoem import alignment, masks, noise, reconstruction
 from mpipar.cryoem.alignment import GridSearch, Poses, Reference, SearchPlan
 from mpipar.cryoem.ctf import CtfParameters, contrast_transfer
-from mpipar.cryoem.fourier import Components, components, image_components
+from mpipar.cryoem.fourier import Components, components, image_components, largest_radius
 from mpipar.runtime.stage import Block, Stage, Task
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ class SpectrumStage(Stage):
         images = block["images"]
         mean, deviation = masks.background(images, self.geometry.radius)
         centred = images - mean[:, None, None].astype(np.float32)
-        wanted = components(self.geometry.box, self.geometry.box // 2 - 1)
+        wanted = components(self.geometry.box, largest_radius(self.geometry.box))
         centres = np.zeros((len(images), 2))
         disc = masks.soft_discs(self.geometry.box, centres, self.geometry.radius, MASK_EDGE)
         masked = image_components(centred * disc, wanted)

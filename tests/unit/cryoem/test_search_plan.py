@@ -16,7 +16,7 @@ boxes = st.integers(4, 256).map(lambda half: 2 * half)  # 8 to 512
 @st.composite
 def samplings(draw: st.DrawFn) -> Sampling:
     box = draw(boxes)
-    finest = draw(st.integers(min(4, box // 2 - 1), box // 2 - 1))
+    finest = draw(st.integers(min(4, box // 2), box // 2))
     return Sampling(box, draw(st.floats(0.05, 1.0)) * box, finest)
 
 
@@ -27,9 +27,9 @@ def test_plan_fits_its_box(sampling, resolved, exhaustive):
     assert plan.exhaustive == exhaustive
     for last in (False, True):
         inserted = sampling.insertion_radius(plan.radius, last)
-        assert plan.radius <= inserted < sampling.box // 2
+        assert plan.radius <= inserted <= sampling.box // 2
         components(sampling.box, inserted)
-    assert sampling.insertion_radius(plan.radius, last=True) == sampling.box // 2 - 1
+    assert sampling.insertion_radius(plan.radius, last=True) == sampling.box // 2
     assert 0 < plan.shift_step < plan.shift_range < sampling.box / 2
     assert plan.survivors <= plan.candidates
 

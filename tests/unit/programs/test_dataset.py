@@ -108,7 +108,7 @@ def test_normalised_images_are_left_alone() -> None:
     assert not constants.normalised
     assert np.array_equal(constants.offset, np.zeros(40))
     assert np.array_equal(constants.gain, np.ones(40))
-    assert noise.shape == (2, 8)
+    assert noise.shape == (2, 9)
     # power of white noise in the disc: number of its pixels times the variance
     assert 0.5 * np.pi * 25 < np.median(noise) < 2 * np.pi * 10**2
 
@@ -150,7 +150,7 @@ def test_no_amplitude_exceeds_its_bound(scale: float, mean: float) -> None:
     images = (white(40, 16, seed=1) * scale + mean).astype(np.float32)
     images[7, 3, 3] += 1000 * scale  # an outlier
     constants, _ = looked_at(images, HALF)
-    wanted = components(16, 7)
+    wanted = components(16, 8)
     used = (images - constants.offset[:, None, None].astype(np.float32)) * constants.gain[
         :, None, None
     ].astype(np.float32)
@@ -183,7 +183,7 @@ def test_target_resolution_limits_the_shells(made: Small) -> None:
     geometry, operators = made.data.geometry, made.data.symmetry
     data = dataset.make_dataset(made.inputs, settings, geometry, operators, constants)
     assert data.sampling.finest_shell == 4
-    assert made.data.sampling.finest_shell == 7
+    assert made.data.sampling.finest_shell == 8
 
 
 def test_tasks_carry_what_their_particles_need(made: Small) -> None:

@@ -262,7 +262,7 @@ def test_first_look_measures_background_power_and_amplitudes() -> None:
     for number in range(1, BOX // 2 - 1):
         largest = transform[:, shell == number].max(axis=1)
         np.testing.assert_allclose(look.largest[:, number], largest, rtol=1e-4)
-    wanted = components(BOX, BOX // 2 - 1)
+    wanted = components(BOX, BOX // 2)
     per_shell = np.diff(np.append(wanted.starts, len(wanted.shell)))
     under_disc = np.pi * (RADIUS + 1.9) ** 2  # the soft edge squared counts three eighths
     expected = 9.0 * under_disc * per_shell
