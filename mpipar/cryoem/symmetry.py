@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from scipy.spatial.transform import Rotation
 
-from mpipar.errors import InputError
+from mpipar.errors import UsageError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -36,11 +36,11 @@ VALID = "Cn, Dn (n = 1, 2, 3 ...), T, O, I (or a setting of it: I1, I2, I3, I4)"
 
 
 def canonical_name(name: str) -> str:
-    """Upper-case name of a known point group; raises InputError that lists the valid names."""
+    """Upper-case name of a known point group; raises UsageError that lists the valid ones."""
     upper = name.strip().upper()
     if upper in GENERATORS or upper == "I" or re.fullmatch(r"[CD][1-9]\d{0,2}", upper):
         return upper
-    raise InputError(f"unknown symmetry {name!r}; give one of {VALID}")
+    raise UsageError(f"unknown symmetry {name!r}; give one of {VALID}")
 
 
 def settings_of(name: str) -> tuple[str, ...]:

@@ -97,6 +97,7 @@ def run(settings: RefineSettings, open_pool: OpenPool, view: View) -> None:
     try:
         if settings.resume:
             project, settings = _resume(settings, view)
+        symmetry.canonical_name(settings.sym)  # before any file is opened
         with clock.phase("reading and checking input"):
             inputs = read_inputs(settings)
             operators, notes = _symmetry(inputs, settings)
@@ -202,6 +203,8 @@ def _prepare(session: Session, operators: Any) -> tuple[Dataset, RefineState]:
     )
     if project.commits():
         constants = saved.load_constants(project, fingerprint)
+        for change in saved.changed_environment(project):
+            session.view.say(f"note: the bits may differ from an undisturbed run's: {change}")
         session.history = saved.load_history(project)
         session.pool.serve(inputs.stacks.divided(dataset.blocks_of(constants.half)))
         data = dataset.make_dataset(inputs, settings, geometry, operators, constants)

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import platform
+from contextlib import suppress
 from dataclasses import asdict
 from importlib.metadata import version
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mpipar import __version__
 from mpipar.cryoem.alignment import Poses
 from mpipar.errors import InputError
 from mpipar.programs.convergence import Step
@@ -38,10 +41,28 @@ def fingerprint(inputs: RefineInputs) -> str:
 
 def environment() -> dict[str, str]:
     """What the bits of a result depend on besides input and settings."""
-    return {
-        "cpu": platform.processor() or platform.machine(),
-        "python": platform.python_version(),
-    } | {name: version(name) for name in LIBRARIES}
+    own = {"cpu": _cpu(), "python": platform.python_version(), "mpipar": __version__}
+    return own | {name: version(name) for name in LIBRARIES}
+
+
+def _cpu() -> str:
+    """The CPU's model, or its family where the system tells no more."""
+    with suppress(OSError):
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+        return models[0] if models else platform.machine()
+    return platform.machine()
+
+
+def changed_environment(project: Project) -> list[str]:
+    """What the bits depend on and has changed since the run began: "numpy was 2.1, is 2.2"."""
+    then = project.load(project.commits()[0]).attributes["environment"]
+    now = environment()
+    return [
+        f"{name} was {then.get(name, 'not recorded')}, is {value}"
+        for name, value in now.items()
+        if then.get(name) != value
+    ]
 
 
 def commit_first(project: Project, constants: Constants, state: RefineState, inputs: str) -> None:

@@ -97,13 +97,15 @@ class Project:
             with durable.named_errors(path, len(schema.encode(identity.settings))):
                 _claim_first(path, claim)
             owned = True
-            return cls._begin(path, claim)
+            project = cls._begin(path, claim)
         except StoreError as error:
             folder.undo(owned=owned)
             raise OutputError(str(error)) from error
         except BaseException:
             folder.undo(owned=owned)
             raise
+        project._made = folder
+        return project
 
     @classmethod
     def open(

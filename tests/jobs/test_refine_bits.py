@@ -72,8 +72,9 @@ def test_a_slow_rank_is_relieved_and_each_task_counts_once(
         fast, tasks = run["tasks_per_rank"]["1"], run["tasks"]
         # a rank at a quarter of the speed should do a fifth; half is what it does without stealing
         assert 0.65 * tasks < fast < tasks, run
-        assert run["steals"] > 0
-        assert run["tasks_stolen"] >= fast - (tasks + 1) // 2
+    # placement is sticky: what was stolen in one iteration is placed with the thief in the next
+    assert runs[0]["steals"] + runs[1]["steals"] > 0
+    assert sum(run["tasks_stolen"] for run in runs) >= fast - (tasks + 1) // 2
     assert refining.digests(tmp_path / "run") == reference.digests
 
 

@@ -21,8 +21,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 COUNT = 60
-NOT_LOOKED_AT = 3
-"""A particle that is not among the 50 which are read before anything is computed."""
+LATE = refining.not_read_first(COUNT)
 
 
 @dataclass(frozen=True)
@@ -91,10 +90,8 @@ FAULTS = {
     "box sizes that differ": Fault(other_box, 65, "differ in box size.*32.*36"),
     "box that is not the stack's": Fault(edit(" 32 2 ", " 64 2 "), 65, "rlnImageSize = 64"),
     "NaN that the first look finds": Fault(pixel(np.nan, 0), 65, "particle 1 of .* NaN"),
-    "NaN that it does not": Fault(
-        pixel(np.nan, NOT_LOOKED_AT), 65, f"particle {NOT_LOOKED_AT + 1} of .* NaN"
-    ),
-    "infinite pixel": Fault(pixel(np.inf, NOT_LOOKED_AT), 65, "NaN or infinite"),
+    "NaN that it does not": Fault(pixel(np.nan, LATE), 65, f"particle {LATE + 1} of .* NaN"),
+    "infinite pixel": Fault(pixel(np.inf, LATE), 65, "NaN or infinite"),
     "empty particle list": Fault(edit(r"^0\d+@.*\n", ""), 65, "no particles"),
     "one particle": Fault(edit(r"^0000([1-9]\d|0[2-9])@.*\n", ""), 65, "half sets of"),
     "words for numbers": Fault(edit("21583.560", "deep"), 65, "deep"),
@@ -102,11 +99,12 @@ FAULTS = {
     "model that is no MRC file": Fault(
         lambda made: made.model.write_text("a model"), 65, r"init\.mrc"
     ),
-    "unknown symmetry": Fault(nothing, 65, "unknown symmetry 'q7'", ("--sym", "q7")),
+    "unknown symmetry": Fault(nothing, 64, "unknown symmetry 'q7'", ("--sym", "q7")),
     "unknown flag": Fault(nothing, 64, "--simmetry.*did you mean", ("--simmetry", "c1")),
     "unknown --parallel": Fault(nothing, 64, "dragons:3", ("--parallel=dragons:3",)),
     "diameter larger than the box": Fault(nothing, 65, "--diameter", ("--diameter", "9000")),
 }
+LATE_FAULTS = (FAULTS["NaN that it does not"].spoil, FAULTS["infinite pixel"].spoil)
 UNDER_MPIRUN = (
     "missing stack",
     "NaN that it does not",
@@ -128,6 +126,10 @@ def refuses(tmp_path: Path, fault: Fault, ranks: int | None) -> None:
     assert done.stderr.count(said) == 1
     assert "Traceback" not in done.stderr + done.stdout
     assert list(cwd.iterdir()) == [], "nothing is left behind"
+    if fault.spoil in LATE_FAULTS:
+        assert "results go to " in done.stdout, "found only by the first look at all images"
+    else:
+        assert "results go to " not in done.stdout, "found before anything is computed"
 
 
 @pytest.mark.parametrize("name", FAULTS)

@@ -104,12 +104,13 @@ def test_an_image_that_turns_out_bad_ends_the_run_and_frees_all_ranks(
     def program(open_pool: Any) -> bool:
         made = refining.make_input(tmp_path / "input", count=COUNT)
         images = refining.demo_images(COUNT)
-        images[3, 5, 7] = np.nan  # not among those that are read first
+        late = refining.not_read_first(COUNT)
+        images[late, 5, 7] = np.nan
         write_mrc(made.stack, images, pixel_size=refining.PIXEL_SIZE)
         try:
             refine.run(settings_of(made, tmp_path / "run"), open_pool, QuietView())
         except InputError as error:
-            return "particle 4 of" in str(error) and not (tmp_path / "run").exists()
+            return f"particle {late + 1} of" in str(error) and not (tmp_path / "run").exists()
         except MpiparError as error:
             sys.stderr.write(f"{error}\n")
         return False

@@ -99,6 +99,14 @@ def demo_images(count: int = PARTICLES, box: int = BOX) -> NDArray[np.float32]:
     return smaller(images, box, 2)
 
 
+def not_read_first(count: int) -> int:
+    """A particle that is not among those which are read before anything is computed."""
+    from mpipar.programs.images import FIRST_LOOK
+
+    read = np.linspace(0, count - 1, FIRST_LOOK).astype(int)
+    return int(np.setdiff1d(np.arange(count), read)[0])
+
+
 def make_input(folder: Path, count: int = PARTICLES, box: int = BOX) -> Input:
     """Write a small particle stack, its STAR file, and the model."""
     from mpipar.formats.mrc import read_volume

@@ -11,7 +11,7 @@ from scipy.spatial.transform import Rotation
 
 from mpipar.cryoem.symmetry import canonical_name, in_asymmetric_unit, operators, settings_of
 from mpipar.cryoem.symmetry_check import fitting_setting, symmetry_correlation
-from mpipar.errors import InputError
+from mpipar.errors import UsageError
 from tests.support import naive
 
 ORDERS = {
@@ -93,7 +93,7 @@ def test_operators_are_relions(name):
 
 @pytest.mark.parametrize("name", ["C0", "c", "D", "X3", "I5", "H", "", "C1000", "C-1", "C2x"])
 def test_unknown_names_are_refused(name):
-    with pytest.raises(InputError, match="unknown symmetry"):
+    with pytest.raises(UsageError, match="unknown symmetry"):
         operators(name)
 
 

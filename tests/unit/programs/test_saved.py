@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -146,4 +147,14 @@ def test_the_environment_that_bits_depend_on_is_kept(made: Small, project: Proje
     saved.commit_first(project, constants_of(made), made.state, "input")
     kept = project.commits()[0].attributes["environment"]
     assert kept["numpy"] == np.__version__
-    assert {"cpu", "python", "scipy", "numba"} <= set(kept)
+    assert {"cpu", "python", "scipy", "numba", "mpipar"} <= set(kept)
+
+
+def test_a_changed_environment_is_named_on_resume(
+    made: Small, project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saved.commit_first(project, constants_of(made), made.state, "input")
+    assert saved.changed_environment(project) == []
+    monkeypatch.setattr(saved, "version", lambda name: "0.0" if name == "scipy" else version(name))
+    (change,) = saved.changed_environment(project)
+    assert change == f"scipy was {version('scipy')}, is 0.0"
