@@ -93,7 +93,8 @@ def test_bits_are_those_of_one_process(
         refine.run(settings_of(made, tmp_path / "run"), open_pool, QuietView())
         return refining.digests(tmp_path / "run") == expected
 
-    failed = fail_at_first(monkeypatch) if failing and world.rank else set()
+    # a task is tried three times, so no more than two ranks may fail it
+    failed = fail_at_first(monkeypatch) if failing and world.rank in (1, 2) else set()
     on_ranks(world, program)
     assert_on_all_ranks(world, bool(world.allreduce(len(failed))) == failing)
 
