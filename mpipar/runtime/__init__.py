@@ -1,1 +1,9 @@
 """Who computes where: a master, its workers, the messages between them. No word of cryo-EM."""
+
+import os as _os
+
+from mpipar.runtime.environment import wants_fault_tolerance as _wants_fault_tolerance
+
+if _wants_fault_tolerance():
+    # Read by mpi4py when it is imported: where a rank may have died, MPI_Finalize can hang.
+    _os.environ.setdefault("MPI4PY_RC_FINALIZE", "0")
