@@ -44,4 +44,12 @@ def kill_ranks(ranks: Iterable[Rank], crew: Mapping[Rank, Hello]) -> None:
         with suppress(ProcessLookupError):
             os.kill(hello.process, signal.SIGKILL)
     if everywhere:
-        os.kill(os.getppid(), signal.SIGTERM)  # mpirun, or its daemon, which ends all ranks
+        end_job()
+
+
+def end_job() -> None:
+    """Tell what started this process, mpirun or its daemon, to end all ranks."""
+    launcher = os.getppid()
+    if launcher > 1:
+        with suppress(OSError):
+            os.kill(launcher, signal.SIGTERM)

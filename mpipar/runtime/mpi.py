@@ -25,7 +25,7 @@ import numpy as np
 
 from mpipar.errors import UsageError
 from mpipar.runtime import codec, serving
-from mpipar.runtime.ending import flush_output, give_up, kill_ranks, leave
+from mpipar.runtime.ending import end_job, flush_output, give_up, kill_ranks, leave
 from mpipar.runtime.environment import calm_process, wants_fault_tolerance
 from mpipar.runtime.pool import Pool, stop_workers
 from mpipar.runtime.transport import Backoff, UnsendableError
@@ -362,6 +362,8 @@ def serve() -> int:
     job = _job()
     departure = serving.serve(job.transport)
     if job.tolerant:
+        if departure.code == serving.ORPHAN_EXIT:
+            end_job()  # mpirun tolerates the loss of rank 0 too, and would end with code 0
         if departure.code:
             give_up()
         time.sleep(LAST_WORD_SECONDS)

@@ -1,0 +1,187 @@
+"""Workers killed at any moment of a job that `mpirun --with-ft ulfm` started (P4, P5, P8).
+
+Each job must end by itself, soon, with rank 0's exit code, with all results right, and leave no
+process behind. The default runs kill at a few random moments, `slow` at many and on more ranks.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from mpipar.launch.mpirun import FAULT_TOLERANT
+from tests.support import refining
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+LIMIT = 60.0  # seconds: an undisturbed job takes less than ten
+REQUEUE = 75
+
+
+@functools.cache
+def tolerates_faults() -> bool:
+    info = refining.MPIRUN.with_name("ompi_info")
+    if not info.exists():
+        return False
+    told = subprocess.run([info], capture_output=True, text=True, check=False).stdout
+    return "FT MPI support: yes" in told
+
+
+pytestmark = [
+    pytest.mark.crash,
+    pytest.mark.skipif(not tolerates_faults(), reason="no Open MPI with fault tolerance here"),
+]
+
+
+def job(ranks: int, words: Sequence[object]) -> refining.Job:
+    program = [sys.executable, "-m", *map(str, words)]
+    return refining.Job([], line=[*refining.mpirun(), *FAULT_TOLERANT, "-n", str(ranks), *program])
+
+
+def worker_processes(started: refining.Job) -> dict[int, int]:
+    """Process of each worker, by what the launcher put into its environment."""
+    found = {}
+    for pid in started.pids():
+        with suppress(OSError):
+            for item in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0"):
+                name, _, value = item.partition(b"=")
+                if name == b"OMPI_COMM_WORLD_RANK" and int(value) > 0:
+                    found[int(value)] = pid
+    return found
+
+
+def kill_at(moments: Sequence[float], pids: Sequence[int]) -> None:
+    """Kill -9, one process at each of these moments, in seconds from now."""
+    start = time.monotonic()
+    for moment, pid in zip(sorted(moments), pids, strict=True):
+        time.sleep(max(0.0, start + moment - time.monotonic()))
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+
+
+def leaves_nothing(started: refining.Job) -> bool:
+    until = time.monotonic() + 5.0
+    while started.pids() and time.monotonic() < until:
+        time.sleep(0.05)
+    return not started.pids()
+
+
+def sum_with_kills(ranks: int, kills: int, seed: int, span: float) -> tuple[int, str]:
+    """Kill workers of a job that sums; its exit code and what it said."""
+    dice = random.Random(seed)
+    with job(ranks, ["tests.support.summing"]) as started:
+        assert started.process.stdout is not None
+        processes = json.loads(started.process.stdout.readline())
+        victims = dice.sample(sorted(processes.values()), kills)
+        kill_at([dice.uniform(0, span) for _ in victims], victims)
+        done = started.finish(LIMIT)
+        assert leaves_nothing(started)
+    return done.returncode, done.stdout
+
+
+def refine_with_kills(
+    reference: refining.Reference, folder: Path, ranks: int, kills: int, seed: int
+) -> str:
+    """Kill workers of a refinement and compare its files; what it said."""
+    dice = random.Random(seed)
+    path = folder / "run"
+    with job(ranks, reference.input.words("--path", path)) as started:
+        refining.wait_until(path.exists, started)
+        victims = dice.sample(sorted(worker_processes(started).values()), kills)
+        kill_at([dice.uniform(0, 0.6) * reference.seconds for _ in victims], victims)
+        done = started.finish(LIMIT)
+        assert leaves_nothing(started)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert refining.digests(path) == reference.digests
+    return done.stdout
+
+
+@pytest.fixture
+def reference(tmp_path_factory: pytest.TempPathFactory) -> refining.Reference:
+    return refining.reference(tmp_path_factory.getbasetemp())
+
+
+@pytest.mark.parametrize(("seed", "kills"), [(1, 1), (2, 2), (3, 2), (4, 1)])
+def test_sums_are_right_whoever_is_killed(seed: int, kills: int) -> None:
+    code, said = sum_with_kills(4, kills, seed, span=2.0)
+    assert (code, said.splitlines()[-1]) == (0, "all right"), said
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ranks", [4, 8])
+@pytest.mark.parametrize("seed", range(100, 125))
+def test_sums_are_right_after_many_kills(ranks: int, seed: int) -> None:
+    code, said = sum_with_kills(ranks, 1 + seed % min(3, ranks - 2), seed, span=2.5)
+    assert (code, said.splitlines()[-1]) == (0, "all right"), said
+
+
+def test_loss_is_told_with_its_host_process_and_tasks() -> None:
+    code, said = sum_with_kills(3, 1, seed=5, span=0.1)
+    (line,) = [line for line in said.splitlines() if "is lost" in line]
+    assert code == 0
+    assert " on " in line
+    assert "(process " in line
+    assert line.endswith("run again by the 1 left"), line
+
+
+def test_last_worker_lost_is_a_requeue() -> None:
+    code, said = sum_with_kills(4, 3, seed=6, span=0.3)
+    assert code == REQUEUE, said
+    assert said.splitlines()[-1].startswith("RequeueError: the last worker is lost"), said
+
+
+def test_workers_do_not_outlive_rank_0() -> None:
+    with job(4, ["tests.support.summing"]) as started:
+        assert started.process.stdout is not None
+        workers = set(json.loads(started.process.stdout.readline()).values())
+        (rank_0,) = set(started.pids()) - workers - {started.process.pid}
+        os.kill(rank_0, signal.SIGKILL)
+        done = started.finish(LIMIT)
+        assert leaves_nothing(started)
+    assert done.returncode != 0
+
+
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_refinement_has_the_same_bits_whoever_is_killed(
+    reference: refining.Reference, tmp_path: Path, seed: int
+) -> None:
+    said = refine_with_kills(reference, tmp_path, 4, 1 + seed % 2, seed)
+    assert "is lost; " in said
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ranks", [4, 8])
+@pytest.mark.parametrize("seed", range(200, 215))
+def test_refinement_has_the_same_bits_after_many_kills(
+    reference: refining.Reference, tmp_path: Path, ranks: int, seed: int
+) -> None:
+    refine_with_kills(reference, tmp_path, ranks, 1 + seed % min(3, ranks - 2), seed)
+
+
+def test_refinement_without_workers_can_be_resumed(
+    reference: refining.Reference, tmp_path: Path
+) -> None:
+    path = tmp_path / "run"
+    words = reference.input.words("--path", path)
+    with job(3, words) as started:
+        refining.wait_until(lambda: any(path.glob("segments/*0001*")), started)
+        for pid in worker_processes(started).values():
+            os.kill(pid, signal.SIGKILL)
+        done = started.finish(LIMIT)
+        assert leaves_nothing(started)
+    assert done.returncode == REQUEUE, done.stdout + done.stderr
+    assert json.loads((path / "verdict.json").read_text())["verdict"] == "requeue"
+    assert refining.run([*words, "--resume"], ranks=2).returncode == 0
+    assert refining.digests(path) == reference.digests
