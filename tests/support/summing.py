@@ -1,12 +1,15 @@
 """A job of a few short runs with blocks, shared arrays and sums, which checks all it gets.
 
-`mpirun ... python -m tests.support.summing`: rank 0 says which process each worker is, then what it
-lost, and `all right` at the end.
+`mpirun ... python -m tests.support.summing`: rank 0 says which process each worker is, then what
+it lost, and `all right` at the end. With words such as `1:sends:Claim:2` rank 1 kills itself when
+it is about to send, has `sent`, or `receives` its second Claim; `2:starts` before it says a word.
 """
 
 from __future__ import annotations
 
 import json
+import os
+import signal
 import sys
 import time
 from typing import TYPE_CHECKING, Any
@@ -20,6 +23,7 @@ from mpipar.runtime.stage import Stage, Task
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from mpipar.runtime.messages import Message, Rank
     from mpipar.runtime.pool import Pool
 
 RUNS, TASKS = 4, 150
@@ -71,9 +75,47 @@ def compute(pool: Pool) -> None:
     print("all right", flush=True)
 
 
-def main() -> int:
+def die_as_told(rank: int, words: list[str]) -> None:
+    """Arrange this rank's death."""
+    for mine, event, *when in (word.split(":") for word in words):
+        if int(mine) == rank and event == "starts":
+            os.kill(os.getpid(), signal.SIGKILL)
+        if int(mine) == rank:
+            _die_at(event, when[0], int(when[1]))
+
+
+def _die_at(event: str, kind: str, count: int) -> None:
+    left = count
+    send, receive = mpi.MpiTransport.send, mpi.MpiTransport.receive
+
+    def met(message: Message) -> bool:
+        nonlocal left
+        left -= type(message).__name__ == kind
+        return left == 0
+
+    def sending(self: mpi.MpiTransport, rank: Rank, message: Message) -> None:
+        now = event != "receives" and met(message)
+        if now and event == "sends":
+            os.kill(os.getpid(), signal.SIGKILL)
+        send(self, rank, message)
+        if now:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def receiving(self: mpi.MpiTransport) -> list[tuple[Rank, Message]]:
+        arrived = receive(self)
+        if event == "receives" and sum(met(message) for _, message in arrived):
+            os.kill(os.getpid(), signal.SIGKILL)
+        return arrived
+
+    mpi.MpiTransport.send = sending  # type: ignore[method-assign]
+    mpi.MpiTransport.receive = receiving  # type: ignore[method-assign]
+
+
+def main(words: list[str]) -> int:
     """Rank 0's part, or a worker's."""
-    if mpi.world().rank:
+    rank = mpi.world().rank
+    if rank:
+        die_as_told(rank, words)
         return mpi.serve()
     code = 0
     try:
@@ -89,4 +131,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))
