@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Final
 from mpipar.errors import LaunchError, UnavailableError
 from mpipar.launch.mpirun import FAULT_TOLERANT, GUARD, check_library, relaunch, tune_own_mpi
 from mpipar.launch.parallel import Parallel
+from mpipar.launch.watchdog import bounded_start
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -137,7 +138,8 @@ def _world(around: Surroundings) -> World:
         with warnings.catch_warnings():
             # mpi4py warns of a launcher that does not fit, on every rank; we say it once.
             warnings.simplefilter("ignore", RuntimeWarning)
-            from mpipar.runtime import mpi
+            with bounded_start(around.rank):
+                from mpipar.runtime import mpi
     except (ImportError, RuntimeError) as error:
         raise UnavailableError(
             f"several processes were started ({around.evidence or 'PMIX_RANK'}), but MPI cannot be "

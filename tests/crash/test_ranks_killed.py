@@ -219,6 +219,25 @@ def test_workers_do_not_outlive_rank_0() -> None:
     assert done.returncode != 0
 
 
+@pytest.mark.parametrize("rank", [0, 2])
+def test_rank_that_ends_before_mpi_starts_does_not_hang_the_others(
+    tmp_path: Path, rank: int
+) -> None:
+    script = tmp_path / "start.py"
+    script.write_text(
+        "import os, sys\n"
+        f"if os.environ['OMPI_COMM_WORLD_RANK'] == '{rank}': sys.exit(1)\n"
+        "from mpipar.cli.main import main\n"
+        "sys.exit(main(['refine', '--input', 'none.star', '--model', 'none.mrc']))\n"
+    )
+    line = [*refining.mpirun(), *FAULT_TOLERANT, "-n", "4", sys.executable, str(script)]
+    with refining.Job([], line=line, env={"MPIPAR_PATIENCE": "3"}) as started:
+        done = started.finish(LIMIT)
+        assert leaves_nothing(started)
+    assert done.returncode != 0
+    assert "mpipar: MPI has not started on all ranks within" in done.stderr
+
+
 @pytest.mark.parametrize("seed", [1, 2, 3])
 def test_refinement_has_the_same_bits_whoever_is_killed(
     reference: refining.Reference, tmp_path: Path, seed: int
