@@ -22,6 +22,7 @@ __all__ = ["Launch", "start"]
 
 SERIAL: Final = Parallel("serial")
 FIRST_TOLERANT_OPEN_MPI: Final = 5
+FEWEST_TO_GO_ON: Final = 3  # ranks: a master and two workers
 
 
 class Launch:
@@ -193,7 +194,8 @@ def _no_tolerance(around: Surroundings, world: World) -> str:
     product, _, version = world.vendor.rpartition(" ")
     major = version.partition(".")[0]
     can = product == "Open MPI" and major.isdecimal() and int(major) >= FIRST_TOLERANT_OPEN_MPI
-    if world.fault_tolerant or not can or not around.evidence.startswith("OMPI_"):
+    by_mpirun = around.evidence.startswith("OMPI_")
+    if world.size < FEWEST_TO_GO_ON or world.fault_tolerant or not (can and by_mpirun):
         return ""
     return f"a killed rank ends this job; with `mpirun {' '.join(FAULT_TOLERANT)}` it would go on"
 
