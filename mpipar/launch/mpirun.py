@@ -18,13 +18,22 @@ if TYPE_CHECKING:
 
     from mpipar.launch.surroundings import Surroundings
 
-__all__ = ["Launcher", "check_library", "find_launcher", "is_own_mpi", "relaunch", "tune_own_mpi"]
+__all__ = [
+    "FAULT_TOLERANT",
+    "Launcher",
+    "check_library",
+    "find_launcher",
+    "is_own_mpi",
+    "relaunch",
+    "tune_own_mpi",
+]
 
 GUARD: Final = "MPIPAR_RELAUNCHED"
 
 # For Open MPI from this environment: without these, every start probes fabrics for more than a
 # second, and fault tolerance is dependable on this transport only. A site's MPI knows its fabric.
 TRANSPORT: Final = {"OMPI_MCA_pml": "ob1", "OMPI_MCA_btl": "self,sm,tcp"}
+FAULT_TOLERANT: Final = ["--with-ft", "ulfm"]
 
 
 # Open MPI 5 knows nothing of Grid Engine: it must be told how to start its daemons on other hosts.
@@ -123,6 +132,8 @@ def launch_command(
     """Command line that starts the ranks."""
     command = [str(launcher.program), "-n", str(ranks)]
     if launcher.is_open_mpi:
+        if _tolerates_faults(launcher, os.environ):
+            command += FAULT_TOLERANT
         hosts = os.environ.get("PE_HOSTFILE")
         if hosts:
             command += ["--hostfile", _open_mpi_hosts(Path(hosts)), *GRID_ENGINE]
@@ -140,6 +151,14 @@ def launch_environment(launcher: Launcher, environ: Mapping[str, str]) -> dict[s
         environment.setdefault("OMPI_ALLOW_RUN_AS_ROOT", "1")
         environment.setdefault("OMPI_ALLOW_RUN_AS_ROOT_CONFIRM", "1")
     return environment
+
+
+def _tolerates_faults(launcher: Launcher, environ: Mapping[str, str]) -> bool:
+    """Whether this Open MPI can go on when a rank dies: from version 5, and with pml ob1 only."""
+    info = launcher.program.with_name("ompi_info")
+    if environ.get("OMPI_MCA_pml", "ob1") != "ob1" or not info.exists():
+        return False
+    return "FT MPI support: yes" in _output([str(info)])
 
 
 def _is_open_mpi(program: Path) -> bool:

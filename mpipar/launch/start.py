@@ -7,8 +7,9 @@ import warnings
 from typing import TYPE_CHECKING, Final
 
 from mpipar.errors import LaunchError, UnavailableError
-from mpipar.launch.mpirun import GUARD, check_library, relaunch, tune_own_mpi
+from mpipar.launch.mpirun import FAULT_TOLERANT, GUARD, check_library, relaunch, tune_own_mpi
 from mpipar.launch.parallel import Parallel
+from mpipar.launch.watchdog import bounded_start
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 __all__ = ["Launch", "start"]
 
 SERIAL: Final = Parallel("serial")
+FIRST_TOLERANT_OPEN_MPI: Final = 5
+FEWEST_TO_GO_ON: Final = 3  # ranks: a master and two workers
 
 
 class Launch:
@@ -125,7 +128,9 @@ def _start_in_world(around: Surroundings, asked: Parallel | None) -> Launch:
         return Launch(SERIAL)
     if around.started not in (None, world.size):
         raise _mismatch(around, world)
-    return Launch(Parallel("mpi", world.size), world=world, note=_unused_slots(around, world.size))
+    notes = (_unused_slots(around, world.size), _no_tolerance(around, world))
+    note = "; ".join(note for note in notes if note)
+    return Launch(Parallel("mpi", world.size), world=world, note=note)
 
 
 def _world(around: Surroundings) -> World:
@@ -134,7 +139,8 @@ def _world(around: Surroundings) -> World:
         with warnings.catch_warnings():
             # mpi4py warns of a launcher that does not fit, on every rank; we say it once.
             warnings.simplefilter("ignore", RuntimeWarning)
-            from mpipar.runtime import mpi
+            with bounded_start(around.rank):
+                from mpipar.runtime import mpi
     except (ImportError, RuntimeError) as error:
         raise UnavailableError(
             f"several processes were started ({around.evidence or 'PMIX_RANK'}), but MPI cannot be "
@@ -181,6 +187,17 @@ def _refuse_silently_serial(around: Surroundings, threads: int) -> None:
         f"it as `{starter} python -m mpipar ...`, or say --parallel=mpi:{given} or "
         "--parallel=serial"
     )
+
+
+def _no_tolerance(around: Surroundings, world: World) -> str:
+    """What is worth saying of a mpirun that could let the job live on without a killed rank."""
+    product, _, version = world.vendor.rpartition(" ")
+    major = version.partition(".")[0]
+    can = product == "Open MPI" and major.isdecimal() and int(major) >= FIRST_TOLERANT_OPEN_MPI
+    by_mpirun = around.evidence.startswith("OMPI_")
+    if world.size < FEWEST_TO_GO_ON or world.fault_tolerant or not (can and by_mpirun):
+        return ""
+    return f"a killed rank ends this job; with `mpirun {' '.join(FAULT_TOLERANT)}` it would go on"
 
 
 def _unused_slots(around: Surroundings, size: int) -> str:

@@ -64,6 +64,7 @@ class Session:
     view: View
     clock: Clock
     history: list[Step] = field(default_factory=list)
+    losses_told: int = 0
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
@@ -79,11 +80,20 @@ class Session:
         count, total = self.inputs.particles.count, len(tasks)
 
         def watch(now: Snapshot) -> None:
+            self._tell_losses()
             done = count * now.done // max(total, 1)
             self.view.progress(label, done, count, **facts, stolen=now.stolen)
             self.project.status(phase=label, done=done, total=count, **facts)
 
-        return self.pool.run(stage, shared, tasks, watch=watch)
+        try:
+            return self.pool.run(stage, shared, tasks, watch=watch)
+        finally:
+            self._tell_losses()
+
+    def _tell_losses(self) -> None:
+        for loss in self.pool.losses[self.losses_told :]:
+            self.view.say(str(loss))
+        self.losses_told = len(self.pool.losses)
 
 
 def run(settings: RefineSettings, open_pool: OpenPool, view: View) -> None:

@@ -12,6 +12,7 @@ from mpipar.runtime.messages import Knobs
 
 PATIENCE_SECONDS = 120.0
 SWITCH_SECONDS = 5e-4
+FAULT_TOLERANCE = "OMPI_MCA_mpi_ft_enable"  # set for its ranks by `mpirun --with-ft ulfm`
 
 
 def calm_process() -> None:
@@ -27,6 +28,11 @@ def calm_process() -> None:
 def single_threaded_blas() -> None:
     """Limit every BLAS and OpenMP library that is loaded by now, for the life of the process."""
     threadpool_limits(limits=1)
+
+
+def wants_fault_tolerance() -> bool:
+    """Whether this rank was started so that Open MPI goes on when a rank dies."""
+    return os.environ.get(FAULT_TOLERANCE, "").lower() in {"1", "true", "yes", "enabled"}
 
 
 def patience() -> float:

@@ -57,6 +57,10 @@ class LocalTransport:
     def backlog(self) -> int:
         return 0
 
+    def lost(self) -> list[Rank]:
+        """A thread does not die alone."""
+        return []
+
     def crowd(self, crowding: float) -> None:
         """Pauses end with the next message anyway."""
 

@@ -110,7 +110,9 @@ class Master:
         self._serial += 1
         tree = (MASTER, *self.ranks)
         begin = Begin(self._serial, self.files.generation, stage, shared, tree)
-        scheduler = Scheduler(self._serial, self.ranks, threads=self._threads, dice=self._dice)
+        scheduler = Scheduler(
+            self._serial, self.ranks, threads=self._threads, sums=stage.has_sums, dice=self._dice
+        )
         run = self.run = Run(begin, scheduler)
         run.done = dict.fromkeys(self.ranks, 0)
         run.seconds = dict.fromkeys(self.ranks, 0.0)
@@ -213,7 +215,6 @@ class Master:
         if run.phase is not Phase.PLACING or not run.scheduler.all_finished:
             return []
         if not run.begin.stage.has_sums:
-            run.scheduler.bank()
             run.phase = Phase.OVER
             return []
         run.phase = Phase.COLLECTING

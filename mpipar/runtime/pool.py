@@ -32,6 +32,28 @@ BACKLOG_BYTES = 256 << 20
 
 
 @dataclass(frozen=True)
+class Loss:
+    """A worker that died, while the job goes on without it."""
+
+    rank: Rank
+    hello: Hello | None  # None: it died before it had greeted
+    tasks: int  # that others run again
+    left: int  # workers
+
+    def __str__(self) -> str:
+        name = _name(self.rank, self.hello)
+        if not self.left:
+            return f"{name} is lost, and no worker is left"
+        again = {0: "no task is", 1: "1 task is"}.get(self.tasks, f"{self.tasks} tasks are")
+        return f"{name} is lost; {again} run again by the {self.left} left"
+
+
+def _name(rank: Rank, hello: Hello | None) -> str:
+    where = "" if hello is None else f" on {hello.host} (process {hello.process})"
+    return f"rank {rank}{where}"
+
+
+@dataclass(frozen=True)
 class Snapshot:
     """How far a run is."""
 
@@ -40,6 +62,7 @@ class Snapshot:
     stolen: int
     running_workers: int
     elapsed: float  # seconds
+    lost: int = 0  # workers, since the pool was opened
 
 
 @dataclass(frozen=True)
@@ -54,6 +77,8 @@ class StageStatistics:
     tasks_per_rank: dict[int, int]
     busy_seconds_per_rank: dict[int, float]
     peer_blocks: int = 0  # blocks that workers got from each other
+    lost: tuple[Rank, ...] = ()
+    tasks_run_again: int = 0  # because of those losses
 
 
 @dataclass(frozen=True)
@@ -74,6 +99,7 @@ def stop_workers(transport: Transport, ranks: Sequence[Rank]) -> list[Rank]:
     while silent and time.monotonic() < until:
         arrived = transport.receive()
         silent -= {source for source, message in arrived if isinstance(message, Bye)}
+        silent.difference_update(transport.lost())
         transport.pause(moved=bool(arrived))
     return sorted(silent)
 
@@ -97,10 +123,10 @@ class Pool:
         self._farewell = farewell
         self._patience = environment.patience()
         self.threads = threads
-        self.workers = transport.size - 1
+        self.losses: list[Loss] = []  # in the order in which they were noticed
         knobs = environment.knobs()
-        self._silence: dict[Rank, float] = dict.fromkeys(range(1, transport.size), 0.0)
         self.hosts = self._greet()
+        self._silence: dict[Rank, float] = dict.fromkeys(self.hosts, 0.0)
         self._welcome(knobs, cache_bytes)
         self.description = self._describe(vendor)
         self._master = Master(self.hosts, threads=threads, knobs=knobs)
@@ -109,25 +135,36 @@ class Pool:
         self._ticked = time.monotonic()
         self._closed = False
 
+    @property
+    def workers(self) -> int:
+        """How many there are now."""
+        return len(self._master.ranks)
+
     # Greeting
 
     def _greet(self) -> dict[Rank, Hello]:
         """Wait for every worker's hello."""
         transport, hellos = self._transport, dict[int, Hello]()
+        awaited = set(range(1, transport.size))
         until = time.monotonic() + self._patience
-        while len(hellos) < self.workers:
+        while awaited - hellos.keys():
             arrived = transport.receive()
             for source, message in arrived:
                 if isinstance(message, Hello):
                     hellos[source] = message
+            for rank in transport.lost():
+                awaited.discard(rank)
+                self.losses.append(Loss(rank, hellos.pop(rank, None), 0, len(awaited)))
             if time.monotonic() > until:
-                silent = [r for r in range(1, transport.size) if r not in hellos]
+                silent = sorted(awaited - hellos.keys())
                 raise UnavailableError(
                     f"ranks {', '.join(map(str, silent))} have not said hello within "
                     f"{self._patience:.0f} s; look at their nodes, or give a slow file system "
                     "more time with MPIPAR_PATIENCE=seconds"
                 )
             transport.pause(moved=bool(arrived))
+        if not hellos:
+            raise RequeueError("; ".join(map(str, self.losses)))
         return hellos
 
     def _welcome(self, knobs: Knobs, cache_bytes: int) -> None:
@@ -139,15 +176,16 @@ class Pool:
 
     def _describe(self, vendor: str | None) -> str:
         each = f", {self.threads} threads each" if self.threads > 1 else ""
+        workers = len(self.hosts)
         if vendor is None:
-            if self.workers > 1:
-                return f"{self.workers} threads" if not each else f"{self.workers} workers{each}"
+            if workers > 1:
+                return f"{workers} threads" if not each else f"{workers} workers{each}"
             return f"{self.threads} threads" if each else "serial"
         names = sorted({hello.host for hello in self.hosts.values()})
         nodes = f"{len(names)} node{'s' * (len(names) > 1)}"
         if len(names) <= 4:  # noqa: PLR2004 - a line's worth
             nodes += f" {', '.join(names)}"
-        crew = f"{self.workers} worker{'s' * (self.workers > 1)}"
+        crew = f"{workers} worker{'s' * (workers > 1)}"
         return f"mpi: 1 master + {crew}{each} on {nodes} ({vendor})"
 
     # Runs
@@ -168,10 +206,14 @@ class Pool:
         """Compute all tasks; return results by task id, and the sum of the workers' partials.
 
         Raises TaskFailedError if a task failed on every try, and the source's own error if a
-        block could not be read. The pool can be used again after an error.
+        block could not be read, RequeueError if no worker is left. The pool can be used again
+        after an error.
         """
         self._check(tasks)
-        start = time.monotonic()
+        self._turn()  # who was lost since the last run gets no task
+        if not self._master.ranks:
+            raise RequeueError("no worker is left; resume the run to go on")
+        start, losses = time.monotonic(), len(self.losses)
         served = self._master.files.blocks_served, self._master.files.bytes_served
         try:
             sends = self._master.begin(stage, frozen(shared), tasks)
@@ -186,7 +228,7 @@ class Pool:
         self._drain()
         if run.error is not None:
             raise run.error
-        return self._outcome(run, start, served)
+        return self._outcome(run, start, served, self.losses[losses:])
 
     def _check(self, tasks: Sequence[Task]) -> None:
         if self._closed:
@@ -211,9 +253,12 @@ class Pool:
         scheduler = run.scheduler
         running = sum(bool(load.placed) for load in scheduler.loads.values())
         total = len(scheduler.entries)
-        return Snapshot(scheduler.finished, total, scheduler.stolen, running, elapsed)
+        lost = len(self.losses)
+        return Snapshot(scheduler.finished, total, scheduler.stolen, running, elapsed, lost)
 
-    def _outcome(self, run: Run, start: float, served: tuple[int, int]) -> Outcome:
+    def _outcome(
+        self, run: Run, start: float, served: tuple[int, int], losses: Sequence[Loss]
+    ) -> Outcome:
         files, scheduler = self._master.files, run.scheduler
         statistics = StageStatistics(
             wall=time.monotonic() - start,
@@ -224,6 +269,8 @@ class Pool:
             tasks_per_rank=run.done,
             busy_seconds_per_rank=run.seconds,
             peer_blocks=run.peer_blocks,
+            lost=tuple(loss.rank for loss in losses),
+            tasks_run_again=scheduler.rerun,
         )
         results = [run.results[task] for task in range(len(scheduler.entries))]
         return Outcome(results, run.sums, statistics)
@@ -236,6 +283,9 @@ class Pool:
         for source, message in arrived:
             self._silence[source] = 0.0
             self._send(self._master.handle(source, message))  # type: ignore[arg-type]
+        lost = self._transport.lost()
+        for rank in lost:
+            self._lose(rank)
         events = self._reader.events()
         for event in events:
             if isinstance(event, Loaded):
@@ -247,7 +297,15 @@ class Pool:
         if now - self._ticked >= TICK_SECONDS:
             self._tick(now - self._ticked)
             self._ticked = now
-        return bool(arrived or events)
+        return bool(arrived or lost or events)
+
+    def _lose(self, rank: Rank) -> None:
+        run = self._master.run
+        before = run.scheduler.rerun if run else 0
+        sends = self._master.rank_lost(rank)
+        again = run.scheduler.rerun - before if run else 0
+        self.losses.append(Loss(rank, self.hosts.get(rank), again, self.workers))
+        self._send(sends)
 
     def _start_reads(self) -> None:
         files = self._master.files
@@ -265,15 +323,11 @@ class Pool:
             self._silence[rank] += seconds
         silent = [r for r in self._master.ranks if self._silence[r] > self._patience]
         if silent and self._master.run is not None:
-            names = ", ".join(self._name(rank) for rank in silent)
+            names = ", ".join(_name(rank, self.hosts[rank]) for rank in silent)
             self._master.run.error = RequeueError(
                 f"no sign of life for {self._patience:.0f} s from {names}: hung, or cut off; "
                 "resume the run (MPIPAR_PATIENCE=seconds sets the time)"
             )
-
-    def _name(self, rank: Rank) -> str:
-        hello = self.hosts[rank]
-        return f"rank {rank} on {hello.host} (process {hello.process})"
 
     def _send(self, sends: list[Send]) -> None:
         for send in sends:

@@ -115,6 +115,7 @@ class Scheduler:
         *,
         threads: int = 1,
         tries: int = 3,
+        sums: bool = True,
         dice: random.Random | None = None,
     ) -> None:
         self.serial = serial
@@ -125,8 +126,10 @@ class Scheduler:
         self.steals = 0
         self.stolen = 0
         self.finished = 0  # tasks HELD or DONE
+        self.rerun = 0  # tasks that a lost rank had
         self._threads = threads
         self._tries = tries
+        self._sums = sums
         self._dice = dice
 
     # Placement
@@ -187,6 +190,8 @@ class Scheduler:
         load = self.loads[rank]
         for number in tasks:
             self.entries[number].move(Event.FINISHED, rank)
+            if not self._sums:
+                self.entries[number].move(Event.BANKED, rank)
             load.placed.discard(number)
         load.done += len(tasks)
         load.seconds += seconds
@@ -316,6 +321,7 @@ class Scheduler:
                 self.finished -= entry.state is State.HELD
                 entry.move(Event.RANK_LOST, rank)
                 back.append(entry)
+        self.rerun += len(back)
         return self._assign_waiting(back) + self._feed()
 
     def _assign_waiting(self, entries: list[Entry]) -> list[Send]:

@@ -39,6 +39,7 @@ BEAT_SECONDS = 1.0
 LAST_TASK_SECONDS = 1.0
 FLUSH_SECONDS = 5.0
 CRASH_EXIT = 70
+ORPHAN_EXIT = 75
 GREETING_PATIENCES = 30
 """Rank 0 may read a large input before it opens the pool."""
 
@@ -51,11 +52,17 @@ class Departure:
     threads_ended: bool  # False: a task was still running, so its thread may outlive the loop
 
 
+class _OrphanedError(Exception):
+    """Rank 0 is dead."""
+
+
 def serve(transport: Transport) -> Departure:
     """Work until told to stop. A fault of the runtime is reported to rank 0 before leaving."""
     service = _Service(transport)
     try:
         return service.run()
+    except _OrphanedError:
+        return Departure(ORPHAN_EXIT, threads_ended=False)
     except Exception:
         return service.crash(traceback.format_exc())
 
@@ -98,6 +105,8 @@ class _Service:
         while not self._parted and time.monotonic() < until:
             arrived = [*self._inbox, *self._transport.receive()]
             self._inbox.clear()
+            if MASTER in self._transport.lost():
+                break
             if any(isinstance(message, Stop) for _, message in arrived):
                 self._send(MASTER, Bye())
             self._transport.pause(moved=bool(arrived))
@@ -118,7 +127,7 @@ class _Service:
         bound = GREETING_PATIENCES * patience()
         until = time.monotonic() + bound
         while time.monotonic() < until:
-            arrived = transport.receive()
+            arrived = self._receive()
             self._inbox.extend(arrived)  # also from peers that were welcomed before us
             for _, message in arrived:
                 if isinstance(message, Stop):
@@ -130,7 +139,7 @@ class _Service:
 
     def _turn(self, worker: Worker, engine: Engine) -> bool:
         """Take what there is; return whether there was anything."""
-        self._inbox.extend(self._transport.receive())
+        self._inbox.extend(self._receive())
         moved = bool(self._inbox)
         while self._inbox:
             source, message = self._inbox.popleft()
@@ -141,6 +150,13 @@ class _Service:
         if worker.run is not None and time.monotonic() - self._spoke > BEAT_SECONDS:
             self._send(MASTER, Beat(worker.run.serial))
         return moved or bool(events)
+
+    def _receive(self) -> list[tuple[Rank, Message]]:
+        arrived = self._transport.receive()
+        # Of other ranks the master tells us, so that all of us learn it in the same order.
+        if MASTER in self._transport.lost():
+            raise _OrphanedError
+        return arrived
 
     def _perform(self, engine: Engine, actions: Iterable[Action]) -> None:
         for action in actions:

@@ -49,6 +49,13 @@ class Transport(Protocol):
         """Return the bytes handed to `send` that have not left."""
         ...
 
+    def lost(self) -> list[Rank]:
+        """Return the ranks that have been found dead since the last call.
+
+        What is on its way to or from them is dropped; sends to them do nothing.
+        """
+        ...
+
     def crowd(self, crowding: float) -> None:
         """Take note of how many ranks share a core: the more, the longer the pauses."""
         ...

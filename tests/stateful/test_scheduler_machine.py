@@ -85,7 +85,13 @@ class AnyOrder(RuleBasedStateMachine):
     @precondition(lambda self: len(self.cluster.workers) > 1)
     @rule(data=st.data())
     def worker_dies(self, data):
-        self.cluster.lose(data.draw(st.sampled_from(sorted(self.cluster.workers))))
+        rank = data.draw(st.sampled_from(sorted(self.cluster.workers)))
+        self.cluster.die(rank, random.Random(data.draw(st.integers(0, 3))))
+
+    @precondition(lambda self: self.cluster.unnoticed)
+    @rule()
+    def death_is_noticed(self):
+        self.cluster.notice()
 
     @precondition(lambda self: self.run.over)
     @rule()

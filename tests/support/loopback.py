@@ -119,6 +119,7 @@ class Cluster:
         self.wires: dict[tuple[int, int], deque[Message]] = {}
         self.reading: list[int] = []
         self.delivered = 0
+        self.unnoticed: list[int] = []  # dead, but rank 0 does not know yet
 
     # What can happen
 
@@ -165,13 +166,26 @@ class Cluster:
     def tick(self, seconds: float = 10.0) -> None:
         self._post(MASTER, self.master.tick(seconds))
 
-    def lose(self, rank: int) -> None:
-        """A worker dies. What it has sent may still arrive, before or after rank 0 knows."""
+    def die(self, rank: int, dice: random.Random | None = None) -> None:
+        """A worker dies. What it has sent may still arrive; with dice, only the first of it."""
         del self.workers[rank], self.threads[rank]
-        for source, target in list(self.wires):
+        for (source, target), waiting in list(self.wires.items()):
             if target == rank:
                 del self.wires[source, target]
-        self._post(MASTER, self.master.rank_lost(rank))
+            elif source == rank and dice is not None:
+                for _ in range(dice.randint(0, len(waiting))):
+                    waiting.pop()
+        self.unnoticed.append(rank)
+
+    def notice(self) -> None:
+        """Rank 0 learns of the death that has been unknown longest."""
+        self._post(MASTER, self.master.rank_lost(self.unnoticed.pop(0)))
+
+    def lose(self, rank: int) -> None:
+        """A worker dies, and rank 0 knows at once."""
+        self.die(rank)
+        while self.unnoticed:
+            self.notice()
 
     def end(self) -> None:
         self._post(MASTER, self.master.end())
@@ -200,6 +214,9 @@ class Cluster:
             if run.over:
                 return
             if not self.step(dice):
+                if self.unnoticed:
+                    self.notice()
+                    continue
                 self.tick()
                 assert self.busy_wires() or self.reading or run.over, "the cluster has hung"
         raise AssertionError(f"no end after {STEPS} steps")

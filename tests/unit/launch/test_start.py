@@ -21,7 +21,7 @@ def begin(env, text=None, threads=1):
 @pytest.fixture
 def seen(monkeypatch):
     """Stands in for the MPI library: what `world()` will say."""
-    world = SimpleNamespace(rank=0, size=4, vendor="Some MPI 1.0")
+    world = SimpleNamespace(rank=0, size=4, vendor="Some MPI 1.0", fault_tolerant=False)
     module = package_start.__globals__
     monkeypatch.setitem(module, "_world", lambda around: world)
     monkeypatch.setattr(os, "environ", dict(os.environ))
@@ -188,3 +188,32 @@ def test_what_the_user_set_is_kept(monkeypatch, tmp_path):
     assert made["OMPI_ALLOW_RUN_AS_ROOT_CONFIRM"] == "1"
     mpich = launch_environment(Launcher(tmp_path / "bin" / "mpirun", is_open_mpi=False), {})
     assert mpich == {"MPIPAR_RELAUNCHED": "1"}
+
+
+def test_open_mpi_that_can_is_started_with_fault_tolerance(monkeypatch, tmp_path):
+    monkeypatch.delenv("OMPI_MCA_pml", raising=False)
+    around, open_mpi = Surroundings.read({}), Launcher(tmp_path / "mpirun", is_open_mpi=True)
+    wanted = ["--with-ft", "ulfm"]
+    assert wanted[0] not in launch_command(open_mpi, 1, ["refine"], around)  # no ompi_info
+    fake(tmp_path, "ompi_info", "          FT MPI support: no")
+    assert wanted[0] not in launch_command(open_mpi, 1, ["refine"], around)
+    fake(tmp_path, "ompi_info", "          FT MPI support: yes")
+    assert launch_command(open_mpi, 1, ["refine"], around)[3:5] == wanted
+    monkeypatch.setenv("OMPI_MCA_pml", "ucx")  # with which it would not start
+    assert wanted[0] not in launch_command(open_mpi, 1, ["refine"], around)
+
+
+@pytest.mark.parametrize(
+    ("vendor", "tolerant", "said"),
+    [
+        ("Open MPI 5.0.11", False, True),
+        ("Open MPI 5.0.11", True, False),
+        ("Open MPI 4.1.4", False, False),
+        ("MPICH 5.0.2", False, False),
+    ],
+)
+def test_plain_mpirun_that_could_tolerate_faults_is_worth_a_note(seen, vendor, tolerant, said):
+    seen.vendor, seen.fault_tolerant = vendor, tolerant
+    note = begin(MPIRUN).note
+    assert ("`mpirun --with-ft ulfm`" in note) == said
+    assert bool(note) == said

@@ -151,3 +151,53 @@ def test_result_that_cannot_be_sent_fails_the_stage_not_the_task(monkeypatch):
         with pytest.raises(Exception, match="cannot be sent: no pickle") as caught:
             pool.run(Where(), {}, tasks_of(1, blocks=False))
     assert "Where failed on rank" in str(caught.value)
+
+
+# Losses, as a transport that notices them tells
+
+
+def with_losses(end, lost):
+    """Let an end say once that these ranks are dead."""
+    told = [list(lost)]
+    end.lost = lambda: told.pop() if told else []
+    return end
+
+
+def test_worker_that_finds_rank_0_dead_leaves():
+    _, worker = local.local_cluster(2)
+    assert serving.serve(with_losses(worker, [0])).code == serving.ORPHAN_EXIT
+
+
+def test_worker_lost_before_its_hello_is_not_waited_for():
+    master, _, worker = local.local_cluster(3)
+    thread, _ = in_thread(serving.serve, worker)
+    with Pool(with_losses(master, [1]), threads=1, cache_bytes=0) as pool:
+        assert pool.workers == 1
+        assert [str(loss) for loss in pool.losses] == [
+            "rank 1 is lost; no task is run again by the 1 left"
+        ]
+        assert len(pool.run(Where(), {}, tasks_of(3, blocks=False)).results) == 3
+    thread.join(5)
+
+
+def test_all_workers_lost_before_their_hello_is_a_requeue():
+    master, _, _ = local.local_cluster(3)
+    with pytest.raises(RequeueError, match="rank 2 is lost, and no worker is left"):
+        Pool(with_losses(master, [1, 2]), threads=1, cache_bytes=0)
+
+
+def test_no_run_begins_without_a_worker():
+    master, worker = local.local_cluster(2)
+    thread, _ = in_thread(serving.serve, worker)
+    with Pool(master, threads=1, cache_bytes=0) as pool:
+        with_losses(master, [1])
+        with pytest.raises(RequeueError, match="no worker is left"):
+            pool.run(Where(), {}, tasks_of(3, blocks=False))
+        assert pool.losses[0].hello is not None
+    worker.send(1, Stop())
+    thread.join(5)
+
+
+def test_worker_lost_after_stop_is_not_waited_for():
+    master, _ = local.local_cluster(2)
+    assert stop_workers(with_losses(master, [1]), [1]) == []

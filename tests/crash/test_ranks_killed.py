@@ -1,0 +1,272 @@
+"""Workers killed at any moment of a job that `mpirun --with-ft ulfm` started (P4, P5, P8).
+
+Each job must end by itself, soon, with rank 0's exit code, with all results right, and leave no
+process behind. The default runs kill at a few random moments, `slow` at many and on more ranks.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from mpipar.launch.mpirun import FAULT_TOLERANT
+from tests.support import refining
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+LIMIT = 60.0  # seconds: an undisturbed job takes less than ten
+REQUEUE = 75
+
+
+@functools.cache
+def tolerates_faults() -> bool:
+    info = refining.MPIRUN.with_name("ompi_info")
+    if not info.exists():
+        return False
+    told = subprocess.run([info], capture_output=True, text=True, check=False).stdout
+    return "FT MPI support: yes" in told
+
+
+pytestmark = [
+    pytest.mark.crash,
+    pytest.mark.skipif(not tolerates_faults(), reason="no Open MPI with fault tolerance here"),
+]
+
+
+def job(
+    ranks: int, words: Sequence[object], env: Mapping[str, str] = refining.NOTHING
+) -> refining.Job:
+    program = [sys.executable, "-m", *map(str, words)]
+    line = [*refining.mpirun(), *FAULT_TOLERANT, "-n", str(ranks), *program]
+    return refining.Job([], line=line, env=env)
+
+
+def worker_processes(started: refining.Job) -> dict[int, int]:
+    """Process of each worker, by what the launcher put into its environment."""
+    found = {}
+    for pid in started.pids():
+        with suppress(OSError):
+            for item in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0"):
+                name, _, value = item.partition(b"=")
+                if name == b"OMPI_COMM_WORLD_RANK" and int(value) > 0:
+                    found[int(value)] = pid
+    return found
+
+
+def kill_at(moments: Sequence[float], pids: Sequence[int]) -> None:
+    """Kill -9, one process at each of these moments, in seconds from now."""
+    start = time.monotonic()
+    for moment, pid in zip(sorted(moments), pids, strict=True):
+        time.sleep(max(0.0, start + moment - time.monotonic()))
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+
+
+def leaves_nothing(started: refining.Job) -> bool:
+    until = time.monotonic() + 5.0
+    while started.pids() and time.monotonic() < until:
+        time.sleep(0.05)
+    return not started.pids()
+
+
+def sum_with_kills(ranks: int, kills: int, seed: int, span: float) -> tuple[int, str]:
+    """Kill workers of a job that sums; its exit code and what it said."""
+    dice = random.Random(seed)
+    with job(ranks, ["tests.support.summing"]) as started:
+        assert started.process.stdout is not None
+        processes = json.loads(started.process.stdout.readline())
+        victims = dice.sample(sorted(processes.values()), kills)
+        kill_at([dice.uniform(0, span) for _ in victims], victims)
+        done = started.finish(LIMIT)
+        assert leaves_nothing(started)
+    return done.returncode, done.stdout
+
+
+def refine_with_kills(
+    reference: refining.Reference, folder: Path, ranks: int, kills: int, seed: int
+) -> str:
+    """Kill workers of a refinement and compare its files; what it said."""
+    dice = random.Random(seed)
+    path = folder / "run"
+    with job(ranks, reference.input.words("--path", path)) as started:
+        refining.wait_until(path.exists, started)
+        victims = dice.sample(sorted(worker_processes(started).values()), kills)
+        kill_at([dice.uniform(0, 0.6) * reference.seconds for _ in victims], victims)
+        done = started.finish(LIMIT)
+        assert leaves_nothing(started)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert refining.digests(path) == reference.digests
+    return done.stdout
+
+
+@pytest.fixture
+def reference(tmp_path_factory: pytest.TempPathFactory) -> refining.Reference:
+    return refining.reference(tmp_path_factory.getbasetemp())
+
+
+@pytest.mark.parametrize(("seed", "kills"), [(1, 1), (2, 2), (3, 2), (4, 1)])
+def test_sums_are_right_whoever_is_killed(seed: int, kills: int) -> None:
+    code, said = sum_with_kills(4, kills, seed, span=2.0)
+    assert (code, said.splitlines()[-1]) == (0, "all right"), said
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ranks", [4, 8])
+@pytest.mark.parametrize("seed", range(100, 104))
+def test_sums_are_right_after_many_kills(ranks: int, seed: int) -> None:
+    code, said = sum_with_kills(ranks, 1 + seed % min(3, ranks - 2), seed, span=2.5)
+    assert (code, said.splitlines()[-1]) == (0, "all right"), said
+
+
+MOMENTS = [
+    "1:starts",
+    "1:sends:Hello:1",
+    "2:sent:Hello:1",
+    "1:receives:Welcome:1",
+    "1:receives:Begin:1",  # rank 1 has to pass it on, a large message
+    "1:sent:Begin:1",
+    "4:receives:Begin:2",
+    "2:receives:Place:2",
+    "2:sends:BlockRequest:3",
+    "3:sent:BlockRequest:40",  # of a large block
+    "3:sends:Finished:1",
+    "1:sent:Finished:30",
+    "3:sends:Idle:1",
+    "3:receives:StealFrom:1",
+    "3:sent:StealRequest:1",
+    "2:receives:StealRequest:1",
+    "1:receives:StealRequest:1",
+    "2:sent:StealReply:1",
+    "1:sent:StealReply:1",
+    "3:receives:StealReply:1",
+    "3:sent:Claim:1",
+    "3:receives:Granted:1",
+    "2:sent:BlockReply:1",
+    "1:receives:Collect:1",
+    "1:sends:Collected:1",
+    "4:sent:Collected:1",
+    "1:receives:Reduce:1",  # rank 1 is the inner node
+    "1:receives:Partial:2",
+    "1:sent:Partial:3",
+    "4:sent:Partial:2",
+    "1:sent:More:1",
+    "2:receives:Forget:1",
+    "1:receives:Stop:1",
+    "1:sends:Bye:1",
+    "1:receives:Partial:1 4:receives:Collect:2",
+    "1:starts 2:receives:Begin:1 3:receives:Collect:1",
+]
+
+
+@pytest.mark.parametrize("moment", [*MOMENTS[4:7], "1:sent:Partial:3"])
+def test_death_at_a_certain_message(moment: str) -> None:
+    die_at(moment)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_death_at_each_message(moment: str) -> None:
+    die_at(moment)
+
+
+def die_at(moment: str) -> None:
+    """Let workers of a job of 5 ranks die at certain messages; rank 4 is below rank 1."""
+    # Slow ranks are robbed, and have blocks that thieves ask of them.
+    knobs = {"MPIPAR_SLOW": "1:3,2:3"}
+    with job(5, ["tests.support.summing", *moment.split()], knobs) as started:
+        done = started.finish(LIMIT)
+        assert leaves_nothing(started)
+    at_the_end = "Stop" in moment or "Bye" in moment
+    assert at_the_end or done.stdout.count("is lost; ") == len(moment.split()), done.stdout
+    assert (done.returncode, done.stdout.splitlines()[-1]) == (0, "all right"), done.stdout
+
+
+def test_loss_is_told_with_its_host_process_and_tasks() -> None:
+    code, said = sum_with_kills(3, 1, seed=5, span=0.1)
+    (line,) = [line for line in said.splitlines() if "is lost" in line]
+    assert code == 0
+    assert " on " in line
+    assert "(process " in line
+    assert line.endswith("run again by the 1 left"), line
+
+
+def test_last_worker_lost_is_a_requeue() -> None:
+    code, said = sum_with_kills(4, 3, seed=6, span=0.3)
+    assert code == REQUEUE, said
+    assert said.splitlines()[-1].startswith("RequeueError: the last worker is lost"), said
+
+
+def test_workers_do_not_outlive_rank_0() -> None:
+    with job(4, ["tests.support.summing"]) as started:
+        assert started.process.stdout is not None
+        workers = set(json.loads(started.process.stdout.readline()).values())
+        (rank_0,) = set(started.pids()) - workers - {started.process.pid}
+        os.kill(rank_0, signal.SIGKILL)
+        done = started.finish(LIMIT)
+        assert leaves_nothing(started)
+    assert done.returncode != 0
+
+
+@pytest.mark.parametrize("rank", [0, 2])
+def test_rank_that_ends_before_mpi_starts_does_not_hang_the_others(
+    tmp_path: Path, rank: int
+) -> None:
+    script = tmp_path / "start.py"
+    script.write_text(
+        "import os, sys\n"
+        f"if os.environ['OMPI_COMM_WORLD_RANK'] == '{rank}': sys.exit(1)\n"
+        "from mpipar.cli.main import main\n"
+        "sys.exit(main(['refine', '--input', 'none.star', '--model', 'none.mrc']))\n"
+    )
+    line = [*refining.mpirun(), *FAULT_TOLERANT, "-n", "4", sys.executable, str(script)]
+    with refining.Job([], line=line, env={"MPIPAR_PATIENCE": "3"}) as started:
+        done = started.finish(LIMIT)
+        assert leaves_nothing(started)
+    assert done.returncode != 0
+    assert "mpipar: MPI has not started on all ranks within" in done.stderr
+
+
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_refinement_has_the_same_bits_whoever_is_killed(
+    reference: refining.Reference, tmp_path: Path, seed: int
+) -> None:
+    said = refine_with_kills(reference, tmp_path, 4, 1 + seed % 2, seed)
+    assert "is lost; " in said
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ranks", [4, 8])
+@pytest.mark.parametrize("seed", range(200, 202))
+def test_refinement_has_the_same_bits_after_many_kills(
+    reference: refining.Reference, tmp_path: Path, ranks: int, seed: int
+) -> None:
+    refine_with_kills(reference, tmp_path, ranks, 1 + seed % min(3, ranks - 2), seed)
+
+
+def test_refinement_without_workers_can_be_resumed(
+    reference: refining.Reference, tmp_path: Path
+) -> None:
+    path = tmp_path / "run"
+    words = reference.input.words("--path", path)
+    with job(3, words) as started:
+        refining.wait_until(lambda: any(path.glob("segments/*0001*")), started)
+        for pid in worker_processes(started).values():
+            os.kill(pid, signal.SIGKILL)
+        done = started.finish(LIMIT)
+        assert leaves_nothing(started)
+    assert done.returncode == REQUEUE, done.stdout + done.stderr
+    assert json.loads((path / "verdict.json").read_text())["verdict"] == "requeue"
+    assert refining.run([*words, "--resume"], ranks=2).returncode == 0
+    assert refining.digests(path) == reference.digests

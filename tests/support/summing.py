@@ -1,0 +1,134 @@
+"""A job of a few short runs with blocks, shared arrays and sums, which checks all it gets.
+
+`mpirun ... python -m tests.support.summing`: rank 0 says which process each worker is, then what
+it lost, and `all right` at the end. With words such as `1:sends:Claim:2` rank 1 kills itself when
+it is about to send, has `sent`, or `receives` its second Claim; `2:starts` before it says a word.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import time
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mpipar.errors import MpiparError
+from mpipar.runtime import mpi
+from mpipar.runtime.stage import Stage, Task
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from mpipar.runtime.messages import Message, Rank
+    from mpipar.runtime.pool import Pool
+
+RUNS, TASKS = 4, 150
+SECONDS = 0.008  # of a task
+WIDE = (4, 300_000)  # several chunks of the reduction
+LARGE = 2_000_000  # numbers that go over the tree
+
+
+class Sums(Stage):
+    """Notes which tasks were counted, and adds their blocks up."""
+
+    def start(self, shared: Mapping[str, Any]) -> dict[str, Any]:
+        assert shared["large"].sum() == LARGE
+        return {"counted": np.zeros(TASKS, np.int64), "wide": np.zeros(WIDE, np.int64)}
+
+    def run(self, task: Task, block: Mapping[str, Any] | None, state: dict[str, Any]) -> int:
+        assert block is not None
+        time.sleep(SECONDS)
+        value = int(block["x"][-1])
+        state["counted"][task.id] += 1
+        state["wide"] += value
+        return value
+
+    def partial(self, state: dict[str, Any]) -> dict[str, Any]:
+        return state
+
+
+class Blocks:
+    """Block b is an array of 3 b + 1; the last ones are large."""
+
+    def read(self, block: int) -> dict[str, Any]:
+        size = 5_000_000 if block > TASKS - 4 else 50_000
+        return {"x": np.full(size, 3 * block + 1, np.int64)}
+
+
+def compute(pool: Pool) -> None:
+    """Run and check."""
+    pool.serve(Blocks())
+    tasks = [Task(number, number, None) for number in range(TASKS)]
+    wanted = [3 * number + 1 for number in range(TASKS)]
+    for _ in range(RUNS):
+        outcome = pool.run(Sums(), {"large": np.ones(LARGE)}, tasks)
+        assert outcome.sums is not None
+        assert outcome.results == wanted
+        assert outcome.sums["counted"].tolist() == [1] * TASKS
+        assert (outcome.sums["wide"] == sum(wanted)).all()
+    for loss in pool.losses:
+        print(loss)
+    print("all right", flush=True)
+
+
+def die_as_told(rank: int, words: list[str]) -> None:
+    """Arrange this rank's death."""
+    for mine, event, *when in (word.split(":") for word in words):
+        if int(mine) == rank and event == "starts":
+            os.kill(os.getpid(), signal.SIGKILL)
+        if int(mine) == rank:
+            _die_at(event, when[0], int(when[1]))
+
+
+def _die_at(event: str, kind: str, count: int) -> None:
+    left = count
+    send, receive = mpi.MpiTransport.send, mpi.MpiTransport.receive
+
+    def met(message: Message) -> bool:
+        nonlocal left
+        left -= type(message).__name__ == kind
+        return left == 0
+
+    def sending(self: mpi.MpiTransport, rank: Rank, message: Message) -> None:
+        now = event != "receives" and met(message)
+        if now and event == "sends":
+            os.kill(os.getpid(), signal.SIGKILL)
+        send(self, rank, message)
+        if now:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def receiving(self: mpi.MpiTransport) -> list[tuple[Rank, Message]]:
+        arrived = receive(self)
+        if event == "receives" and sum(met(message) for _, message in arrived):
+            os.kill(os.getpid(), signal.SIGKILL)
+        return arrived
+
+    mpi.MpiTransport.send = sending  # type: ignore[method-assign]
+    mpi.MpiTransport.receive = receiving  # type: ignore[method-assign]
+
+
+def main(words: list[str]) -> int:
+    """Rank 0's part, or a worker's."""
+    rank = mpi.world().rank
+    if rank:
+        die_as_told(rank, words)
+        return mpi.serve()
+    code = 0
+    try:
+        with mpi.open_pool() as pool:
+            processes = {rank: hello.process for rank, hello in pool.hosts.items()}
+            print(json.dumps(processes), flush=True)
+            compute(pool)
+    except MpiparError as error:
+        print(f"{type(error).__name__}: {error}", flush=True)
+        code = error.exit_code
+    mpi.finish(code)
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
