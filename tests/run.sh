@@ -36,7 +36,7 @@ tier() {
 }
 
 unit() {
-    tier unit "$bin/python" -m pytest --quiet --color=no -m "not crash" --junitxml="$results/unit/0.xml" \
+    tier unit "$bin/python" -m pytest --quiet --color=no -m "not crash and not slow" --junitxml="$results/unit/0.xml" \
         --basetemp="$scratch/unit" tests/test_layers.py tests/unit tests/stateful
 }
 
@@ -55,12 +55,12 @@ mpi() {
 
 # Tests that start mpirun themselves.
 jobs() {
-    tier jobs "$bin/python" -m pytest --quiet --color=no -m "not crash" --junitxml="$results/jobs/0.xml" \
+    tier jobs "$bin/python" -m pytest --quiet --color=no -m "not crash and not slow" --junitxml="$results/jobs/0.xml" \
         --basetemp="$scratch/jobs" tests/jobs
 }
 
 crash() {
-    tier crash "$bin/python" -m pytest --quiet --color=no -m crash --junitxml="$results/crash/0.xml" \
+    tier crash "$bin/python" -m pytest --quiet --color=no -m "crash and not slow" --junitxml="$results/crash/0.xml" \
         --basetemp="$scratch/crash" tests/crash tests/jobs
 }
 
