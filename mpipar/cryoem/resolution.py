@@ -57,20 +57,22 @@ def _shell_sum(values: NDArray[np.floating], box: int) -> NDArray[np.float64]:
     return np.asarray(sums[1 : box // 2 + 2])
 
 
-def masked_correlation(
+def corrected_correlation(
     half1: NDArray[np.floating],
     half2: NDArray[np.floating],
     mask: NDArray[np.floating],
     seed: np.random.SeedSequence,
+    unmasked: NDArray[np.float64],
+    masked: NDArray[np.float64],
 ) -> NDArray[np.float64]:
     """FSC inside a mask, with the part that the mask itself makes taken off.
+
+    unmasked, masked  FSC of the half maps without and inside the mask
 
     Phases beyond the shell where the unmasked FSC falls under 0.8 are made random; what still
     correlates inside the mask is the mask's own doing: true = (masked - random) / (1 - random)
     (Chen et al. 2013, Ultramicroscopy 135).
     """
-    masked = fourier_shell_correlation(half1 * mask, half2 * mask)
-    unmasked = fourier_shell_correlation(half1, half2)
     start = first_shell_below(unmasked, 0.8) or len(unmasked) - 1
     random = np.random.default_rng(seed)
     scrambled = [randomise_phases(half, start, random) * mask for half in (half1, half2)]

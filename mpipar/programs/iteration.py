@@ -177,7 +177,7 @@ def maps_of(data: Dataset, halves: tuple[HalfSums, HalfSums], radius: int, itera
     mask = data.mask if data.mask is not None else _mask_of(data, raw, unmasked)
     masked = resolution.fourier_shell_correlation(raw[0] * mask, raw[1] * mask)
     seed = np.random.SeedSequence(data.seed, spawn_key=(iteration, 1))
-    corrected = resolution.masked_correlation(raw[0], raw[1], mask, seed)
+    corrected = resolution.corrected_correlation(raw[0], raw[1], mask, seed, unmasked, masked)
     # 2 FSC / (1 + FSC): what half-set correlation says of the full set (Rosenthal & Henderson 2003)
     positive = np.clip(corrected, 0.0, 1.0)
     combined = reconstruction.solve(halves[0] + halves[1], 2 * positive / (1 + positive), radius)
