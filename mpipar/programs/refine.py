@@ -29,7 +29,8 @@ if TYPE_CHECKING:
 
     from mpipar.cryoem.alignment import SearchPlan
     from mpipar.programs.iteration import Dataset, Maps, RefineState
-    from mpipar.runtime.pool import Outcome, Pool, Snapshot
+    from mpipar.runtime.pool import Pool
+    from mpipar.runtime.reports import Outcome, Snapshot
     from mpipar.runtime.stage import Stage, Task
     from mpipar.settings import RefineSettings
 

@@ -24,6 +24,10 @@ if TYPE_CHECKING:
     from mpipar.runtime.stage import Block, Stage, Sums, Task
 
 
+LONGEST_BURST = 0.01
+"""Seconds after which no further task of one order is begun."""
+
+
 @dataclass(frozen=True, slots=True)
 class Trouble:
     """An exception as text."""
@@ -52,11 +56,10 @@ class Prepare:
 
 @dataclass(frozen=True, slots=True)
 class Compute:
-    """Run a task of a prepared stage."""
+    """Run tasks of a prepared stage, one after the other."""
 
     serial: int
-    task: Task
-    block: Block | None = field(repr=False)
+    work: tuple[tuple[Task, Block | None], ...] = field(repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,13 +93,13 @@ class Prepared:
 
 @dataclass(frozen=True, slots=True)
 class Computed:
-    """A task has ended, well or not."""
+    """What has come of the tasks of one order."""
 
     serial: int
-    task: int
-    result: Any
-    seconds: float
-    trouble: Trouble | None = None
+    results: tuple[tuple[int, Any], ...]
+    seconds: float  # together
+    troubles: tuple[tuple[int, Trouble], ...] = ()
+    left: tuple[Task, ...] = ()  # not begun: the others took longer than was thought
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,17 +178,27 @@ class Engine:
         return Prepared(order.serial)
 
     def _compute(self, order: Compute) -> Computed:
-        result, trouble = None, None
-        start = time.perf_counter()
-        try:
-            stage, state = self._stages[order.serial]
-            result = stage.run(order.task, order.block, state)
-        except BaseException as error:  # a task's SystemExit is that task's failure
-            trouble = Trouble.of(error)
-        if self._slowdown > 1:
-            time.sleep((self._slowdown - 1) * (time.perf_counter() - start))
-        seconds = time.perf_counter() - start
-        return Computed(order.serial, order.task.id, result, seconds, trouble)
+        prepared = self._stages.get(order.serial)
+        if prepared is None:  # the run is over
+            return Computed(order.serial, (), 0.0)
+        stage, state = prepared
+        results: list[tuple[int, Any]] = []
+        troubles: list[tuple[int, Trouble]] = []
+        begun, clock = 0, time.perf_counter
+        start = now = clock()
+        for task, block in order.work:
+            if now - start > LONGEST_BURST:
+                break
+            begun += 1
+            try:
+                results.append((task.id, stage.run(task, block, state)))
+            except BaseException as error:  # a task's SystemExit is that task's failure
+                troubles.append((task.id, Trouble.of(error)))
+            if self._slowdown > 1:
+                time.sleep((self._slowdown - 1) * (clock() - now))
+            now = clock()
+        left = tuple(task for task, _ in order.work[begun:])
+        return Computed(order.serial, tuple(results), now - start, tuple(troubles), left)
 
     def _gather(self, order: Gather) -> Gathered:
         try:

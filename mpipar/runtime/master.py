@@ -23,6 +23,7 @@ from mpipar.runtime.broadcast import children_of
 from mpipar.runtime.fileserver import FileServer
 from mpipar.runtime.messages import (
     MASTER,
+    POLICY,
     Beat,
     Begin,
     BlockRequest,
@@ -42,6 +43,7 @@ from mpipar.runtime.messages import (
     Partial,
     Rank,
     Send,
+    Started,
     ToMaster,
 )
 from mpipar.runtime.reduction import Root
@@ -50,7 +52,7 @@ from mpipar.runtime.scheduler import Scheduler
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-    from mpipar.runtime.stage import Block, Stage, Sums, Task
+    from mpipar.runtime.stage import Block, Policy, Stage, Sums, Task
 
 
 class Phase(Enum):
@@ -65,11 +67,13 @@ class Phase(Enum):
 class Run:
     """What rank 0 knows of the run under way."""
 
-    def __init__(self, begin: Begin, scheduler: Scheduler) -> None:
+    def __init__(self, begin: Begin, scheduler: Scheduler, *, sealed: bool) -> None:
         self.begin = begin
         self.scheduler = scheduler
+        self.is_stream = not sealed
+        self.sealed = sealed  # whether no more tasks will come
         self.phase = Phase.PLACING
-        self.results: dict[int, Any] = {}
+        self.results: dict[int, Any] = {}  # of a stream: those not delivered yet
         self.number = 0  # of the attempt at a reduction
         self.asked: set[Rank] = set()  # COLLECTING: who has not answered
         self.layouts: dict[Rank, Layout] = {}
@@ -105,19 +109,50 @@ class Master:
         self.files.renew()
         self.home.clear()
 
-    def begin(self, stage: Stage, shared: Mapping[str, Any], tasks: Sequence[Task]) -> list[Send]:
-        """Start a run; the one before must be over."""
+    def begin(
+        self,
+        stage: Stage,
+        shared: Mapping[str, Any],
+        tasks: Sequence[Task],
+        policy: Policy = POLICY,
+        *,
+        sealed: bool = True,
+    ) -> list[Send]:
+        """Start a run; the one before must be over. If it is not sealed, tasks can be added."""
         self._serial += 1
         tree = (MASTER, *self.ranks)
-        begin = Begin(self._serial, self.files.generation, stage, shared, tree)
+        begin = Begin(self._serial, self.files.generation, stage, shared, tree, policy)
         scheduler = Scheduler(
-            self._serial, self.ranks, threads=self._threads, sums=stage.has_sums, dice=self._dice
+            self._serial,
+            self.ranks,
+            threads=self._threads,
+            policy=policy,
+            sums=stage.has_sums,
+            dice=self._dice,
         )
-        run = self.run = Run(begin, scheduler)
+        run = self.run = Run(begin, scheduler, sealed=sealed)
         run.done = dict.fromkeys(self.ranks, 0)
         run.seconds = dict.fromkeys(self.ranks, 0.0)
         sends = [Send(rank, begin) for rank in children_of(MASTER, tree)]
         return sends + scheduler.add(tasks, self.home) + self._advance(run)
+
+    def add(self, tasks: Sequence[Task]) -> list[Send]:
+        """More tasks for the run under way, which is not sealed."""
+        assert self.run is not None
+        return self.run.scheduler.add_more(tasks)
+
+    def seal(self) -> list[Send]:
+        """No more tasks will come."""
+        assert self.run is not None
+        self.run.sealed = True
+        return self._advance(self.run)
+
+    def take_results(self) -> list[tuple[int, Any]]:
+        """Return what has come of tasks since the last call, and forget those tasks."""
+        assert self.run is not None
+        results, self.run.results = self.run.results, {}
+        self.run.scheduler.forget(results)
+        return list(results.items())
 
     def end(self) -> list[Send]:
         """The run is over, well or not: workers drop it."""
@@ -164,15 +199,17 @@ class Master:
         self,
         run: Run,
         source: Rank,
-        message: Finished | Failed | Idle | Claim | Collected | Partial,
+        message: Started | Finished | Failed | Idle | Claim | Collected | Partial,
     ) -> list[Send]:
         match message:
+            case Started():
+                run.scheduler.started(source, message.task)
+                return []
             case Finished():
-                self._on_finished(run, source, message)
+                sends = self._on_finished(run, source, message)
             case Failed():
                 sends = run.scheduler.fail(source, message)
-                self._note_failure(run, source)
-                return sends
+                self._note_failures(run, source)
             case Idle():
                 return run.scheduler.idle(source, message)
             case Claim():
@@ -181,38 +218,43 @@ class Master:
                 return self._on_collected(run, source, message)
             case Partial():
                 return self._on_partial(run, source, message)
-        return self._advance(run)
+        return sends + self._advance(run)
 
-    def _on_finished(self, run: Run, source: Rank, message: Finished) -> None:
-        run.scheduler.finish(source, [task for task, _ in message.results], message.seconds)
+    def _on_finished(self, run: Run, source: Rank, message: Finished) -> list[Send]:
+        numbers = [task for task, _ in message.results]
+        sends = run.scheduler.finish(source, numbers, message.seconds)
         run.done[source] += len(message.results)
         run.seconds[source] += message.seconds
         run.peer_blocks += message.peer_blocks
-        for task, result in message.results:
-            run.results[task] = result
+        run.results.update(message.results)
+        if not run.is_stream:
+            self._note_homes(run, source, numbers)
+        return sends
+
+    def _note_homes(self, run: Run, source: Rank, tasks: Sequence[int]) -> None:
+        for task in tasks:
             block = run.scheduler.entries[task].task.block
             if block is not None:
                 self.home[block] = source
 
-    def _note_failure(self, run: Run, source: Rank) -> None:
-        failure = run.scheduler.failure
-        if failure is None or run.error is not None:
-            return
-        what = f"{type(run.begin.stage).__name__} failed on rank {source}"
-        if failure.task is not None:
-            entry = run.scheduler.entries[failure.task]
-            block = "" if entry.task.block is None else f" (block {entry.task.block})"
-            ranks = ", ".join(map(str, entry.failed_on))
-            tries = len(entry.failed_on)
-            what = f"task {failure.task}{block} failed {tries} times, on ranks {ranks}"
-        text = f"{what}: {failure.kind}: {failure.text}\n{failure.traceback}".rstrip()
-        run.error = TaskFailedError(text)
+    def _note_failures(self, run: Run, source: Rank) -> None:
+        """Tasks given up end a run; in a stream they are its results."""
+        broken = run.scheduler.stage_failure
+        if broken is not None and run.error is None:
+            what = f"{type(run.begin.stage).__name__} failed on rank {source}"
+            text = f"{what}: {broken.kind}: {broken.text}\n{broken.traceback}".rstrip()
+            run.error = TaskFailedError(text)
+        for failure in run.scheduler.take_failures():
+            if run.is_stream:
+                run.results[failure.task] = failure
+            elif run.error is None:
+                run.error = TaskFailedError(str(failure))
 
     # The end of a run
 
     def _advance(self, run: Run) -> list[Send]:
         """Go on to the reduction once every task is finished."""
-        if run.phase is not Phase.PLACING or not run.scheduler.all_finished:
+        if run.phase is not Phase.PLACING or not run.scheduler.all_finished or not run.sealed:
             return []
         if not run.begin.stage.has_sums:
             run.phase = Phase.OVER
@@ -276,6 +318,7 @@ class Master:
         orphans = [r for r in children_of(rank, run.begin.tree) if r in self.ranks]
         sends += [Send(orphan, run.begin) for orphan in orphans]
         sends += run.scheduler.rank_lost(rank)
+        self._note_failures(run, rank)
         run.phase = Phase.PLACING
         run.root = None
         return sends + self._advance(run)

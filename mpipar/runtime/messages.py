@@ -8,7 +8,9 @@ is recognised and dropped.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
+
+from mpipar.runtime.stage import Policy
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -23,6 +25,7 @@ Layout: TypeAlias = tuple[tuple[str, tuple[int, ...]], ...]
 """Name and shape of every array of a partial, sorted by name."""
 
 MASTER: Rank = 0
+POLICY: Final = Policy()
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +110,7 @@ class Begin:
     stage: Stage
     shared: Mapping[str, Any]
     tree: tuple[Rank, ...]
+    policy: Policy = POLICY
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +119,15 @@ class Place:
 
     serial: int
     tasks: tuple[Task, ...]
+    suspect: bool = False  # a rank was lost with this task: run it by itself, and say Started
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """Worker -> master: a suspect begins now; if this rank is lost, it may be because of it."""
+
+    serial: int
+    task: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -303,6 +316,7 @@ ToMaster: TypeAlias = (
     | Bye
     | Beat
     | Crashed
+    | Started
     | Finished
     | Failed
     | Idle

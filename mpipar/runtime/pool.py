@@ -1,17 +1,18 @@
-"""Rank 0's loop, and the one object through which a program uses all workers."""
+"""The one object through which a program uses all workers."""
 
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from mpipar.errors import RequeueError, UnavailableError, UsageError
 from mpipar.runtime import environment
+from mpipar.runtime.loop import Loop
 from mpipar.runtime.master import Master
-from mpipar.runtime.messages import Bye, Hello, Stop, Welcome
-from mpipar.runtime.reader import Loaded, Reader
+from mpipar.runtime.messages import POLICY, Bye, Hello, Stop, Welcome
+from mpipar.runtime.reports import Loss, Outcome, Snapshot, StageStatistics
 from mpipar.runtime.stage import frozen
+from mpipar.runtime.stream import Stream
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -20,74 +21,13 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
     from mpipar.runtime.master import Run
-    from mpipar.runtime.messages import Knobs, Rank, Send
-    from mpipar.runtime.stage import BlockSource, Stage, Sums, Task
+    from mpipar.runtime.messages import Knobs, Rank
+    from mpipar.runtime.stage import BlockSource, Policy, Stage, Task
+    from mpipar.runtime.stream import StreamClient
     from mpipar.runtime.transport import Transport
 
-TICK_SECONDS = 0.05
 WATCH_SECONDS = 0.1
 PARTING_SECONDS = 5.0
-BACKLOG_BYTES = 256 << 20
-"""No further block is read while this much is waiting to leave rank 0."""
-
-
-@dataclass(frozen=True)
-class Loss:
-    """A worker that died, while the job goes on without it."""
-
-    rank: Rank
-    hello: Hello | None  # None: it died before it had greeted
-    tasks: int  # that others run again
-    left: int  # workers
-
-    def __str__(self) -> str:
-        name = _name(self.rank, self.hello)
-        if not self.left:
-            return f"{name} is lost, and no worker is left"
-        again = {0: "no task is", 1: "1 task is"}.get(self.tasks, f"{self.tasks} tasks are")
-        return f"{name} is lost; {again} run again by the {self.left} left"
-
-
-def _name(rank: Rank, hello: Hello | None) -> str:
-    where = "" if hello is None else f" on {hello.host} (process {hello.process})"
-    return f"rank {rank}{where}"
-
-
-@dataclass(frozen=True)
-class Snapshot:
-    """How far a run is."""
-
-    done: int
-    total: int
-    stolen: int
-    running_workers: int
-    elapsed: float  # seconds
-    lost: int = 0  # workers, since the pool was opened
-
-
-@dataclass(frozen=True)
-class StageStatistics:
-    """What a run took."""
-
-    wall: float  # seconds
-    blocks_served: int  # by rank 0
-    bytes_served: int  # by rank 0
-    steals: int
-    tasks_stolen: int
-    tasks_per_rank: dict[int, int]
-    busy_seconds_per_rank: dict[int, float]
-    peer_blocks: int = 0  # blocks that workers got from each other
-    lost: tuple[Rank, ...] = ()
-    tasks_run_again: int = 0  # because of those losses
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What a run gave."""
-
-    results: list[Any]  # by task id
-    sums: Sums | None
-    statistics: StageStatistics
 
 
 def stop_workers(transport: Transport, ranks: Sequence[Rank]) -> list[Rank]:
@@ -126,13 +66,11 @@ class Pool:
         self.losses: list[Loss] = []  # in the order in which they were noticed
         knobs = environment.knobs()
         self.hosts = self._greet()
-        self._silence: dict[Rank, float] = dict.fromkeys(self.hosts, 0.0)
         self._welcome(knobs, cache_bytes)
         self.description = self._describe(vendor)
         self._master = Master(self.hosts, threads=threads, knobs=knobs)
-        self._reader = Reader(transport.wake)
-        self._source: BlockSource | None = None
-        self._ticked = time.monotonic()
+        self._loop = Loop(transport, self._master, self.hosts, self.losses, self._patience)
+        self._stream: Stream | None = None
         self._closed = False
 
     @property
@@ -192,8 +130,7 @@ class Pool:
 
     def serve(self, source: BlockSource) -> None:
         """Take blocks from this source from now on; what workers have cached is void."""
-        self._source = source
-        self._master.renew_source()
+        self._loop.serve(source)
 
     def run(
         self,
@@ -201,47 +138,72 @@ class Pool:
         shared: Mapping[str, Any],
         tasks: Sequence[Task],
         *,
+        policy: Policy = POLICY,
         watch: Callable[[Snapshot], None] | None = None,
     ) -> Outcome:
         """Compute all tasks; return results by task id, and the sum of the workers' partials.
 
-        Raises TaskFailedError if a task failed on every try, and the source's own error if a
-        block could not be read, RequeueError if no worker is left. The pool can be used again
-        after an error.
+        Raises TaskFailedError if a task was given up, and the source's own error if a block could
+        not be read, RequeueError if no worker is left. The pool can be used again after an error.
         """
-        self._check(tasks)
-        self._turn()  # who was lost since the last run gets no task
-        if not self._master.ranks:
-            raise RequeueError("no worker is left; resume the run to go on")
+        self._check(stage, policy)
+        self._check_tasks(tasks)
         start, losses = time.monotonic(), len(self.losses)
         served = self._master.files.blocks_served, self._master.files.bytes_served
+        loop = self._loop
         try:
-            sends = self._master.begin(stage, frozen(shared), tasks)
+            loop.begin(self._master.begin(stage, frozen(shared), tasks, policy))
             run = self._master.run
             assert run is not None
-            self._silence = dict.fromkeys(self._silence, 0.0)
-            self._ticked = start
-            self._send(sends)
-            self._loop(run, start, watch)
+            self._wait(run, start, watch)
         finally:
-            self._send(self._master.end())
-        self._drain()
+            loop.send(self._master.end())
+        loop.drain()
         if run.error is not None:
             raise run.error
         return self._outcome(run, start, served, self.losses[losses:])
 
-    def _check(self, tasks: Sequence[Task]) -> None:
+    def stream(
+        self,
+        stage: Stage,
+        shared: Mapping[str, Any],
+        client: StreamClient,
+        *,
+        policy: Policy = POLICY,
+    ) -> Stream:
+        """Begin a run to which the client adds tasks while it goes on; its stage has no sums.
+
+        Until it is over, nothing else can be done with the pool.
+        """
+        self._check(stage, policy)
+        if stage.has_sums:
+            raise ValueError("a stream has no end at which it could have sums")
+        sends = self._master.begin(stage, frozen(shared), (), policy, sealed=False)
+        self._loop.begin(sends)
+        self._stream = Stream(self._loop, client, threads=self.threads)
+        return self._stream
+
+    def _check(self, stage: Stage, policy: Policy) -> None:
         if self._closed:
             raise RuntimeError("the pool is closed")
+        if self._stream is not None and not self._stream.is_over:
+            raise RuntimeError("a stream is under way on this pool; close it first")
+        if policy.isolate and stage.has_sums:
+            raise ValueError("the sums of an isolated stage would be lost with its process")
+        self._loop.turn()  # who was lost since the last run gets no task
+        if not self._master.ranks:
+            raise RequeueError("no worker is left; resume the run to go on")
+
+    def _check_tasks(self, tasks: Sequence[Task]) -> None:
         if sorted(task.id for task in tasks) != list(range(len(tasks))):
             raise ValueError("the ids of the tasks of a run must be 0 .. n-1, each once")
-        if self._source is None and any(task.block is not None for task in tasks):
+        if not self._loop.has_source and any(task.block is not None for task in tasks):
             raise ValueError("a task needs a block, but the pool serves no source")
 
-    def _loop(self, run: Run, start: float, watch: Callable[[Snapshot], None] | None) -> None:
+    def _wait(self, run: Run, start: float, watch: Callable[[Snapshot], None] | None) -> None:
         shown = start
         while not run.over:
-            self._transport.pause(moved=self._turn())
+            self._transport.pause(moved=self._loop.turn())
             now = time.monotonic()
             if watch is not None and now - shown >= WATCH_SECONDS:
                 shown = now
@@ -275,79 +237,17 @@ class Pool:
         results = [run.results[task] for task in range(len(scheduler.entries))]
         return Outcome(results, run.sums, statistics)
 
-    # One turn of the loop
-
-    def _turn(self) -> bool:
-        """Take what has arrived, and let time pass; return whether there was anything."""
-        arrived = self._transport.receive()
-        for source, message in arrived:
-            self._silence[source] = 0.0
-            self._send(self._master.handle(source, message))  # type: ignore[arg-type]
-        lost = self._transport.lost()
-        for rank in lost:
-            self._lose(rank)
-        events = self._reader.events()
-        for event in events:
-            if isinstance(event, Loaded):
-                self._send(self._master.loaded(event.generation, event.block, event.arrays))
-            else:
-                self._master.unreadable(event.generation, event.block, event.error)
-        self._start_reads()
-        now = time.monotonic()
-        if now - self._ticked >= TICK_SECONDS:
-            self._tick(now - self._ticked)
-            self._ticked = now
-        return bool(arrived or lost or events)
-
-    def _lose(self, rank: Rank) -> None:
-        run = self._master.run
-        before = run.scheduler.rerun if run else 0
-        sends = self._master.rank_lost(rank)
-        again = run.scheduler.rerun - before if run else 0
-        self.losses.append(Loss(rank, self.hosts.get(rank), again, self.workers))
-        self._send(sends)
-
-    def _start_reads(self) -> None:
-        files = self._master.files
-        while self._source is not None and self._transport.backlog() < BACKLOG_BYTES:
-            block = files.next_read()
-            if block is None:
-                return
-            self._reader.read(self._source, files.generation, block)
-
-    def _tick(self, seconds: float) -> None:
-        self._send(self._master.tick(seconds))
-        # If this process itself was stopped for a while, that is nobody's silence.
-        seconds = min(seconds, 1.0)
-        for rank in self._silence:
-            self._silence[rank] += seconds
-        silent = [r for r in self._master.ranks if self._silence[r] > self._patience]
-        if silent and self._master.run is not None:
-            names = ", ".join(_name(rank, self.hosts[rank]) for rank in silent)
-            self._master.run.error = RequeueError(
-                f"no sign of life for {self._patience:.0f} s from {names}: hung, or cut off; "
-                "resume the run (MPIPAR_PATIENCE=seconds sets the time)"
-            )
-
-    def _send(self, sends: list[Send]) -> None:
-        for send in sends:
-            self._transport.send(send.rank, send.message)
-
-    def _drain(self) -> None:
-        """Let what is on its way leave before the program goes on without the loop."""
-        until = time.monotonic() + self._patience
-        while self._transport.backlog() and time.monotonic() < until:
-            self._transport.pause(moved=self._turn())
-
     # The end
 
     def close(self) -> None:
         """Stop all workers and leave. Never waits for long."""
         if self._closed:
             return
+        if self._stream is not None:
+            self._stream.abort()
         self._closed = True
         silent = stop_workers(self._transport, self._master.ranks)
-        self._reader.close(patience=1.0)
+        self._loop.close()
         self._farewell(silent)
 
     def __enter__(self) -> Self:

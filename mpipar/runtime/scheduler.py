@@ -1,22 +1,20 @@
-"""Who owns each task: the only authority, on rank 0.
+"""Who owns each task: the only authority, on rank 0. Pure: no I/O, no clock.
 
-    WAITING --ASSIGNED--> PLACED --FINISHED--> HELD --BANKED--> DONE
-       ^                   | | MOVED (stolen)   |
-       +--FAILED, RANK_LOST--+------RANK_LOST---+
-
-WAITING: nobody's. PLACED: on one worker, perhaps running, perhaps in the hands of a thief that
-has not claimed it yet. HELD: its result is here, its contribution only in one worker's partial.
-DONE: its contribution is in a sum that has reached rank 0. Pure: no I/O, no clock.
+The states of a task are in `runtime/entry.py`. Which of the tasks on a lost rank has killed it, if
+one has, is not known. So all that it had not finished are suspects: from then on a worker gets one
+of them at a time, and says when it begins; who is lost while it runs, is lost because of it.
 """
 
 from __future__ import annotations
 
+from collections import deque
 from dataclasses import dataclass, field
-from enum import Enum, auto
-from typing import TYPE_CHECKING, Final
+from heapq import heapify, heapreplace
+from typing import TYPE_CHECKING
 
-from mpipar.errors import ProtocolError
+from mpipar.runtime.entry import Entry, Event, State
 from mpipar.runtime.messages import (
+    POLICY,
     Claim,
     Failed,
     Granted,
@@ -27,69 +25,13 @@ from mpipar.runtime.messages import (
     Send,
     StealFrom,
 )
+from mpipar.runtime.stage import QUARANTINED, Failure
 
 if TYPE_CHECKING:
     import random
     from collections.abc import Iterable, Sequence
 
-    from mpipar.runtime.stage import Task
-
-
-class State(Enum):
-    """Where a task is; see the diagram above."""
-
-    WAITING = auto()
-    PLACED = auto()
-    HELD = auto()
-    DONE = auto()
-
-
-class Event(Enum):
-    """What moves a task."""
-
-    ASSIGNED = auto()
-    MOVED = auto()
-    FINISHED = auto()
-    FAILED = auto()
-    BANKED = auto()
-    RANK_LOST = auto()
-
-
-NEXT: Final = {
-    (State.WAITING, Event.ASSIGNED): State.PLACED,
-    (State.PLACED, Event.MOVED): State.PLACED,
-    (State.PLACED, Event.FINISHED): State.HELD,
-    (State.PLACED, Event.FAILED): State.WAITING,
-    (State.PLACED, Event.RANK_LOST): State.WAITING,
-    (State.HELD, Event.BANKED): State.DONE,
-    (State.HELD, Event.RANK_LOST): State.WAITING,
-}
-BY_OWNER: Final = frozenset({Event.FINISHED, Event.FAILED, Event.RANK_LOST})
-"""Events that only the rank on which the task is can cause."""
-
-
-@dataclass(slots=True)
-class Entry:
-    """One task's state, and how it came there."""
-
-    task: Task
-    state: State = State.WAITING
-    rank: Rank | None = None  # owner if PLACED, holder if HELD
-    failed_on: list[Rank] = field(default_factory=list)
-    story: list[tuple[Event, Rank | None]] = field(default_factory=list)
-
-    def move(self, event: Event, rank: Rank | None) -> None:
-        """Make a transition, or raise ProtocolError and change nothing."""
-        after = NEXT.get((self.state, event))
-        if after is None or (event in BY_OWNER and rank != self.rank):
-            story = ", ".join(f"{what.name} {who}" for what, who in self.story)
-            raise ProtocolError(
-                f"task {self.task.id} cannot take {event.name} (rank {rank}) while "
-                f"{self.state.name} (rank {self.rank}); its story: {story or 'none'}"
-            )
-        self.story.append((event, rank))
-        self.state = after
-        self.rank = None if after is State.WAITING else rank
+    from mpipar.runtime.stage import Policy, Task
 
 
 @dataclass(slots=True)
@@ -97,6 +39,8 @@ class Load:
     """One worker as the scheduler sees it."""
 
     placed: set[int] = field(default_factory=set)
+    suspect: int | None = None  # of those placed: another rank was lost with it
+    started: bool = False  # whether the suspect has begun
     issued: int = 0  # assignments sent: Place and Granted messages
     done: int = 0
     seconds: float = 0.0  # of computing those
@@ -114,7 +58,7 @@ class Scheduler:
         ranks: Iterable[Rank],
         *,
         threads: int = 1,
-        tries: int = 3,
+        policy: Policy = POLICY,
         sums: bool = True,
         dice: random.Random | None = None,
     ) -> None:
@@ -122,20 +66,24 @@ class Scheduler:
         self.entries: dict[int, Entry] = {}
         self.loads: dict[Rank, Load] = {rank: Load() for rank in ranks}
         self.hungry: dict[Rank, None] = {}  # in the order in which they asked
-        self.failure: Failed | None = None
+        self.failures: list[Failure] = []  # of tasks given up, and not yet taken by `take_failures`
+        self.stage_failure: Failed | None = None
         self.steals = 0
         self.stolen = 0
-        self.finished = 0  # tasks HELD or DONE
+        self.finished = 0  # tasks HELD, DONE or ASIDE
         self.rerun = 0  # tasks that a lost rank had
+        self._done = 0  # by workers that are lost, too
+        self._seconds = 0.0
         self._threads = threads
-        self._tries = tries
+        self._policy = policy
         self._sums = sums
         self._dice = dice
+        self._suspects: deque[Entry] = deque()  # WAITING for a worker that has none of them
 
     # Placement
 
     def add(self, tasks: Sequence[Task], home: dict[int, Rank]) -> list[Send]:
-        """Place new tasks: where `home` says that a block is cached, the others evenly in order.
+        """Place the first tasks: where `home` says that a block is cached, the others evenly.
 
         Every worker gets a Place, even an empty one: it opens the run for its thieves.
         """
@@ -150,6 +98,18 @@ class Scheduler:
                 rest.append(task)
         self._spread(rest, shares)
         return [self._place(rank, share) for rank, share in shares.items()]
+
+    def add_more(self, tasks: Sequence[Task]) -> list[Send]:
+        """Place tasks that come later, each on the worker that has least to do."""
+        entries = [Entry(task) for task in tasks]
+        self.entries.update((entry.task.id, entry) for entry in entries)
+        return self._assign_waiting(entries)
+
+    def forget(self, tasks: Iterable[int]) -> None:
+        """Drop what is known of tasks that are over; they are counted no more."""
+        for number in tasks:
+            del self.entries[number]
+            self.finished -= 1
 
     def _spread(self, tasks: list[Task], shares: dict[Rank, list[Task]]) -> None:
         """Cut tasks into runs of neighbours that level the shares."""
@@ -167,7 +127,7 @@ class Scheduler:
             position += take
             left -= take
 
-    def _place(self, rank: Rank, tasks: Sequence[Task]) -> Send:
+    def _place(self, rank: Rank, tasks: Sequence[Task], *, suspect: bool = False) -> Send:
         load = self.loads[rank]
         for task in tasks:
             self.entries[task.id].move(Event.ASSIGNED, rank)
@@ -175,7 +135,7 @@ class Scheduler:
         self._assigned(rank)
         if tasks:
             self.hungry.pop(rank, None)
-        return Send(rank, Place(self.serial, tuple(tasks)))
+        return Send(rank, Place(self.serial, tuple(tasks), suspect))
 
     def _assigned(self, rank: Rank) -> None:
         load = self.loads[rank]
@@ -183,34 +143,61 @@ class Scheduler:
         load.dry = False
         load.silence = 0.0
 
+    def _acquit(self, load: Load) -> None:
+        """The suspect of a worker may have ended there; the next one can come."""
+        if load.suspect is not None and load.suspect not in load.placed:
+            load.suspect, load.started = None, False
+
     # What workers say
 
-    def finish(self, rank: Rank, tasks: Sequence[int], seconds: float) -> None:
+    def finish(self, rank: Rank, tasks: Sequence[int], seconds: float) -> list[Send]:
         """Tasks are done; their contributions are in the partial of `rank`."""
         load = self.loads[rank]
         for number in tasks:
             self.entries[number].move(Event.FINISHED, rank)
             if not self._sums:
                 self.entries[number].move(Event.BANKED, rank)
-            load.placed.discard(number)
+        load.placed.difference_update(tasks)
         load.done += len(tasks)
         load.seconds += seconds
         load.silence = 0.0
+        self._done += len(tasks)
+        self._seconds += seconds
         self.finished += len(tasks)
+        self._acquit(load)
+        return self._deal_suspects()
 
     def fail(self, rank: Rank, message: Failed) -> list[Send]:
-        """A task raised: try it elsewhere, or give up and note the failure."""
+        """A task raised: try it elsewhere, or give it up."""
         if message.task is None:
-            self.failure = message
+            self.stage_failure = message
             return []
         entry = self.entries[message.task]
         entry.move(Event.FAILED, rank)
-        entry.failed_on.append(rank)
+        entry.failed_on += (rank,)
         self.loads[rank].placed.discard(message.task)
-        if len(entry.failed_on) >= self._tries:
-            self.failure = message
-            return []
-        return self._assign_waiting([entry]) + self._feed()
+        self._acquit(self.loads[rank])
+        if len(entry.failed_on) < self._policy.tries:
+            return self._assign_waiting([entry]) + self._deal_suspects() + self._feed()
+        self._give_up(entry, message.kind, message.text, message.traceback, entry.failed_on)
+        return self._deal_suspects() + self._feed()
+
+    def started(self, rank: Rank, task: int) -> None:
+        """A worker begins with its suspect."""
+        self.loads[rank].started = self.loads[rank].suspect == task
+
+    def _give_up(
+        self, entry: Entry, kind: str, text: str, traceback: str, ranks: tuple[Rank, ...]
+    ) -> None:
+        entry.move(Event.GIVEN_UP, None)
+        self.finished += 1
+        task = entry.task
+        self.failures.append(Failure(task.id, kind, text, traceback, ranks, task.block))
+
+    def take_failures(self) -> list[Failure]:
+        """Return the tasks given up since the last call."""
+        failures, self.failures = self.failures, []
+        return failures
 
     def claim(self, thief: Rank, message: Claim) -> list[Send]:
         """A thief asks for tasks: it gets those that its victim still owns."""
@@ -218,8 +205,8 @@ class Scheduler:
         granted: list[int] = []
         refused: list[int] = []
         for number in message.tasks:
-            entry = self.entries[number]
-            mine = entry.state is State.PLACED and entry.rank == message.victim
+            entry = self.entries.get(number)  # None: it was over long ago
+            mine = entry and entry.state is State.PLACED and entry.rank == message.victim
             (granted if mine else refused).append(number)
         if thief != message.victim:
             load.asking = None
@@ -270,7 +257,7 @@ class Scheduler:
 
     def _victim(self, thief: Rank, victims: list[Rank]) -> Rank | None:
         """Return whom to rob: most work not started, by measured time, fewest other thieves."""
-        mean = self._mean_seconds()
+        mean = self.mean_seconds()
         if self._dice is not None:
             others = [rank for rank in victims if rank != thief]
             return self._dice.choice(others) if others else None
@@ -287,9 +274,9 @@ class Scheduler:
                 best, most = rank, weight
         return best
 
-    def _mean_seconds(self) -> float:
-        done = sum(load.done for load in self.loads.values())
-        return sum(load.seconds for load in self.loads.values()) / done if done else 0.0
+    def mean_seconds(self) -> float:
+        """Return the seconds of an average task, as far as is known; 0 at first."""
+        return self._seconds / self._done if self._done else 0.0
 
     def pace(self, rank: Rank, mean: float) -> float:
         """Return the seconds that a task takes here: measured, or at least the current silence."""
@@ -299,7 +286,7 @@ class Scheduler:
 
     def _share(self, thief: Rank, victim: Rank) -> float:
         """Return the thief's share, so that both would end together at their measured speeds."""
-        mean = self._mean_seconds()
+        mean = self.mean_seconds()
         own, its = self.pace(thief, mean), self.pace(victim, mean)
         return its / (own + its) if own + its > 0 else 0.5
 
@@ -313,33 +300,72 @@ class Scheduler:
 
     def rank_lost(self, rank: Rank) -> list[Send]:
         """Everything that was on a lost rank, contributions included, is to be done again."""
-        del self.loads[rank]
+        load = self.loads.pop(rank)
         self.hungry.pop(rank, None)
-        back = []
+        back: list[Entry] = []
+        waiting = len(self._suspects)
         for entry in self.entries.values():
-            if entry.rank == rank and entry.state in {State.PLACED, State.HELD}:
-                self.finished -= entry.state is State.HELD
-                entry.move(Event.RANK_LOST, rank)
+            if entry.rank != rank or entry.state not in {State.PLACED, State.HELD}:
+                continue
+            held = entry.state is State.HELD
+            entry.move(Event.RANK_LOST, rank)
+            self.finished -= held
+            if held:
                 back.append(entry)
-        self.rerun += len(back)
-        return self._assign_waiting(back) + self._feed()
+            else:
+                self._suspect(entry, rank, load)
+        self.rerun += len(back) + len(self._suspects) - waiting
+        return self._assign_waiting(back) + self._deal_suspects() + self._feed()
+
+    def _suspect(self, entry: Entry, rank: Rank, load: Load) -> None:
+        """A rank was lost with this task: set it aside, or let it wait for its next try."""
+        if not entry.died_on or (load.suspect == entry.task.id and load.started):
+            entry.died_on += (rank,)
+        if len(entry.died_on) < self._policy.deaths:
+            self._suspects.append(entry)
+            return
+        ranks = ", ".join(map(str, entry.died_on))
+        text = f"ranks {ranks} were lost while it ran there"
+        self._give_up(entry, QUARANTINED, text, "", entry.died_on)
+
+    def _deal_suspects(self) -> list[Send]:
+        """Give each worker that has no suspect the next one."""
+        if not self._suspects:
+            return []
+        sends = []
+        for rank in sorted(self.loads, key=lambda rank: len(self.loads[rank].placed)):
+            if self._suspects and self.loads[rank].suspect is None:
+                entry = self._suspects.popleft()
+                self.loads[rank].suspect = entry.task.id
+                sends.append(self._place(rank, [entry.task], suspect=True))
+        return sends
 
     def _assign_waiting(self, entries: list[Entry]) -> list[Send]:
         """Deal tasks out to where they have not failed, the least loaded first."""
         shares: dict[Rank, list[Task]] = {}
+        heap = [(len(load.placed), rank) for rank, load in self.loads.items()]
+        heapify(heap)
         for entry in entries:
-            ranks = [r for r in self.loads if r not in entry.failed_on] or list(self.loads)
-            if not ranks:
-                return []
-            rank = min(ranks, key=lambda r: len(self.loads[r].placed) + len(shares.get(r, ())))
+            if not heap:
+                break
+            rank = heap[0][1]
+            if rank in entry.failed_on:
+                rank = self._elsewhere(entry, heap)
             shares.setdefault(rank, []).append(entry.task)
+            if rank == heap[0][1]:
+                heapreplace(heap, (heap[0][0] + 1, rank))
         return [self._place(rank, tasks) for rank, tasks in shares.items()]
+
+    def _elsewhere(self, entry: Entry, heap: list[tuple[int, Rank]]) -> Rank:
+        """The least loaded rank on which this task has not failed, or just the least loaded."""
+        others = [item for item in heap if item[1] not in entry.failed_on]
+        return min(others or heap)[1]
 
     # The end
 
     @property
     def all_finished(self) -> bool:
-        """Whether every task is HELD or DONE."""
+        """Whether every task is HELD, DONE or ASIDE."""
         return self.finished == len(self.entries)
 
     def holders(self) -> set[Rank]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Final, Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,6 +28,43 @@ class Task:
     def __reduce__(self) -> tuple[type[Task], tuple[int, int | None, Any]]:
         # Ten times as fast as the pickling that a slotted dataclass has; there are many tasks.
         return Task, (self.id, self.block, self.payload)
+
+
+QUARANTINED: Final = "Quarantined"
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """What a run does about tasks that fail."""
+
+    tries: int = 3  # how often a task that raises is run, elsewhere if there is an elsewhere
+    deaths: int = 3  # a task that so many ranks died with is set aside (quarantined)
+    timeout: float | None = None  # seconds that one task may take; None: any
+    isolate: bool = False  # run tasks in a supervised child process; only for stages without sums
+
+    def __post_init__(self) -> None:
+        if self.tries < 1 or self.deaths < 1 or (self.timeout is not None and self.timeout <= 0):
+            raise ValueError("tries and deaths are counted from 1, and a time-out is above 0 s")
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """Why a task was given up; in the place of its result."""
+
+    task: int
+    kind: str  # class of the last exception; Died, Timeout, or QUARANTINED
+    text: str
+    traceback: str  # of the last exception, where it was raised
+    ranks: tuple[int, ...]  # that tried it
+    block: int | None = None
+
+    def __str__(self) -> str:
+        task = f"task {self.task}" + ("" if self.block is None else f" (block {self.block})")
+        if self.kind == QUARANTINED:
+            return f"{task} is set aside: {self.text}"
+        ranks, times = ", ".join(map(str, self.ranks)), len(self.ranks)
+        tries = f"{times} times, on ranks {ranks}" if times > 1 else f"on rank {ranks}"
+        return f"{task} failed {tries}: {self.kind}: {self.text}\n{self.traceback}".rstrip()
 
 
 class Stage(ABC):

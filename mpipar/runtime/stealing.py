@@ -51,6 +51,7 @@ class Deque:
     def __init__(self, serial: int, dice: random.Random | None = None) -> None:
         self.serial = serial
         self.tasks: deque[Task] = deque()  # run from the left, stolen from the right
+        self.suspects: deque[Task] = deque()  # run before those, by themselves, and never stolen
         self.claims: dict[int, dict[int, Task]] = {}  # by number, awaiting the master's word
         self.given: dict[int, tuple[Rank, Task]] = {}  # handed to a thief in this run
         self.thief = Thief.SATED
@@ -62,19 +63,26 @@ class Deque:
 
     # Tasks from the master
 
-    def place(self, tasks: Iterable[Task], is_cached: Callable[[int], bool]) -> list[Send]:
+    def place(
+        self, tasks: Iterable[Task], is_cached: Callable[[int], bool], *, suspect: bool = False
+    ) -> list[Send]:
         """Take tasks; those whose block is here run first, so thieves get the others."""
         self.seen += 1
         for task in tasks:
-            self._own(task)
+            self._own(task, self.suspects if suspect else self.tasks)
         ordered = sorted(self.tasks, key=lambda t: t.block is not None and not is_cached(t.block))
         self.tasks = deque(ordered)
-        if self.tasks and self.thief is Thief.HUNGRY:
+        if self.has_tasks and self.thief is Thief.HUNGRY:
             self.thief = Thief.SATED
         waiting, self._waiting = self._waiting, []
         return [send for thief, ask in waiting for send in self.give(thief, ask, is_cached)]
 
-    def _own(self, task: Task) -> None:
+    @property
+    def has_tasks(self) -> bool:
+        """Whether there is something to start."""
+        return bool(self.tasks or self.suspects)
+
+    def _own(self, task: Task, where: deque[Task]) -> None:
         """Take a task for good: that ends whatever else it was in the middle of here.
 
         The same task can be in two claims, one as a thief and one for what a lost thief was given.
@@ -82,7 +90,7 @@ class Deque:
         for claimed in self.claims.values():
             claimed.pop(task.id, None)
         self.given.pop(task.id, None)
-        self.tasks.append(task)
+        where.append(task)
 
     def granted(self, message: Granted) -> None:
         """Put claimed tasks where they can run."""
@@ -90,7 +98,7 @@ class Deque:
         claimed = self.claims.get(message.claim, {})
         for number in message.tasks:
             if number in claimed:
-                self._own(claimed[number])
+                self._own(claimed[number], self.tasks)
         self._end_claim(message.claim)
 
     def refused(self, message: Refused) -> None:
@@ -110,7 +118,7 @@ class Deque:
 
     def want(self) -> list[Send]:
         """A thread has nothing to do: say so, unless that is known or tasks are on their way."""
-        if self.thief is not Thief.SATED or self.tasks or self.claims or not self.seen:
+        if self.thief is not Thief.SATED or self.has_tasks or self.claims or not self.seen:
             return []
         self.thief = Thief.HUNGRY
         return [Send(MASTER, Idle(self.serial))]

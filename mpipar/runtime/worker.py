@@ -13,7 +13,8 @@ Pure: messages and events in, actions out. `runtime/serving.py` is the loop arou
 from __future__ import annotations
 
 import random
-from typing import TYPE_CHECKING, Any, TypeAlias
+from itertools import islice
+from typing import TYPE_CHECKING, TypeAlias
 
 from mpipar.runtime.broadcast import children_of
 from mpipar.runtime.cache import BlockCache
@@ -50,6 +51,7 @@ from mpipar.runtime.messages import (
     Reduce,
     Refused,
     Send,
+    Started,
     StealFrom,
     StealReply,
     StealRequest,
@@ -57,37 +59,18 @@ from mpipar.runtime.messages import (
     ToWorker,
     Welcome,
 )
-from mpipar.runtime.reduction import Branch
-from mpipar.runtime.stealing import Deque
+from mpipar.runtime.part import Run
 
 if TYPE_CHECKING:
+    from collections import deque
+    from collections.abc import Sequence
+
     from mpipar.runtime.stage import Task
 
 Action: TypeAlias = Send | Order
 
 AHEAD = 2
 """Tasks beyond the running ones whose blocks are fetched before they are needed."""
-BURST_SECONDS = 0.002
-"""Short tasks are handed to the compute threads in bursts of about this length."""
-BURST_TASKS = 64
-
-
-class Run:
-    """One run as this worker sees it; made by whichever of its messages comes first."""
-
-    def __init__(self, serial: int, dice: random.Random | None) -> None:
-        self.serial = serial
-        self.begun = False
-        self.prepared = False
-        self.deque = Deque(serial, dice)
-        self.running: set[int] = set()
-        self.done = 0
-        self.seconds = 0.0
-        self.peers: dict[int, Rank] = {}  # block -> the victim that has it
-        self.branch = Branch()
-        self.finished: list[tuple[int, Any]] = []
-        self.unreported = 0.0
-        self.peer_blocks = 0
 
 
 class Worker:
@@ -110,7 +93,7 @@ class Worker:
     def is_computing(self) -> bool:
         """Whether every thread has a task, and nothing is awaited from another rank."""
         run = self.run
-        return run is not None and len(run.running) >= self._threads and not self.fetching
+        return run is not None and run.bursts >= self._threads and not self.fetching
 
     def handle(self, source: Rank, message: ToWorker) -> list[Action]:
         """Take one message; return what to do."""
@@ -171,7 +154,9 @@ class Worker:
             case Begin():
                 actions += self._on_begin(run, message)
             case Place():
-                actions += run.deque.place(message.tasks, self.cache.__contains__)
+                actions += run.deque.place(
+                    message.tasks, self.cache.__contains__, suspect=message.suspect
+                )
             case Collect() | Reduce() | Partial() | More():
                 actions += self._on_sum(run, message)
             case _:
@@ -218,25 +203,36 @@ class Worker:
         if not run.prepared:
             return []
         actions: list[Action] = []
-        slots = self._slots(run)
-        while len(run.running) < slots and (task := self._pick(run)) is not None:
-            block = None if task.block is None else self.cache.get(task.block)
-            run.running.add(task.id)
-            actions.append(Compute(run.serial, task, block))
+        length = run.burst()
+        # An order that waits behind a short one saves its thread the wait for us.
+        ahead = self._threads if length > 1 else 0
+        while run.bursts < self._threads and (suspect := self._pick(run.deque.suspects)):
+            actions.append(Send(MASTER, Started(run.serial, suspect.id)))
+            actions.append(self._start(run, (suspect,)))
+        while run.bursts < self._threads + ahead and (tasks := self._take(run, length)):
+            actions.append(self._start(run, tasks))
         actions += self._fetch_ahead(run)
-        if len(run.running) < self._threads:
+        if run.bursts < self._threads:
             actions += run.deque.want()
         return actions
 
-    def _slots(self, run: Run) -> int:
-        """One task per thread, and more if they are too short to come back for each."""
-        mean = run.seconds / run.done if run.done else BURST_SECONDS
-        burst = BURST_SECONDS / mean if mean > 0 else BURST_TASKS
-        return self._threads + min(BURST_TASKS, int(burst) if burst >= 2 else 0)  # noqa: PLR2004
+    def _start(self, run: Run, tasks: Sequence[Task]) -> Compute:
+        run.running.update(task.id for task in tasks)
+        run.bursts += 1
+        get = self.cache.get
+        work = [(task, None if task.block is None else get(task.block)) for task in tasks]
+        return Compute(run.serial, tuple(work))
 
-    def _pick(self, run: Run) -> Task | None:
+    def _take(self, run: Run, length: int) -> list[Task]:
+        """Take up to so many tasks for one order."""
+        tasks: list[Task] = []
+        share = -(-len(run.deque.tasks) // self._threads)  # for every thread of what there is
+        while len(tasks) < min(length, share) and (task := self._pick(run.deque.tasks)):
+            tasks.append(task)
+        return tasks
+
+    def _pick(self, tasks: deque[Task]) -> Task | None:
         """Take the next task whose block is here."""
-        tasks = run.deque.tasks
         for position in range(min(len(tasks), self._threads + AHEAD)):
             task = tasks[position]
             if task.block is None or task.block in self.cache:
@@ -248,7 +244,7 @@ class Worker:
         """Return the blocks of the next tasks to run, those being claimed included."""
         claimed = [task for claim in run.deque.claims.values() for task in claim.values()]
         count = self._threads + AHEAD
-        upcoming = [run.deque.tasks[i] for i in range(min(count, len(run.deque.tasks)))]
+        upcoming = [*run.deque.suspects, *islice(run.deque.tasks, count)][:count]
         upcoming += claimed[: max(0, count - len(upcoming))]
         return {task.block for task in upcoming if task.block is not None}
 
@@ -289,14 +285,19 @@ class Worker:
         return [Send(MASTER, Failed(run.serial, task, kind, text, trouble.traceback))]
 
     def _on_computed(self, run: Run, event: Computed) -> list[Action]:
-        run.running.discard(event.task)
-        run.done += 1
+        ended = [task for task, _ in (*event.results, *event.troubles)]
+        run.bursts -= 1
+        run.running.difference_update(ended, (task.id for task in event.left))
+        run.deque.tasks.extendleft(reversed(event.left))
+        run.done += len(ended)
         run.seconds += event.seconds
-        if event.trouble is not None:
-            return self._on_trouble(run, event.task, event.trouble)
-        run.finished.append((event.task, event.result))
+        run.finished += event.results
         run.unreported += event.seconds
-        return []
+        return [
+            action
+            for task, trouble in event.troubles
+            for action in self._on_trouble(run, task, trouble)
+        ]
 
     def report(self) -> list[Action]:
         """Return one message for all tasks finished since the last call.

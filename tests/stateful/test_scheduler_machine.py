@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from mpipar.runtime.compute import Compute
-from mpipar.runtime.scheduler import State
-from mpipar.runtime.stage import Task
+from mpipar.runtime.entry import State
+from mpipar.runtime.stage import QUARANTINED, Policy, Task
 from tests.support.loopback import STEPS, Cluster, Ledger
 
 
@@ -47,7 +47,22 @@ class AnyOrder(RuleBasedStateMachine):
         self.cluster = Cluster(workers, threads=threads, cache_bytes=cache_bytes, shuffle=shuffle)
         self.count = count
         self.tasks = make_tasks(count, with_blocks)
-        self.run = self.cluster.begin(Ledger(count), self.tasks)
+        self.begin()
+
+    def begin(self):
+        self.later = self.tasks[: len(self.tasks) // 2]
+        now = self.tasks[len(self.later) :]
+        self.run = self.cluster.begin(Ledger(self.count), now, sealed=False)
+
+    @precondition(lambda self: not self.run.sealed)
+    @rule(data=st.data())
+    def more_tasks_come(self, data):
+        count = data.draw(st.integers(0, len(self.later)))
+        if not self.run.over:
+            self.cluster.add(self.later[:count])
+            del self.later[:count]
+            if not self.later:
+                self.cluster.seal()
 
     @precondition(lambda self: self.cluster.busy_wires())
     @rule(data=st.data())
@@ -69,7 +84,7 @@ class AnyOrder(RuleBasedStateMachine):
         rank = data.draw(st.sampled_from(self.cluster.busy_threads()))
         order = self.cluster.threads[rank].orders[0]
         if isinstance(order, Compute) and order.serial == self.run.begin.serial:
-            entry = self.run.scheduler.entries[order.task.id]
+            entry = self.run.scheduler.entries[order.work[0][0].id]
             if len(entry.failed_on) < 2:
                 self.cluster.work(rank, fails=True)
 
@@ -98,7 +113,7 @@ class AnyOrder(RuleBasedStateMachine):
     def next_run_begins(self):
         check(self.run, self.count)
         self.cluster.end()
-        self.run = self.cluster.begin(Ledger(self.count), self.tasks)
+        self.begin()
 
     @invariant()
     def no_task_is_in_two_places(self):
@@ -121,6 +136,9 @@ class AnyOrder(RuleBasedStateMachine):
 
     def teardown(self):
         if hasattr(self, "cluster"):
+            if not self.run.sealed:
+                self.cluster.add(self.later)
+                self.cluster.seal()
             self.cluster.finish(self.run, random.Random(0))
             check(self.run, self.count)
 
@@ -160,7 +178,7 @@ def _maybe_fail(cluster, run, dice, probability):
         order = cluster.threads[rank].orders[0]
         if not isinstance(order, Compute) or order.serial != run.begin.serial:
             continue
-        tries = len(run.scheduler.entries[order.task.id].failed_on)
+        tries = len(run.scheduler.entries[order.work[0][0].id].failed_on)
         if tries < 2 and dice.random() < probability:
             cluster.work(rank, fails=True)
 
@@ -173,3 +191,46 @@ def test_number_of_messages_is_bounded(workers):
     run = cluster.begin(Ledger(count), make_tasks(count, with_blocks=False))
     cluster.finish(run, random.Random(1))
     assert cluster.delivered < 6 * count + 30 * workers
+
+
+@given(seed=st.integers(0, 10**9))
+@settings(deadline=None)
+def test_tasks_that_kill_are_set_aside_and_all_others_are_done(seed):
+    dice = random.Random(seed)
+    count, poisons = dice.randint(1, 30), {}
+    for task in dice.sample(range(count), min(count, dice.randint(1, 2))):
+        poisons[task] = 0
+    cluster = Cluster(8, threads=dice.randint(1, 2), shuffle=dice.choice([None, seed]))
+    run = cluster.begin(
+        Ledger(count), make_tasks(count, with_blocks=False), Policy(deaths=3), sealed=False
+    )
+    cluster.seal()
+    for _ in range(STEPS):
+        if run.over:
+            break
+        for task, rank in killing(cluster, poisons):
+            poisons[task] += 1
+            cluster.die(rank)
+            while cluster.wires.get((rank, 0)):  # its last words
+                cluster.deliver((rank, 0))
+            cluster.notice()
+        if not cluster.step(dice):
+            cluster.tick()
+            assert cluster.busy_wires() or run.over, "hung"
+    assert run.error is None
+    assert all(deaths <= 3 for deaths in poisons.values())
+    for task in range(count):
+        if task in poisons:
+            assert run.results[task].kind == QUARANTINED
+        else:
+            assert run.results[task] == 7 * task
+    assert run.sums["counted"].tolist() == [int(task not in poisons) for task in range(count)]
+
+
+def killing(cluster, poisons):
+    """Return the first worker whose thread is about to run a task that kills, and that task."""
+    for rank in cluster.busy_threads():
+        order = cluster.threads[rank].orders[0]
+        if isinstance(order, Compute) and order.work[0][0].id in poisons:
+            return [(order.work[0][0].id, rank)]
+    return []

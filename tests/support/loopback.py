@@ -28,7 +28,7 @@ from mpipar.runtime.compute import (
 from mpipar.runtime.master import Master
 from mpipar.runtime.messages import MASTER, Finished, Knobs, Message, Send, Welcome
 from mpipar.runtime.reduction import check_sums
-from mpipar.runtime.stage import Stage, Task
+from mpipar.runtime.stage import Policy, Stage, Task
 from mpipar.runtime.worker import Worker
 
 if TYPE_CHECKING:
@@ -37,6 +37,8 @@ if TYPE_CHECKING:
 
     from mpipar.runtime.master import Run
 
+FORGIVING = Policy(deaths=1000)
+"""However many ranks die, it is no task's fault."""
 STEPS = 100_000
 """More than any run of a test needs; a run that takes more has hung in a circle."""
 
@@ -89,14 +91,15 @@ class Threads:
                 sums = check_sums(stage.partial(state))
                 return Gathered(order.serial, order.number, sums)
             case Compute():
+                ((task, block),) = order.work  # these tasks are not short
                 if fails:
                     trouble = Trouble("ValueError", "told to fail", "")
-                    return Computed(order.serial, order.task.id, None, 0.1, trouble)
+                    return Computed(order.serial, (), 0.1, ((task.id, trouble),))
                 result = None
                 if order.serial in self.stages:  # else the run is over, and nobody will ask
                     stage, state = self.stages[order.serial]
-                    result = stage.run(order.task, order.block, state)
-                return Computed(order.serial, order.task.id, result, 0.1)
+                    result = stage.run(task, block, state)
+                return Computed(order.serial, ((task.id, result),), 0.1)
 
 
 class Cluster:
@@ -123,12 +126,25 @@ class Cluster:
 
     # What can happen
 
-    def begin(self, stage: Stage, tasks: Sequence[Task]) -> Run:
-        sends = self.master.begin(stage, {}, tasks)
+    def begin(
+        self,
+        stage: Stage,
+        tasks: Sequence[Task],
+        policy: Policy = FORGIVING,
+        *,
+        sealed: bool = True,
+    ) -> Run:
+        sends = self.master.begin(stage, {}, tasks, policy, sealed=sealed)
         run = self.master.run
         assert run is not None
         self._post(MASTER, sends)
         return run
+
+    def add(self, tasks: Sequence[Task]) -> None:
+        self._post(MASTER, self.master.add(tasks))
+
+    def seal(self) -> None:
+        self._post(MASTER, self.master.seal())
 
     def busy_wires(self) -> list[tuple[int, int]]:
         return sorted(wire for wire, waiting in self.wires.items() if waiting)
@@ -229,7 +245,8 @@ class Cluster:
         for rank, worker in self.workers.items():
             if worker.run is None:
                 continue
-            mine = [task.id for task in worker.run.deque.tasks]
+            deque = worker.run.deque
+            mine = [task.id for task in (*deque.tasks, *deque.suspects)]
             mine += [*worker.run.running, *(task for task, _ in worker.run.finished)]
             mine += self._reported(rank, worker.run.serial)
             for task in mine:

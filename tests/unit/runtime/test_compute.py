@@ -67,11 +67,12 @@ def events(engine, count):
 def test_stage_is_started_run_and_gathered(engine):
     engine.perform(Prepare(1, Adder(), {}))
     assert events(engine, 1) == [Prepared(1)]
-    for number in range(10):
-        engine.perform(Compute(1, Task(number, None, None), None))
-    done = events(engine, 10)
-    assert sorted(event.task for event in done) == list(range(10))
-    assert all(event.trouble is None and event.seconds >= 0 for event in done)
+    for number in range(0, 10, 2):
+        pair = Task(number, None, None), Task(number + 1, None, None)
+        engine.perform(Compute(1, tuple((task, None) for task in pair)))
+    done = events(engine, 5)
+    assert sorted(task for event in done for task, _ in event.results) == list(range(10))
+    assert all(event.troubles == () and event.seconds >= 0 for event in done)
     engine.perform(Gather(1, 1))
     (gathered,) = events(engine, 1)
     assert isinstance(gathered, Gathered)
@@ -82,21 +83,32 @@ def test_tasks_run_on_all_threads(engine):
     engine.perform(Prepare(1, Adder(), {}))
     events(engine, 1)
     for number in range(2):
-        engine.perform(Compute(1, Task(number, None, 0.2), None))
-    assert len({event.result[1] for event in events(engine, 2)}) == 2
+        engine.perform(Compute(1, ((Task(number, None, 0.2), None),)))
+    assert len({event.results[0][1][1] for event in events(engine, 2)}) == 2
 
 
 @pytest.mark.parametrize(("payload", "kind"), [("raise", "ValueError"), ("exit", "SystemExit")])
 def test_exception_becomes_text_and_the_thread_lives_on(engine, payload, kind):
     engine.perform(Prepare(1, Adder(), {}))
     events(engine, 1)
-    engine.perform(Compute(1, Task(0, None, payload), None))
+    work = (Task(0, None, payload), None), (Task(1, None, None), None)
+    engine.perform(Compute(1, work))
     (event,) = events(engine, 1)
     assert isinstance(event, Computed)
-    assert event.trouble.kind == kind
-    assert "test_compute.py" in event.trouble.traceback
-    engine.perform(Compute(1, Task(1, None, None), None))
-    assert events(engine, 1)[0].trouble is None
+    ((task, trouble),) = event.troubles
+    assert (task, trouble.kind) == (0, kind)
+    assert "test_compute.py" in trouble.traceback
+    assert [task for task, _ in event.results] == [1]
+
+
+def test_order_that_takes_longer_than_was_thought_gives_the_rest_back(engine):
+    engine.perform(Prepare(1, Adder(), {}))
+    events(engine, 1)
+    tasks = [Task(number, None, 0.008) for number in range(9)]
+    engine.perform(Compute(1, tuple((task, None) for task in tasks)))
+    (event,) = events(engine, 1)
+    assert 1 <= len(event.results) <= 3
+    assert list(event.left) == tasks[len(event.results) :]
 
 
 def test_start_that_raises_is_reported(engine):
@@ -117,8 +129,8 @@ def test_dropped_stage_is_gone(engine):
     engine.perform(Prepare(1, Adder(), {}))
     events(engine, 1)
     engine.perform(Drop(1))
-    engine.perform(Compute(1, Task(0, None, None), None))
-    assert events(engine, 1)[0].trouble.kind == "KeyError"
+    engine.perform(Compute(1, ((Task(0, None, None), None),)))
+    assert events(engine, 1) == [Computed(1, (), 0.0)]
 
 
 def test_slowed_worker_takes_that_much_longer():
@@ -127,7 +139,7 @@ def test_slowed_worker_takes_that_much_longer():
     slow.woken = woken
     slow.perform(Prepare(1, Adder(), {}))
     events(slow, 1)
-    slow.perform(Compute(1, Task(0, None, 0.05), None))
+    slow.perform(Compute(1, ((Task(0, None, 0.05), None),)))
     assert events(slow, 1)[0].seconds >= 0.2
     assert slow.close(2.0)
 
@@ -135,7 +147,7 @@ def test_slowed_worker_takes_that_much_longer():
 def test_close_does_not_wait_for_a_hanging_task():
     engine = Engine(1, 1.0, lambda: None)
     engine.perform(Prepare(1, Adder(), {}))
-    engine.perform(Compute(1, Task(0, None, 1.0), None))
+    engine.perform(Compute(1, ((Task(0, None, 1.0), None),)))
     start = time.monotonic()
     assert not engine.close(0.05)
     assert time.monotonic() - start < 0.9

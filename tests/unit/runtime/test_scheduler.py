@@ -5,6 +5,7 @@ import random
 import pytest
 
 from mpipar.errors import ProtocolError
+from mpipar.runtime.entry import NEXT, Entry, Event, State
 from mpipar.runtime.messages import (
     Claim,
     Failed,
@@ -15,8 +16,8 @@ from mpipar.runtime.messages import (
     Send,
     StealFrom,
 )
-from mpipar.runtime.scheduler import NEXT, Entry, Event, Scheduler, State
-from mpipar.runtime.stage import Task
+from mpipar.runtime.scheduler import Scheduler
+from mpipar.runtime.stage import QUARANTINED, Failure, Policy, Task
 
 
 def tasks(count):
@@ -28,6 +29,10 @@ def started(count, ranks=(1, 2), home=None, **how):
     sends = scheduler.add(tasks(count), home or {})
     placed = {send.rank: [task.id for task in send.message.tasks] for send in sends}
     return scheduler, placed
+
+
+def numbers(sends):
+    return [(send.rank, [task.id for task in send.message.tasks]) for send in sends]
 
 
 def failed(task):
@@ -72,7 +77,7 @@ def test_illegal_move_raises_and_changes_nothing(state, event):
         return
     with pytest.raises(ProtocolError, match="task 4 cannot take"):
         entry.move(event, 1)
-    assert (entry.state, entry.story) == (state, [])
+    assert (entry.state, entry.story) == (state, ())
 
 
 def test_only_the_owner_can_finish_a_task_and_the_error_tells_its_story():
@@ -188,9 +193,7 @@ def test_hungry_rank_is_told_when_work_appears():
     scheduler.finish(2, [2], 0.1)
     scheduler.finish(3, [4], 0.1)
     assert scheduler.idle(1, Idle(1)) == []
-    sends = scheduler.rank_lost(3)
-    placed = {send.rank: [task.id for task in send.message.tasks] for send in sends}
-    assert placed == {1: [4, 5]}
+    assert numbers(scheduler.rank_lost(3)) == [(1, [4]), (1, [5])]
     assert 1 not in scheduler.hungry
 
 
@@ -202,9 +205,12 @@ def test_failed_task_is_tried_on_other_ranks_then_given_up():
     (second,) = scheduler.fail(1, failed(0))
     (third,) = scheduler.fail(second.rank, failed(0))
     assert {1, second.rank, third.rank} == {1, 2, 3}
-    assert scheduler.failure is None
+    assert scheduler.take_failures() == []
     assert scheduler.fail(third.rank, failed(0)) == []
-    assert scheduler.failure == failed(0)
+    ranks = (1, second.rank, third.rank)
+    assert scheduler.take_failures() == [Failure(0, "ValueError", "no", "", ranks, block=0)]
+    assert scheduler.entries[0].state is State.ASIDE
+    assert scheduler.all_finished
 
 
 def test_single_worker_gets_its_failed_task_again():
@@ -215,7 +221,7 @@ def test_single_worker_gets_its_failed_task_again():
 def test_failure_of_the_stage_itself_is_final():
     scheduler, _ = started(3)
     assert scheduler.fail(1, failed(None)) == []
-    assert scheduler.failure == failed(None)
+    assert scheduler.stage_failure == failed(None)
 
 
 def test_lost_rank_gives_back_what_it_had_and_what_it_held():
@@ -223,7 +229,7 @@ def test_lost_rank_gives_back_what_it_had_and_what_it_held():
     scheduler.finish(1, [0], 0.1)
     scheduler.finish(2, [2], 0.1)
     sends = scheduler.rank_lost(1)
-    assert [(send.rank, [t.id for t in send.message.tasks]) for send in sends] == [(2, [0, 1])]
+    assert numbers(sends) == [(2, [0]), (2, [1])]
     assert scheduler.finished == 1
     assert scheduler.entries[2].state is State.HELD
 
@@ -249,3 +255,55 @@ def test_claim_of_a_task_whose_victim_is_lost_is_refused():
     answers = scheduler.claim(2, Claim(1, 1, 1, (0, 1)))
     assert answers[0] == Send(2, Refused(1, 1, (0, 1)))
     assert scheduler.stolen == 0
+
+
+def test_tasks_that_a_rank_died_with_are_tried_one_at_a_time():
+    scheduler, _ = started(9, ranks=(1, 2, 3))
+    assert numbers(scheduler.rank_lost(1)) == [(2, [0]), (3, [1])]
+    assert numbers(scheduler.finish(2, [0], 0.1)) == [(2, [2])]
+    assert numbers(scheduler.finish(3, [6, 7], 0.1)) == []
+    assert scheduler.finish(3, [1], 0.1) == []
+    assert scheduler.rerun == 3
+
+
+def test_task_that_takes_down_three_ranks_is_set_aside_and_the_others_are_done():
+    scheduler, _ = started(8, ranks=(1, 2, 3, 4), policy=Policy(deaths=3))
+    died = []
+    while scheduler.entries[1].state is State.PLACED:  # task 1 is the one
+        died.append(scheduler.entries[1].rank)
+        scheduler.started(died[-1], 1)
+        scheduler.rank_lost(died[-1])
+    (failure,) = scheduler.take_failures()
+    assert (failure.task, failure.kind, failure.ranks) == (1, QUARANTINED, tuple(died))
+    assert len(died) == 3
+    (last,) = scheduler.loads
+    while placed := list(scheduler.loads[last].placed):
+        scheduler.finish(last, placed, 0.1)
+    assert scheduler.all_finished
+
+
+def test_rank_lost_before_its_suspect_began_says_nothing_about_it():
+    scheduler, _ = started(8, ranks=(1, 2, 3, 4), policy=Policy(deaths=2))
+    scheduler.rank_lost(1)
+    scheduler.rank_lost(scheduler.entries[1].rank)
+    assert scheduler.take_failures() == []
+    scheduler.started(scheduler.entries[1].rank, 1)
+    scheduler.rank_lost(scheduler.entries[1].rank)
+    assert [failure.task for failure in scheduler.take_failures()] == [1]
+
+
+def test_later_tasks_go_to_who_has_least_to_do():
+    scheduler, _ = started(4, ranks=(1, 2, 3))
+    scheduler.finish(3, [3], 0.1)
+    more = [Task(number, None, None) for number in range(4, 8)]
+    assert sorted(numbers(scheduler.add_more(more))) == [(1, [7]), (2, [5]), (3, [4, 6])]
+
+
+def test_forgotten_task_is_refused_to_a_late_thief():
+    scheduler, _ = started(3, ranks=(1, 2), sums=False)
+    scheduler.finish(1, [0], 0.1)
+    scheduler.forget([0])
+    assert scheduler.claim(2, Claim(1, 1, 1, (0,))) == [Send(2, Refused(1, 1, (0,)))]
+    scheduler.finish(1, [1], 0.1)
+    scheduler.finish(2, [2], 0.1)
+    assert scheduler.all_finished

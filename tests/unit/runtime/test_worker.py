@@ -22,14 +22,16 @@ from mpipar.runtime.messages import (
     Knobs,
     Place,
     Send,
+    Started,
     StealFrom,
     StealReply,
     StealRequest,
     Stop,
     Welcome,
 )
+from mpipar.runtime.part import BURST_TASKS
 from mpipar.runtime.stage import Stage, Task
-from mpipar.runtime.worker import BURST_TASKS, Worker
+from mpipar.runtime.worker import Worker
 
 NOTHING = frozenset()
 ARRAYS = {"x": np.zeros(4)}
@@ -75,20 +77,20 @@ def test_begin_is_passed_on_before_the_stage_is_started():
 @pytest.mark.parametrize("threads", [1, 3])
 def test_as_many_tasks_start_as_there_are_threads(threads):
     _, actions = ready(plain(5), threads)
-    assert actions == [Compute(1, task, None) for task in plain(threads)]
+    assert actions == [Compute(1, ((task, None),)) for task in plain(threads)]
 
 
 def test_place_may_come_before_begin():
     worker = Worker(1, Welcome(1, 0, Knobs(), 1.0))
     assert worker.handle(MASTER, Place(1, plain(2))) == []
     worker.handle(2, BEGIN)
-    assert worker.react(Prepared(1)) == [Compute(1, plain(1)[0], None)]
+    assert worker.react(Prepared(1)) == [Compute(1, ((plain(1)[0], None),))]
 
 
 def test_finished_tasks_are_reported_together_before_anything_else():
     worker, _ = ready(plain(2), threads=2)
-    worker.react(Computed(1, 0, "a", 0.5))
-    idle = worker.react(Computed(1, 1, "b", 0.25))
+    worker.react(Computed(1, ((0, "a"),), 0.5))
+    idle = worker.react(Computed(1, ((1, "b"),), 0.25))
     assert worker.report() == [Send(MASTER, Finished(1, ((0, "a"), (1, "b")), 0.75))]
     assert worker.report() == []
     assert idle == []  # said already, when the first thread became free
@@ -96,21 +98,42 @@ def test_finished_tasks_are_reported_together_before_anything_else():
 
 def test_free_thread_says_idle():
     worker, _ = ready(plain(1))
-    assert worker.react(Computed(1, 0, "a", 0.5)) == [Send(MASTER, Idle(1))]
+    assert worker.react(Computed(1, ((0, "a"),), 0.5)) == [Send(MASTER, Idle(1))]
 
 
 def test_short_tasks_are_started_in_bursts():
-    worker, _ = ready(plain(200))
-    worker.react(Computed(1, 0, None, 1e-6))
-    assert len(worker.run.running) == 1 + BURST_TASKS
+    worker, _ = ready(plain(2000))
+    first, second = worker.react(Computed(1, ((0, None),), 1e-6))
+    assert (len(first.work), len(second.work)) == (BURST_TASKS, 999)
     slow, _ = ready(plain(200))
-    slow.react(Computed(1, 0, None, 0.1))
-    assert len(slow.run.running) == 1
+    (only,) = slow.react(Computed(1, ((0, None),), 0.1))
+    assert len(only.work) == 1
+
+
+def test_tasks_that_come_back_run_next():
+    worker, _ = ready(plain(5))
+    worker.react(Computed(1, ((0, None),), 1e-3))
+    left = tuple(plain(3)[1:])
+    worker.react(Computed(1, (), 0.1, (), left))
+    (order,) = worker.react(Computed(1, ((3, None), (4, None)), 0.1))
+    assert order.work == ((left[0], None),)
+    assert worker.run.running == {1}
+
+
+def test_suspect_runs_first_and_alone_and_cannot_be_stolen():
+    worker, _ = ready(plain(1))
+    suspects = tuple(Task(number, None, None) for number in (7, 8))
+    assert worker.handle(MASTER, Place(1, suspects, suspect=True)) == []
+    (reply,) = worker.handle(2, StealRequest(1, 1.0))
+    assert reply.message.tasks == ()
+    started, order = worker.react(Computed(1, ((0, None),), 1e-6))
+    assert started == Send(MASTER, Started(1, 7))
+    assert order == Compute(1, ((suspects[0], None),))
 
 
 def test_failed_task_is_reported_as_text():
     worker, _ = ready(plain(1))
-    actions = worker.react(Computed(1, 0, None, 0.5, Trouble("ValueError", "no", "trace")))
+    actions = worker.react(Computed(1, (), 0.5, ((0, Trouble("ValueError", "no", "trace")),)))
     assert actions[0] == Send(MASTER, Failed(1, 0, "ValueError", "no", "trace"))
     assert worker.report() == []
 
@@ -122,17 +145,17 @@ def test_blocks_are_fetched_ahead_and_tasks_wait_for_theirs():
     worker, actions = ready(blocks(9))
     assert actions == [Send(MASTER, BlockRequest(1, block)) for block in range(3)]
     started = worker.handle(MASTER, BlockReply(1, 1, ARRAYS))
-    assert started[0] == Compute(1, Task(1, 1, None), ARRAYS)
+    assert started[0] == Compute(1, ((Task(1, 1, None), ARRAYS),))
     assert Send(MASTER, BlockRequest(1, 3)) in started
 
 
 def test_cached_block_is_not_asked_for_again():
     worker, _ = ready(blocks(1))
     worker.handle(MASTER, BlockReply(1, 0, ARRAYS))
-    worker.react(Computed(1, 0, None, 0.1))
+    worker.react(Computed(1, ((0, None),), 0.1))
     worker.handle(MASTER, Begin(2, 1, STAGE, {}, (0, 1)))
     worker.handle(MASTER, Place(2, blocks(1)))
-    assert worker.react(Prepared(2)) == [Compute(2, Task(0, 0, None), ARRAYS)]
+    assert worker.react(Prepared(2)) == [Compute(2, ((Task(0, 0, None), ARRAYS),))]
 
 
 def test_new_generation_voids_the_cache():
@@ -162,7 +185,7 @@ def test_stolen_blocks_are_fetched_from_the_victim_before_the_claim_is_granted()
     ]
     assert worker.handle(3, BlockMiss(1, 0)) == [Send(MASTER, BlockRequest(1, 0))]
     worker.handle(MASTER, BlockReply(1, 0, ARRAYS))
-    assert worker.handle(MASTER, Granted(1, 1, (0,))) == [Compute(1, blocks(1)[0], ARRAYS)]
+    assert worker.handle(MASTER, Granted(1, 1, (0,))) == [Compute(1, ((blocks(1)[0], ARRAYS),))]
 
 
 def test_block_from_a_peer_is_counted():
@@ -171,7 +194,7 @@ def test_block_from_a_peer_is_counted():
     worker.handle(3, StealReply(1, blocks(1), frozenset({0}), 1))
     worker.handle(3, BlockReply(1, 0, ARRAYS))
     worker.handle(MASTER, Granted(1, 1, (0,)))
-    worker.react(Computed(1, 0, None, 0.1))
+    worker.react(Computed(1, ((0, None),), 0.1))
     assert worker.report()[0].message.peer_blocks == 1
 
 
@@ -211,7 +234,7 @@ def test_message_of_a_run_that_is_over_does_nothing():
     worker.handle(MASTER, Begin(2, 1, STAGE, {}, (0, 1)))
     for late in (Place(1, plain(1)), Granted(1, 1, (0,)), Collect(1, 1), Forget(1), BEGIN):
         assert worker.handle(MASTER, late) == []
-    assert worker.react(Computed(1, 0, None, 0.1)) == []
+    assert worker.react(Computed(1, ((0, None),), 0.1)) == []
     assert worker.react(Prepared(1)) == [Drop(1)]
 
 

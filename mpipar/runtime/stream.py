@@ -1,0 +1,140 @@
+"""A run to which tasks are added while it goes on, driven by a thread of its own."""
+
+from __future__ import annotations
+
+import threading
+import time
+from typing import TYPE_CHECKING, Any, Protocol
+
+from mpipar.runtime.reports import Snapshot
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from mpipar.runtime.loop import Loop
+    from mpipar.runtime.stage import Task
+
+AHEAD_SECONDS = 0.02
+"""So much work is handed out ahead: more than a message takes, less than matters to who cancels."""
+AHEAD_TASKS = 2, 2000  # and at least, at most, so many tasks for each compute thread
+
+
+class StreamClient(Protocol):
+    """Who has the tasks of a stream; always called in the stream's thread."""
+
+    def supply(self, limit: int) -> Sequence[Task]:
+        """Return up to `limit` tasks that are to be run now; their ids are fresh and ascending."""
+        ...
+
+    def deliver(self, results: Sequence[tuple[int, Any]]) -> None:
+        """Take results, or Failures, by task id; each id comes once."""
+        ...
+
+    def ended(self, error: BaseException | None) -> None:
+        """The last call: what ended the stream early, or None."""
+        ...
+
+
+class Stream:
+    """A run under way. The thread that made it may do anything but use the pool."""
+
+    def __init__(self, loop: Loop, client: StreamClient, *, threads: int) -> None:
+        """The master has begun the run; each worker has so many compute threads."""
+        assert loop.master.run is not None
+        self._loop = loop
+        self._run = loop.master.run
+        self._client = client
+        self._threads = threads
+        self._supplied = 0
+        self._delivered = 0
+        self._wanted = True  # whether the client may have something
+        self._closing = self._aborting = False
+        self._began = time.monotonic()
+        self._thread = threading.Thread(target=self._drive, name="stream", daemon=True)
+        self._thread.start()
+
+    # Of any thread
+
+    def notify(self) -> None:
+        """Something can be supplied."""
+        self._wanted = True
+        self._loop.transport.wake()
+
+    def close(self) -> None:
+        """No more tasks will come; return when all results are delivered."""
+        self._closing = True
+        self.notify()
+        self._thread.join()
+
+    def abort(self) -> None:
+        """Drop what is not delivered yet."""
+        self._aborting = True
+        self.close()
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the client has been told that it ended."""
+        return not self._thread.is_alive()
+
+    def snapshot(self) -> Snapshot:
+        """Return how far it is; `total` counts the tasks supplied so far."""
+        scheduler = self._run.scheduler
+        running = sum(bool(load.placed) for load in list(scheduler.loads.values()))
+        elapsed, lost = time.monotonic() - self._began, len(self._loop.losses)
+        done, total = self._delivered, self._supplied
+        return Snapshot(done, total, scheduler.stolen, running, elapsed, lost)
+
+    # Of the stream's thread
+
+    def _drive(self) -> None:
+        error: BaseException | None = None
+        loop, run = self._loop, self._run
+        try:
+            while not run.over and not self._aborting:
+                moved = loop.turn()
+                moved = self._deliver() or moved
+                moved = self._supply() or moved
+                loop.transport.pause(moved=moved)
+            self._deliver()
+            error = run.error
+        except BaseException as caught:  # the client must hear of it, whatever it is
+            error = caught
+        try:
+            loop.send(loop.master.end())
+            loop.drain()
+        except BaseException as caught:
+            error = error or caught
+        self._client.ended(error)
+
+    def _deliver(self) -> bool:
+        results = self._loop.master.take_results()
+        if results:
+            self._delivered += len(results)
+            self._wanted = True
+            self._client.deliver(results)
+        return bool(results)
+
+    def _supply(self) -> bool:
+        if not self._wanted or self._run.over:
+            return False
+        room = self._window() - (self._supplied - self._delivered)
+        if room <= 0:
+            return False
+        closing = self._closing  # before the client is asked: what came earlier is still taken
+        self._wanted = False
+        tasks = self._client.supply(room)
+        if tasks:
+            self._wanted = True
+            self._supplied += len(tasks)
+            self._loop.send(self._loop.master.add(tasks))
+        elif closing and not self._run.sealed:
+            self._loop.send(self._loop.master.seal())
+        return bool(tasks)
+
+    def _window(self) -> int:
+        """How many tasks are to be with the workers."""
+        mean = self._run.scheduler.mean_seconds()
+        fewest, most = AHEAD_TASKS
+        each = most if mean == 0 else min(most, max(fewest, int(AHEAD_SECONDS / mean)))
+        each = each if self._delivered else fewest
+        return len(self._loop.master.ranks) * self._threads * each
