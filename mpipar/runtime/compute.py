@@ -10,13 +10,13 @@ from __future__ import annotations
 import queue
 import threading
 import time
-import traceback
 from collections import deque
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from mpipar.runtime.environment import single_threaded_blas
 from mpipar.runtime.reduction import check_sums
+from mpipar.runtime.trouble import Trouble
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -26,20 +26,6 @@ if TYPE_CHECKING:
 
 LONGEST_BURST = 0.01
 """Seconds after which no further task of one order is begun."""
-
-
-@dataclass(frozen=True, slots=True)
-class Trouble:
-    """An exception as text."""
-
-    kind: str
-    text: str
-    traceback: str
-
-    @classmethod
-    def of(cls, error: BaseException) -> Trouble:
-        """Describe an exception, with its traceback."""
-        return cls(type(error).__name__, str(error), "".join(traceback.format_exception(error)))
 
 
 # Orders

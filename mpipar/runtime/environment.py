@@ -3,15 +3,26 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
+from typing import TYPE_CHECKING
 
 from threadpoolctl import threadpool_limits
 
 from mpipar.errors import UsageError
 from mpipar.runtime.messages import Knobs
 
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
 PATIENCE_SECONDS = 120.0
 SWITCH_SECONDS = 5e-4
+LAUNCHER = re.compile(
+    r"(OMPI_(?!ALLOW_RUN_AS_ROOT|MCA_(pml|btl)$)|OPAL_USER_PARAMS|PRTE_|PMIX?_|PMI2_|MPI_LOCALN?RANK"
+    r"|HYD[IT]_|I_MPI_HYDRA|PALS_|ALPS_APP|MV2_COMM_WORLD|FLUX_(TASK|PMI)|SLURM_(PROCID$|LOCALID$"
+    r"|NODEID$|GTIDS$|TASK_PID$|STEP|NPROCS$|NTASKS$|PMI|SRUN_|LAUNCH_NODE|MPI_TYPE$))"
+)
+"""Variables by which a launcher tells a process its rank and where the others are."""
 FAULT_TOLERANCE = "OMPI_MCA_mpi_ft_enable"  # set for its ranks by `mpirun --with-ft ulfm`
 
 
@@ -30,9 +41,20 @@ def single_threaded_blas() -> None:
     threadpool_limits(limits=1)
 
 
-def wants_fault_tolerance() -> bool:
+def wants_fault_tolerance(env: Mapping[str, str] = os.environ) -> bool:
     """Whether this rank was started so that Open MPI goes on when a rank dies."""
-    return os.environ.get(FAULT_TOLERANCE, "").lower() in {"1", "true", "yes", "enabled"}
+    return env.get(FAULT_TOLERANCE, "").lower() in {"1", "true", "yes", "enabled"}
+
+
+def without_launcher(env: Mapping[str, str]) -> dict[str, str]:
+    """Return what a process gets that is no rank: MPI in it finds that it is alone.
+
+    What configures an MPI stays (OMPI_ALLOW_RUN_AS_ROOT, OMPI_MCA_pml, OMPI_MCA_btl).
+    """
+    ours = ("MPI4PY_RC_FINALIZE", "MPI4PY_RC_THREAD_LEVEL") if wants_fault_tolerance(env) else ()
+    return {
+        name: value for name, value in env.items() if name not in ours and not LAUNCHER.match(name)
+    }
 
 
 def patience() -> float:

@@ -28,7 +28,6 @@ from mpipar.runtime.compute import (
     Order,
     Prepare,
     Prepared,
-    Trouble,
 )
 from mpipar.runtime.messages import (
     MASTER,
@@ -66,6 +65,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from mpipar.runtime.stage import Task
+    from mpipar.runtime.trouble import Trouble
 
 Action: TypeAlias = Send | Order
 

@@ -1,0 +1,24 @@
+"""An exception as text: exceptions do not travel between processes."""
+
+from __future__ import annotations
+
+import traceback
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Trouble:
+    """An exception as text."""
+
+    kind: str
+    text: str
+    traceback: str
+
+    @classmethod
+    def of(cls, error: BaseException) -> Trouble:
+        """Describe an exception, with its traceback."""
+        try:
+            text = str(error)
+        except Exception as broken:  # a user's exception may be as wrong as his task
+            text = f"its message cannot be had: {type(broken).__name__}"
+        return cls(type(error).__name__, text, "".join(traceback.format_exception(error)))
