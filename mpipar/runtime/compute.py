@@ -15,17 +15,15 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from mpipar.runtime.environment import single_threaded_blas
+from mpipar.runtime.messages import POLICY
+from mpipar.runtime.prepared import InProcess, Isolated, PreparedStage
 from mpipar.runtime.reduction import check_sums
-from mpipar.runtime.trouble import Trouble
+from mpipar.runtime.trouble import StartFailedError, Trouble
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from mpipar.runtime.stage import Block, Stage, Sums, Task
-
-
-LONGEST_BURST = 0.01
-"""Seconds after which no further task of one order is begun."""
+    from mpipar.runtime.stage import Block, Policy, Stage, Sums, Task
 
 
 # Orders
@@ -38,6 +36,7 @@ class Prepare:
     serial: int
     stage: Stage
     shared: Mapping[str, Any]
+    policy: Policy = POLICY
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,9 +108,9 @@ class Engine:
         self._wake = wake
         self._orders: queue.SimpleQueue[Prepare | Compute | Gather | None] = queue.SimpleQueue()
         self._events: deque[EngineEvent] = deque()
-        self._stages: dict[int, tuple[Stage, Any]] = {}
+        self._stages: dict[int, PreparedStage] = {}
         self._threads = [
-            threading.Thread(target=self._work, name=f"compute-{index}", daemon=True)
+            threading.Thread(target=self._work, args=(index,), name=f"compute-{index}", daemon=True)
             for index in range(threads)
         ]
         for thread in self._threads:
@@ -120,7 +119,9 @@ class Engine:
     def perform(self, order: Order) -> None:
         """Take an order; its event appears later in `events`."""
         if isinstance(order, Drop):
-            self._stages.pop(order.serial, None)
+            stage = self._stages.pop(order.serial, None)
+            if stage is not None:
+                stage.close()
         else:
             self._orders.put(order)
 
@@ -140,55 +141,50 @@ class Engine:
             thread.join(max(0.0, until - time.monotonic()))
         return not any(thread.is_alive() for thread in self._threads)
 
-    def _work(self) -> None:
+    def _work(self, thread: int) -> None:
         while (order := self._orders.get()) is not None:
-            self._events.append(self._execute(order))
+            self._events.append(self._execute(order, thread))
             del order  # its block must not outlive it here
             self._wake()
 
-    def _execute(self, order: Prepare | Compute | Gather) -> EngineEvent:
+    def _execute(self, order: Prepare | Compute | Gather, thread: int) -> EngineEvent:
         match order:
             case Prepare():
-                return self._prepare(order)
+                return self._prepare(order, thread)
             case Compute():
-                return self._compute(order)
+                return self._compute(order, thread)
             case Gather():
                 return self._gather(order)
 
-    def _prepare(self, order: Prepare) -> Prepared:
+    def _prepare(self, order: Prepare, thread: int) -> Prepared:
+        stage, shared, policy = order.stage, order.shared, order.policy
         try:
-            self._stages[order.serial] = order.stage, order.stage.start(order.shared)
+            if policy.isolate:
+                self._stages[order.serial] = Isolated(stage, shared, policy.timeout, thread)
+            else:
+                self._stages[order.serial] = InProcess(stage, shared, self._slowdown)
             single_threaded_blas()  # `start` may have loaded another library
+        except StartFailedError as error:
+            return Prepared(order.serial, error.trouble)
         except BaseException as error:  # even SystemExit must not end this thread
             return Prepared(order.serial, Trouble.of(error))
         return Prepared(order.serial)
 
-    def _compute(self, order: Compute) -> Computed:
-        prepared = self._stages.get(order.serial)
-        if prepared is None:  # the run is over
+    def _compute(self, order: Compute, thread: int) -> Computed:
+        stage = self._stages.get(order.serial)
+        if stage is None:  # the run is over
             return Computed(order.serial, (), 0.0)
-        stage, state = prepared
-        results: list[tuple[int, Any]] = []
-        troubles: list[tuple[int, Trouble]] = []
-        begun, clock = 0, time.perf_counter
-        start = now = clock()
-        for task, block in order.work:
-            if now - start > LONGEST_BURST:
-                break
-            begun += 1
-            try:
-                results.append((task.id, stage.run(task, block, state)))
-            except BaseException as error:  # a task's SystemExit is that task's failure
-                troubles.append((task.id, Trouble.of(error)))
-            if self._slowdown > 1:
-                time.sleep((self._slowdown - 1) * (clock() - now))
-            now = clock()
-        left = tuple(task for task, _ in order.work[begun:])
-        return Computed(order.serial, tuple(results), now - start, tuple(troubles), left)
+        try:
+            burst = stage.run(thread, order.work)
+        except StartFailedError as error:  # of another child; a task's own errors are no raise
+            failed = tuple((task.id, error.trouble) for task, _ in order.work)
+            return Computed(order.serial, (), 0.0, failed)
+        results, troubles = tuple(burst.results), tuple(burst.troubles)
+        return Computed(order.serial, results, burst.seconds, troubles, tuple(burst.left))
 
     def _gather(self, order: Gather) -> Gathered:
         try:
-            stage, state = self._stages[order.serial]
-            return Gathered(order.serial, order.number, check_sums(stage.partial(state)))
+            sums = check_sums(self._stages[order.serial].sums())
+            return Gathered(order.serial, order.number, sums)
         except BaseException as error:
             return Gathered(order.serial, order.number, None, Trouble.of(error))

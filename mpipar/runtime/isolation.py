@@ -20,7 +20,7 @@ from mpipar.runtime.child import Burst, Ran, Ready, Setup, Skipped
 from mpipar.runtime.environment import patience
 from mpipar.runtime.framing import unpack
 from mpipar.runtime.process import Process
-from mpipar.runtime.trouble import Trouble
+from mpipar.runtime.trouble import StartFailedError, Trouble
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from mpipar.runtime.framing import Packet
     from mpipar.runtime.stage import Block, Stage, Task
 
-__all__ = ["Child", "Ran", "StartFailedError"]
+__all__ = ["Child"]
 
 AHEAD_TASKS = 128
 AHEAD_BYTES = 1 << 20
@@ -36,14 +36,6 @@ AHEAD_BYTES = 1 << 20
 HASTE_BYTES = 1 << 11
 STARTS = 3
 """Times that a process is started which ends before its stage has started."""
-
-
-class StartFailedError(Exception):
-    """The stage did not start in the child: another try would do no better."""
-
-    def __init__(self, trouble: Trouble) -> None:
-        super().__init__(f"{trouble.kind}: {trouble.text}")
-        self.trouble = trouble
 
 
 @dataclass(slots=True)

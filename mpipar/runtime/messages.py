@@ -119,12 +119,15 @@ class Place:
 
     serial: int
     tasks: tuple[Task, ...]
-    suspect: bool = False  # a rank was lost with this task: run it by itself, and say Started
+    apart: bool = False  # they failed, or ranks were lost with them: see Started
 
 
 @dataclass(frozen=True, slots=True)
 class Started:
-    """Worker -> master: a suspect begins now; if this rank is lost, it may be because of it."""
+    """Worker -> master: a task that was placed apart begins now.
+
+    Such a task runs by itself and cannot be stolen; if the rank is lost now, it is because of it.
+    """
 
     serial: int
     task: int

@@ -127,7 +127,7 @@ class Scheduler:
             position += take
             left -= take
 
-    def _place(self, rank: Rank, tasks: Sequence[Task], *, suspect: bool = False) -> Send:
+    def _place(self, rank: Rank, tasks: Sequence[Task], *, apart: bool = False) -> Send:
         load = self.loads[rank]
         for task in tasks:
             self.entries[task.id].move(Event.ASSIGNED, rank)
@@ -135,7 +135,7 @@ class Scheduler:
         self._assigned(rank)
         if tasks:
             self.hungry.pop(rank, None)
-        return Send(rank, Place(self.serial, tuple(tasks), suspect))
+        return Send(rank, Place(self.serial, tuple(tasks), apart))
 
     def _assigned(self, rank: Rank) -> None:
         load = self.loads[rank]
@@ -178,7 +178,8 @@ class Scheduler:
         self.loads[rank].placed.discard(message.task)
         self._acquit(self.loads[rank])
         if len(entry.failed_on) < self._policy.tries:
-            return self._assign_waiting([entry]) + self._deal_suspects() + self._feed()
+            again = self._assign_waiting([entry], apart=True)
+            return again + self._deal_suspects() + self._feed()
         self._give_up(entry, message.kind, message.text, message.traceback, entry.failed_on)
         return self._deal_suspects() + self._feed()
 
@@ -337,10 +338,10 @@ class Scheduler:
             if self._suspects and self.loads[rank].suspect is None:
                 entry = self._suspects.popleft()
                 self.loads[rank].suspect = entry.task.id
-                sends.append(self._place(rank, [entry.task], suspect=True))
+                sends.append(self._place(rank, [entry.task], apart=True))
         return sends
 
-    def _assign_waiting(self, entries: list[Entry]) -> list[Send]:
+    def _assign_waiting(self, entries: list[Entry], *, apart: bool = False) -> list[Send]:
         """Deal tasks out to where they have not failed, the least loaded first."""
         shares: dict[Rank, list[Task]] = {}
         heap = [(len(load.placed), rank) for rank, load in self.loads.items()]
@@ -354,7 +355,7 @@ class Scheduler:
             shares.setdefault(rank, []).append(entry.task)
             if rank == heap[0][1]:
                 heapreplace(heap, (heap[0][0] + 1, rank))
-        return [self._place(rank, tasks) for rank, tasks in shares.items()]
+        return [self._place(rank, tasks, apart=apart) for rank, tasks in shares.items()]
 
     def _elsewhere(self, entry: Entry, heap: list[tuple[int, Rank]]) -> Rank:
         """The least loaded rank on which this task has not failed, or just the least loaded."""

@@ -51,7 +51,7 @@ class Deque:
     def __init__(self, serial: int, dice: random.Random | None = None) -> None:
         self.serial = serial
         self.tasks: deque[Task] = deque()  # run from the left, stolen from the right
-        self.suspects: deque[Task] = deque()  # run before those, by themselves, and never stolen
+        self.apart: deque[Task] = deque()  # run before those, by themselves, and never stolen
         self.claims: dict[int, dict[int, Task]] = {}  # by number, awaiting the master's word
         self.given: dict[int, tuple[Rank, Task]] = {}  # handed to a thief in this run
         self.thief = Thief.SATED
@@ -64,12 +64,12 @@ class Deque:
     # Tasks from the master
 
     def place(
-        self, tasks: Iterable[Task], is_cached: Callable[[int], bool], *, suspect: bool = False
+        self, tasks: Iterable[Task], is_cached: Callable[[int], bool], *, apart: bool = False
     ) -> list[Send]:
         """Take tasks; those whose block is here run first, so thieves get the others."""
         self.seen += 1
         for task in tasks:
-            self._own(task, self.suspects if suspect else self.tasks)
+            self._own(task, self.apart if apart else self.tasks)
         ordered = sorted(self.tasks, key=lambda t: t.block is not None and not is_cached(t.block))
         self.tasks = deque(ordered)
         if self.has_tasks and self.thief is Thief.HUNGRY:
@@ -80,7 +80,7 @@ class Deque:
     @property
     def has_tasks(self) -> bool:
         """Whether there is something to start."""
-        return bool(self.tasks or self.suspects)
+        return bool(self.tasks or self.apart)
 
     def _own(self, task: Task, where: deque[Task]) -> None:
         """Take a task for good: that ends whatever else it was in the middle of here.

@@ -22,3 +22,11 @@ class Trouble:
         except Exception as broken:  # a user's exception may be as wrong as his task
             text = f"its message cannot be had: {type(broken).__name__}"
         return cls(type(error).__name__, text, "".join(traceback.format_exception(error)))
+
+
+class StartFailedError(Exception):
+    """The stage did not start in the child: another try would do no better."""
+
+    def __init__(self, trouble: Trouble) -> None:
+        super().__init__(f"{trouble.kind}: {trouble.text}")
+        self.trouble = trouble

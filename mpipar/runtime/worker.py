@@ -155,7 +155,7 @@ class Worker:
                 actions += self._on_begin(run, message)
             case Place():
                 actions += run.deque.place(
-                    message.tasks, self.cache.__contains__, suspect=message.suspect
+                    message.tasks, self.cache.__contains__, apart=message.apart
                 )
             case Collect() | Reduce() | Partial() | More():
                 actions += self._on_sum(run, message)
@@ -175,7 +175,8 @@ class Worker:
             self.fetching.clear()
         children = children_of(self.rank, message.tree)
         forwards = [Send(child, message) for child in children if child not in self._gone]
-        return [*forwards, Prepare(message.serial, message.stage, message.shared)]
+        prepare = Prepare(message.serial, message.stage, message.shared, message.policy)
+        return [*forwards, prepare]
 
     def _on_forget(self, serial: int) -> list[Action]:
         if self.run is None or self.run.serial != serial:
@@ -206,9 +207,9 @@ class Worker:
         length = run.burst()
         # An order that waits behind a short one saves its thread the wait for us.
         ahead = self._threads if length > 1 else 0
-        while run.bursts < self._threads and (suspect := self._pick(run.deque.suspects)):
-            actions.append(Send(MASTER, Started(run.serial, suspect.id)))
-            actions.append(self._start(run, (suspect,)))
+        while run.bursts < self._threads and (task := self._pick(run.deque.apart)):
+            actions.append(Send(MASTER, Started(run.serial, task.id)))
+            actions.append(self._start(run, (task,)))
         while run.bursts < self._threads + ahead and (tasks := self._take(run, length)):
             actions.append(self._start(run, tasks))
         actions += self._fetch_ahead(run)
@@ -244,7 +245,7 @@ class Worker:
         """Return the blocks of the next tasks to run, those being claimed included."""
         claimed = [task for claim in run.deque.claims.values() for task in claim.values()]
         count = self._threads + AHEAD
-        upcoming = [*run.deque.suspects, *islice(run.deque.tasks, count)][:count]
+        upcoming = [*run.deque.apart, *islice(run.deque.tasks, count)][:count]
         upcoming += claimed[: max(0, count - len(upcoming))]
         return {task.block for task in upcoming if task.block is not None}
 

@@ -246,7 +246,7 @@ class Cluster:
             if worker.run is None:
                 continue
             deque = worker.run.deque
-            mine = [task.id for task in (*deque.tasks, *deque.suspects)]
+            mine = [task.id for task in (*deque.tasks, *deque.apart)]
             mine += [*worker.run.running, *(task for task, _ in worker.run.finished)]
             mine += self._reported(rank, worker.run.serial)
             for task in mine:

@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 
 from mpipar.runtime.environment import without_launcher
-from mpipar.runtime.isolation import Child, StartFailedError
+from mpipar.runtime.isolation import Child
 from mpipar.runtime.stage import Stage, Task
+from mpipar.runtime.trouble import StartFailedError
 
 
 class Acts(Stage):

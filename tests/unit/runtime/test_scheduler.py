@@ -215,7 +215,7 @@ def test_failed_task_is_tried_on_other_ranks_then_given_up():
 
 def test_single_worker_gets_its_failed_task_again():
     scheduler, _ = started(1, ranks=(1,))
-    assert scheduler.fail(1, failed(0)) == [Send(1, Place(1, (Task(0, 0, None),)))]
+    assert scheduler.fail(1, failed(0)) == [Send(1, Place(1, (Task(0, 0, None),), apart=True))]
 
 
 def test_failure_of_the_stage_itself_is_final():

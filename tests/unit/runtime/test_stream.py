@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections import deque
@@ -141,3 +142,37 @@ def test_pool_does_one_thing_at_a_time(pool):
     with pytest.raises(RuntimeError, match="a stream is under way"):
         pool.run(Double(), {}, [])
     stream.close()
+
+
+class Lethal(Stage):
+    """Ends its process for some tasks."""
+
+    def run(self, task, block, state):
+        if task.payload == "exit":
+            os._exit(3)
+        if task.payload == "hang":
+            time.sleep(60)
+        return os.getpid()
+
+
+def test_isolated_task_that_ends_its_process_costs_no_other_task(pool):
+    client = Client()
+    client.put(1, "exit", 3, 4)
+    policy = Policy(tries=2, isolate=True)
+    pool.stream(Lethal(), {}, client, policy=policy).close()
+    failure = client.results.pop(1)
+    assert (failure.kind, sorted(failure.ranks)) == ("Died", [1, 2])
+    assert "exit code 3" in failure.text
+    assert client.results.keys() == {0, 2, 3}
+    assert os.getpid() not in client.results.values()
+
+
+def test_isolated_task_that_takes_too_long_is_ended(pool):
+    client = Client()
+    client.put(1, "hang", 3)
+    start = time.monotonic()
+    policy = Policy(tries=1, isolate=True, timeout=0.3)
+    pool.stream(Lethal(), {}, client, policy=policy).close()
+    assert time.monotonic() - start < 10
+    assert client.results[1].kind == "Timeout"
+    assert client.results.keys() == {0, 1, 2}

@@ -123,7 +123,7 @@ def test_tasks_that_come_back_run_next():
 def test_suspect_runs_first_and_alone_and_cannot_be_stolen():
     worker, _ = ready(plain(1))
     suspects = tuple(Task(number, None, None) for number in (7, 8))
-    assert worker.handle(MASTER, Place(1, suspects, suspect=True)) == []
+    assert worker.handle(MASTER, Place(1, suspects, apart=True)) == []
     (reply,) = worker.handle(2, StealRequest(1, 1.0))
     assert reply.message.tasks == ()
     started, order = worker.react(Computed(1, ((0, None),), 1e-6))
