@@ -1,11 +1,11 @@
 """Messages as bytes: a small frame, and large arrays beside it as raw buffers.
 
     frame:  count, sizes | pickle | small buffers          large buffers follow on their own
-            int64 each
+            int64 each; below 0: it follows
 
 Pickle protocol 5 hands out the memory of every array instead of copying it, so an array is never
-inside a pickle. Buffers below SMALL travel in the frame itself, which saves a message for each; a
-large pickle (a long string, a list of a million numbers) follows like a large buffer.
+inside a pickle. Buffers below SMALL travel in the frame itself, which saves a message for each, up
+to FULL for the frame; what is larger (a long string, a list of a million numbers too) follows.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-SMALL = 1 << 13
+SMALL = 1 << 17
+FULL = 1 << 21
 ALIGNMENT = 16  # of arrays within a frame, as compiled kernels want it
 
 
@@ -41,14 +42,21 @@ def encode(message: object) -> tuple[bytearray, list[memoryview]]:
     stream = io.BytesIO()
     _Pickler(stream, 5, buffer_callback=buffers.append).dump(message)
     views = [stream.getbuffer(), *(buffer.raw() for buffer in buffers)]
-    sizes = [len(view) for view in views]
-    head = struct.pack(f"<{len(sizes) + 1}q", len(sizes), *sizes)
-    frame = bytearray(head)
-    for view in views:
-        if len(view) < SMALL:
-            frame += bytes(-len(frame) % ALIGNMENT)
-            frame += view
-    return frame, [view for view in views if len(view) >= SMALL]
+    sizes, places, large = [len(view) for view in views], [], []
+    end = 8 * (len(views) + 1)
+    for index, view in enumerate(views):
+        start = end + -end % ALIGNMENT
+        if sizes[index] == 0 or (sizes[index] < SMALL and start < FULL):
+            places.append((start, view))
+            end = start + sizes[index]
+        else:
+            large.append(view)
+            sizes[index] = -sizes[index]
+    frame = bytearray(end)
+    struct.pack_into(f"<{len(sizes) + 1}q", frame, 0, len(sizes), *sizes)
+    for start, view in places:
+        frame[start : start + len(view)] = view
+    return frame, large
 
 
 def _sizes(frame: bytearray) -> tuple[int, ...]:
@@ -58,20 +66,20 @@ def _sizes(frame: bytearray) -> tuple[int, ...]:
 
 def large_sizes(frame: bytearray) -> list[int]:
     """Return the sizes of the buffers that follow a frame."""
-    return [size for size in _sizes(frame) if size >= SMALL]
+    return [-size for size in _sizes(frame) if size < 0]
 
 
 def decode(frame: bytearray, large: Sequence[NDArray[np.uint8]]) -> Any:
     """Return the message; its arrays lie in `large` and in the frame, without a copy."""
     sizes = _sizes(frame)
-    view, position = memoryview(frame), 8 * (len(sizes) + 1)
+    view, end = memoryview(frame), 8 * (len(sizes) + 1)
     following = iter(large)
     parts: list[Any] = []
     for size in sizes:
-        if size >= SMALL:
+        if size < 0:
             parts.append(next(following))
         else:
-            position += -position % ALIGNMENT
-            parts.append(view[position : position + size])
-            position += size
+            start = end + -end % ALIGNMENT
+            end = start + size
+            parts.append(view[start:end])
     return pickle.loads(parts[0], buffers=parts[1:])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import re
 import sys
@@ -23,6 +24,7 @@ LAUNCHER = re.compile(
     r"|NODEID$|GTIDS$|TASK_PID$|STEP|NPROCS$|NTASKS$|PMI|SRUN_|LAUNCH_NODE|MPI_TYPE$))"
 )
 """Variables by which a launcher tells a process its rank and where the others are."""
+MALLOC = {-3: 32 << 20, -1: 256 << 20}  # M_MMAP_THRESHOLD, M_TRIM_THRESHOLD
 FAULT_TOLERANCE = "OMPI_MCA_mpi_ft_enable"  # set for its ranks by `mpirun --with-ft ulfm`
 
 
@@ -33,7 +35,22 @@ def calm_process() -> None:
     change places often enough for the loop to answer a steal while Python code computes.
     """
     sys.setswitchinterval(SWITCH_SECONDS)
+    keep_memory()
     single_threaded_blas()
+
+
+def keep_memory() -> None:
+    """Have freed memory used again instead of given back to the system.
+
+    By default the C library gets every array of more than 128 KiB fresh from the system, page by
+    page, which costs more than to copy it. Does nothing where the C library is not GNU's.
+    """
+    try:
+        tune = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError):
+        return
+    for parameter, value in MALLOC.items():
+        tune(parameter, value)
 
 
 def single_threaded_blas() -> None:

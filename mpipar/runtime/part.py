@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from mpipar.runtime.messages import Finished
 from mpipar.runtime.reduction import Branch
 from mpipar.runtime.stealing import Deque
 
@@ -41,3 +42,16 @@ class Run:
             return 1
         mean = self.seconds / self.done
         return max(1, int(min(BURST_TASKS, BURST_SECONDS / mean if mean > 0 else BURST_TASKS)))
+
+    def report(self, most: int) -> list[Finished]:
+        """Return messages, of at most so many results each, for what is not reported yet."""
+        finished, seconds, blocks = self.finished, self.unreported, self.peer_blocks
+        if not finished:
+            return []
+        self.finished, self.unreported, self.peer_blocks = [], 0.0, 0
+        messages = []
+        for start in range(0, len(finished), most):
+            results = tuple(finished[start : start + most])
+            messages.append(Finished(self.serial, results, seconds, blocks))
+            seconds, blocks = 0.0, 0
+        return messages

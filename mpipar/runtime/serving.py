@@ -26,7 +26,7 @@ from mpipar.runtime.messages import (
     Welcome,
 )
 from mpipar.runtime.transport import UnsendableError
-from mpipar.runtime.worker import Worker
+from mpipar.runtime.worker import MOST_RESULTS, Worker
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -36,6 +36,10 @@ if TYPE_CHECKING:
     from mpipar.runtime.worker import Action
 
 BEAT_SECONDS = 1.0
+REPORT_BYTES = 1 << 20
+"""Results go in messages of about this size, and no task begins while several wait to leave: fresh
+memory costs more than what is done with it."""
+CONGESTED_BYTES = 4 * REPORT_BYTES
 LAST_TASK_SECONDS = 1.0
 FLUSH_SECONDS = 5.0
 CRASH_EXIT = 70
@@ -141,15 +145,27 @@ class _Service:
         """Take what there is; return whether there was anything."""
         self._inbox.extend(self._receive())
         moved = bool(self._inbox)
+        congested = self._transport.backlog() > CONGESTED_BYTES
+        if congested is not worker.congested:
+            self._perform(engine, worker.congest(congested))
         while self._inbox:
             source, message = self._inbox.popleft()
             self._perform(engine, worker.handle(source, message))  # type: ignore[arg-type]
         events = engine.events()
         actions = [action for event in events for action in worker.react(event)]
-        self._perform(engine, [*worker.report(), *actions])
+        self._report(worker)
+        self._perform(engine, actions)
         if worker.run is not None and time.monotonic() - self._spoke > BEAT_SECONDS:
             self._send(MASTER, Beat(worker.run.serial))
         return moved or bool(events)
+
+    def _report(self, worker: Worker) -> None:
+        """Send results, and learn from it how large they are."""
+        for message in worker.report():
+            before = self._transport.backlog()
+            self._send(MASTER, message)
+            each = (self._transport.backlog() - before) / len(message.results)
+            worker.most_results = max(1, min(MOST_RESULTS, int(REPORT_BYTES / max(each, 1.0))))
 
     def _receive(self) -> list[tuple[Rank, Message]]:
         arrived = self._transport.receive()

@@ -69,6 +69,7 @@ if TYPE_CHECKING:
 
 Action: TypeAlias = Send | Order
 
+MOST_RESULTS = 1 << 14
 AHEAD = 2
 """Tasks beyond the running ones whose blocks are fetched before they are needed."""
 
@@ -83,6 +84,8 @@ class Worker:
         self.cache = BlockCache(welcome.cache_bytes)
         self.generation = 0
         self.fetching: dict[int, Rank] = {}  # block -> whom it was asked of
+        self.congested = False
+        self.most_results = MOST_RESULTS  # that one message, so one burst of tasks, may have
         self._threads = welcome.threads
         seed = welcome.knobs.shuffle
         self._dice = None if seed is None else random.Random(f"{seed} {rank}")
@@ -94,6 +97,11 @@ class Worker:
         """Whether every thread has a task, and nothing is awaited from another rank."""
         run = self.run
         return run is not None and run.bursts >= self._threads and not self.fetching
+
+    def congest(self, congested: bool) -> list[Action]:
+        """Much waits to leave this rank, or no longer: begin no task meanwhile."""
+        self.congested = congested
+        return self._feed(self.run) if self.run is not None else []
 
     def handle(self, source: Rank, message: ToWorker) -> list[Action]:
         """Take one message; return what to do."""
@@ -201,10 +209,10 @@ class Worker:
 
     def _feed(self, run: Run) -> list[Action]:
         """Start what can start, fetch what comes next, and say so if a thread is left idle."""
-        if not run.prepared:
+        if not run.prepared or self.congested:
             return []
         actions: list[Action] = []
-        length = run.burst()
+        length = min(run.burst(), self.most_results)
         # An order that waits behind a short one saves its thread the wait for us.
         ahead = self._threads if length > 1 else 0
         while run.bursts < self._threads and (task := self._pick(run.deque.apart)):
@@ -300,18 +308,13 @@ class Worker:
             for action in self._on_trouble(run, task, trouble)
         ]
 
-    def report(self) -> list[Action]:
-        """Return one message for all tasks finished since the last call.
+    def report(self) -> list[Finished]:
+        """Return messages for all tasks finished since the last call.
 
-        The loop sends it before the other messages of a turn, so that an Idle never overtakes
+        The loop sends them before the other messages of a turn, so that an Idle never overtakes
         the results that led to it.
         """
-        run = self.run
-        if run is None or not run.finished:
-            return []
-        message = Finished(run.serial, tuple(run.finished), run.unreported, run.peer_blocks)
-        run.finished, run.unreported, run.peer_blocks = [], 0.0, 0
-        return [Send(MASTER, message)]
+        return [] if self.run is None else self.run.report(self.most_results)
 
     # Blocks
 

@@ -169,7 +169,8 @@ class Cluster:
         worker = self.workers[rank]
         event = self.threads[rank].carry_out(position, fails=fails)
         actions = worker.react(event)
-        self._act(rank, [*worker.report(), *actions])
+        reports = [Send(MASTER, message) for message in worker.report()]
+        self._act(rank, [*reports, *actions])
 
     def read(self, position: int = 0) -> None:
         """Let the I/O thread finish a block."""

@@ -91,7 +91,7 @@ def test_finished_tasks_are_reported_together_before_anything_else():
     worker, _ = ready(plain(2), threads=2)
     worker.react(Computed(1, ((0, "a"),), 0.5))
     idle = worker.react(Computed(1, ((1, "b"),), 0.25))
-    assert worker.report() == [Send(MASTER, Finished(1, ((0, "a"), (1, "b")), 0.75))]
+    assert worker.report() == [Finished(1, ((0, "a"), (1, "b")), 0.75)]
     assert worker.report() == []
     assert idle == []  # said already, when the first thread became free
 
@@ -108,6 +108,23 @@ def test_short_tasks_are_started_in_bursts():
     slow, _ = ready(plain(200))
     (only,) = slow.react(Computed(1, ((0, None),), 0.1))
     assert len(only.work) == 1
+
+
+def test_large_results_are_reported_and_computed_a_few_at_a_time():
+    worker, _ = ready(plain(50))
+    worker.most_results = 2
+    first, second = worker.react(Computed(1, ((0, None),), 1e-6))
+    assert (len(first.work), len(second.work)) == (2, 2)
+    worker.react(Computed(1, ((1, None), (2, None)), 1e-6))
+    assert [len(message.results) for message in worker.report()] == [2, 1]
+
+
+def test_nothing_begins_while_much_waits_to_leave():
+    worker, _ = ready(plain(9))
+    worker.congest(True)
+    assert worker.react(Computed(1, ((0, None),), 0.1)) == []
+    (order,) = worker.congest(False)
+    assert order.work == ((plain(2)[1], None),)
 
 
 def test_tasks_that_come_back_run_next():
@@ -195,7 +212,7 @@ def test_block_from_a_peer_is_counted():
     worker.handle(3, BlockReply(1, 0, ARRAYS))
     worker.handle(MASTER, Granted(1, 1, (0,)))
     worker.react(Computed(1, ((0, None),), 0.1))
-    assert worker.report()[0].message.peer_blocks == 1
+    assert worker.report()[0].peer_blocks == 1
 
 
 def test_block_of_a_lost_peer_is_asked_of_the_master():
