@@ -1,0 +1,124 @@
+"""Calls that share a setup, and the order in which they go to the workers."""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import TYPE_CHECKING, Any
+
+from mpipar.interfaces.answers import Answer, Broken
+from mpipar.interfaces.bundles import Feed, Flight, Pace, Singles
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from mpipar.interfaces.crew import Crew
+
+__all__ = ["Context"]
+
+
+class Context:
+    """Calls that share a setup. Open one with `Crew.context`."""
+
+    def __init__(self, crew: Crew, number: int, *, has_setup: bool, limit: int | None) -> None:
+        self.number = number
+        self.block = number if has_setup else None
+        self.pace = Pace()
+        self._crew = crew
+        self._limit = limit
+        self._flying = 0  # bundles; or being made
+        self._again: deque[tuple[list[Flight], bool]] = deque()
+        self._feeds: dict[Feed, None] = {}  # that may have calls, next first
+        self._singles = Singles()
+        self._closing = False
+
+    def submit(
+        self,
+        function: Callable[..., Any],
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+        *,
+        claim: Callable[[], bool],
+        done: Callable[[Answer], None],
+    ) -> None:
+        """Have a function called on some worker.
+
+        claim   asked right before the call goes there: False if it shall not, and be forgotten
+        done    told once what came of it, in the crew's thread
+        """
+        self._singles.put(claim, done, (function, args, kwargs or {}))
+        self.offer(self._singles)
+
+    def offer(self, feed: Feed) -> None:
+        """Take calls from this feed, from now on until it has none."""
+        if self._closing:
+            raise RuntimeError("the context is closed")
+        self._crew.check()
+        self._feeds[feed] = None
+        self._crew.wake(self)
+
+    def close(self) -> None:
+        """No more calls will come. Those that were made are answered; workers drop the setup."""
+        self._closing = True
+        self._forget_if_done()
+
+    # Of the crew's thread
+
+    def take(self) -> list[Flight]:
+        """Return the calls of the next bundle; none if there are none, or enough under way."""
+        if self._limit is not None and self._flying >= self._limit:
+            return []
+        self._flying += 1
+        flights = self._take_again() if self._again else self._take_new()
+        if not flights:
+            self.landed()
+        return flights
+
+    def _take_again(self) -> list[Flight]:
+        flights, alone = self._again.popleft()
+        size = 1 if alone else self.pace.size(len(flights), self._workers)
+        if flights[size:]:
+            self._again.appendleft((flights[size:], alone))
+        return flights[:size]
+
+    def _take_new(self) -> list[Flight]:
+        while feeds := list(self._feeds):  # a copy, made at once: others may add to it meanwhile
+            feed = feeds[0]
+            del self._feeds[feed]
+            size = max(feed.chunk, self.pace.size(feed.waiting(), self._workers))
+            taken = feed.take(size)
+            if taken:
+                self._feeds[feed] = None  # behind the others
+                return [Flight(feed, key, call) for key, call in taken]
+        return []
+
+    @property
+    def _workers(self) -> int:
+        return min(self._crew.workers, self._limit or self._crew.workers) or 1
+
+    def again(self, flights: list[Flight], *, alone: bool) -> None:
+        """Send these calls once more; `alone`: each for itself."""
+        if flights:
+            self._again.append((flights, alone))
+
+    def landed(self) -> None:
+        """A bundle is answered."""
+        self._flying -= 1
+        self._forget_if_done()
+
+    def _forget_if_done(self) -> None:
+        waiting = self._again or any(feed.waiting() for feed in list(self._feeds))
+        if self._closing and not (self._flying or waiting):
+            self._crew.forget(self)
+
+    def fail(self, error: BaseException) -> None:
+        """Answer all calls that wait with this error."""
+        flights = [flight for group, _ in self._again for flight in group]
+        self._again.clear()
+        feeds, self._feeds = list(self._feeds), {}
+        for feed in feeds:
+            flights += [Flight(feed, key, call) for key, call in feed.take(feed.waiting())]
+        for flight in flights:
+            flight.feed.answer(flight.key, Broken(error))
+        for feed in feeds:
+            feed.settle()
+        self._crew.forget(self)

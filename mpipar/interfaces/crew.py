@@ -1,0 +1,313 @@
+"""The workers of this process's job, as everything in `interfaces/` uses them.
+
+    Executor, Context.submit --feeds--> Context --bundles--> Crew --supply--> Stream --> workers
+    futures, results <--answers-- Crew <--deliver-- Stream
+
+A crew is one long-lived stream of one stage. Its users never wait for each other: each context has
+its turn when a worker has room.
+"""
+
+from __future__ import annotations
+
+import atexit
+import itertools
+import math
+import os
+import threading
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from mpipar.errors import LaunchError, UsageError
+from mpipar.interfaces import usermain
+from mpipar.interfaces.answers import Answer, Broken, Failed, Raised, Returned, SetupRaised
+from mpipar.interfaces.bundles import PATIENCE_SECONDS, Feed, Flight, pack_calls
+from mpipar.interfaces.calls import CallStage, Reply, answers_of, is_in_task, setup_block, with_open
+from mpipar.interfaces.context import Context
+from mpipar.runtime.stage import Policy, Task
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from numpy.typing import NDArray
+
+    from mpipar.runtime.pool import Pool
+    from mpipar.runtime.stream import Stream
+
+__all__ = [
+    "Answer",
+    "Broken",
+    "Context",
+    "Crew",
+    "Failed",
+    "Raised",
+    "Returned",
+    "SetupRaised",
+    "close_all",
+    "crew",
+    "default",
+    "install",
+]
+
+
+class Crew:
+    """The workers of one pool; used by any number of contexts at once, from any thread."""
+
+    def __init__(self, pool: Pool, policy: Policy) -> None:
+        """`policy` is that of contexts which do not ask for another."""
+        self._pool = pool
+        self._policy = policy
+        self._opening = threading.Lock()  # held by who opens a context or closes the crew
+        self._lock = threading.Condition()
+        self._contexts: dict[int, Context] = {}  # open, or with calls on their way
+        self._ready: dict[int, Context] = {}  # may have something to send
+        self._flying: dict[int, tuple[Context, list[Flight]]] = {}
+        self._blocks: dict[int, dict[str, NDArray[Any]]] = {}
+        self._numbers = itertools.count()
+        self._tasks = itertools.count()
+        self._touched: dict[Feed, None] = {}
+        self._supplying = False
+        self._closed = False
+        self._error: BaseException | None = None
+        self._stream: Stream | None = None
+        self._running: Policy | None = None
+        pool.serve(self)
+
+    @property
+    def workers(self) -> int:
+        """How many there are now."""
+        return self._pool.workers
+
+    @property
+    def description(self) -> str:
+        """Who they are, in a few words."""
+        return self._pool.description
+
+    def context(
+        self,
+        startup: Callable[[], Any] | None = None,
+        *,
+        passes_setup: bool = False,
+        limit: int | None = None,
+        **words: Any,
+    ) -> Context:
+        """Open a context: calls that share a setup.
+
+        startup       run at most once on each worker, before its first call
+        passes_setup  functions get what it returns, a sequence, before their own arguments
+        limit         calls under way at once
+        words         of `Policy`: tries, deaths, timeout, isolate
+        """
+        block = None if startup is None else setup_block(startup, passes_setup=passes_setup)
+        with self._opening:
+            self.check()
+            self._start(replace(self._policy, **words))
+            context = Context(self, next(self._numbers), has_setup=block is not None, limit=limit)
+            with self._lock:
+                self._contexts[context.number] = context
+                if block is not None:
+                    self._blocks[context.number] = block
+            return context
+
+    def check(self) -> None:
+        """Raise what keeps new calls from being made."""
+        if self._error is not None:
+            raise self._error
+        if self._closed:
+            raise RuntimeError("cannot schedule new futures after interpreter shutdown")
+
+    def _start(self, policy: Policy) -> None:
+        """Have a stream of that policy."""
+        if self._stream is not None:
+            if policy == self._running:
+                return
+            if self._contexts:
+                raise UsageError(
+                    "contexts and executors that are open at once on the same workers must agree "
+                    f"on isolate, tries, deaths and timeout: {self._running} is open, not {policy}"
+                )
+            self._stream.close()
+        main = usermain.UserMain.here()
+        self._running = policy
+        self._stream = self._pool.stream(CallStage(main), {}, self, policy=policy)
+
+    def close(self) -> None:
+        """Wait until all calls have been answered, then let the workers go."""
+        with self._opening:
+            if self._closed:
+                return
+            self._closed = True
+        with self._lock:
+            self._lock.wait_for(lambda: self._error is not None or self._is_quiet)
+        if self._stream is not None:
+            self._stream.close()
+        self._pool.close()
+
+    @property
+    def _is_quiet(self) -> bool:
+        return not (self._ready or self._flying or self._supplying)
+
+    # Of contexts
+
+    def wake(self, context: Context) -> None:
+        """A context may have something to send."""
+        with self._lock:
+            self._ready[context.number] = context
+        stream = self._stream
+        if self._error is not None:
+            context.fail(self._error)
+        elif stream is not None:
+            stream.notify()
+
+    def forget(self, context: Context) -> None:
+        """A context is closed and all its calls have been answered."""
+        with self._lock:
+            self._contexts.pop(context.number, None)
+            self._blocks.pop(context.number, None)
+
+    # Of the pool's reader
+
+    def read(self, block: int) -> dict[str, NDArray[Any]]:
+        """Return what sets up a context on a worker."""
+        with self._lock:
+            # A closed context's may still be asked for: it was fetched for a task that went away.
+            return with_open(self._blocks.get(block, {}), self._blocks)
+
+    # Of the stream
+
+    def supply(self, limit: int) -> Sequence[Task]:
+        """Bundle calls of the contexts in turn."""
+        tasks = list[Task]()
+        with self._lock:
+            self._supplying = True
+        try:
+            while len(tasks) < limit and (context := self._next()) is not None:
+                flights = context.take()
+                if not flights:
+                    continue
+                with self._lock:
+                    self._ready[context.number] = context  # behind the others
+                tasks += self._bundle(context, flights)
+        finally:
+            with self._lock:
+                self._supplying = False
+                self._lock.notify_all()
+        self._settle()
+        return tasks
+
+    def _next(self) -> Context | None:
+        with self._lock:
+            number = next(iter(self._ready), None)
+            return None if number is None else self._ready.pop(number)
+
+    def _bundle(self, context: Context, flights: list[Flight]) -> list[Task]:
+        """Make a task of calls; none if they cannot be pickled."""
+        count, pieces, failed = pack_calls(flights)
+        for at, error in reversed(failed):
+            self._answer(flights.pop(at), Raised(error, "", "here, before it was sent"))
+        if not flights:
+            context.landed()
+            return []
+        patience = math.inf if len(flights) <= flights[0].feed.chunk else PATIENCE_SECONDS
+        payload = context.number, patience, count, pieces
+        task = next(self._tasks)
+        self._flying[task] = context, flights
+        return [Task(task, context.block, payload)]
+
+    def deliver(self, results: Sequence[tuple[int, Any]]) -> None:
+        """Hand out what came of bundles."""
+        for task, result in results:
+            context, flights = self._flying[task]
+            if isinstance(result, Reply):
+                self._hand_out(context, flights, result)
+            elif len(flights) > 1:
+                context.again(flights, alone=True)  # to find the one that fails
+            else:
+                self._answer(flights[0], Failed(result))
+            context.landed()
+            with self._lock:
+                self._ready[context.number] = context
+                del self._flying[task]
+                self._lock.notify_all()
+        self._settle()
+
+    def _hand_out(self, context: Context, flights: list[Flight], reply: Reply) -> None:
+        made = 0
+        for flight, answer in zip(flights, answers_of(reply, len(flights)), strict=False):
+            self._answer(flight, answer)
+            made += 1
+        context.pace.note(made, reply.seconds)
+        context.again(flights[made:], alone=False)
+
+    def _answer(self, flight: Flight, answer: Answer) -> None:
+        flight.feed.answer(flight.key, answer)
+        self._touched[flight.feed] = None
+
+    def _settle(self) -> None:
+        touched, self._touched = self._touched, {}
+        for feed in touched:
+            feed.settle()
+
+    def ended(self, error: BaseException | None) -> None:
+        """No more results will come."""
+        if error is None and not self._flying:
+            return
+        error = error or RuntimeError("the calls under way were dropped")
+        with self._lock:
+            self._error = error
+            flying, self._flying = self._flying, {}
+            contexts = list(self._contexts.values())
+            self._ready.clear()
+            self._lock.notify_all()
+        for _, flights in flying.values():
+            for flight in flights:
+                self._answer(flight, Broken(error))
+        for context in contexts:
+            context.fail(error)
+        self._settle()
+
+
+# The process's crews
+
+_opener: Callable[[str], Pool] | None = None
+_default: str | None = None
+_crews: dict[str, Crew] = {}
+_lock = threading.Lock()
+
+
+def install(opener: Callable[[str], Pool], *, default: str | None = None) -> None:
+    """Say how a pool is opened for a `--parallel`, and which one this process is bound to."""
+    global _opener, _default
+    _opener, _default = opener, default
+
+
+def default() -> str | None:
+    """The `--parallel` that this process was started with; None: any may be chosen."""
+    return _default
+
+
+def crew(parallel: str | None = None) -> Crew:
+    """Return the crew of that `--parallel`, opened now if it is not yet."""
+    if is_in_task() or usermain.is_loading():
+        raise LaunchError(
+            "a worker cannot have workers of its own: make the executor, and all that a script "
+            'does with it, below `if __name__ == "__main__":`, not in a function that workers run'
+        )
+    text = parallel or _default or f"thread:{len(os.sched_getaffinity(0))}"
+    with _lock:
+        if text not in _crews:
+            if _opener is None:
+                raise LaunchError("nothing says how to open workers: import mpipar.launch first")
+            isolate = text.lower().startswith("thread")
+            _crews[text] = Crew(_opener(text), Policy(isolate=isolate))
+            atexit.unregister(close_all)
+            atexit.register(close_all)
+        return _crews[text]
+
+
+def close_all() -> None:
+    """Wait for all calls of all crews, then let their workers go."""
+    with _lock:
+        crews = list(_crews.values())
+        _crews.clear()
+    for each in crews:
+        each.close()
