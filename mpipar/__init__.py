@@ -2,6 +2,23 @@
 
 from __future__ import annotations
 
-__all__ = ["__version__"]
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from mpipar.interfaces.futures import Executor
+
+__all__ = ["Executor", "__version__"]
 
 __version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> object:
+    """Load the executor when it is first asked for: most commands never do."""
+    if name != "Executor":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from mpipar.interfaces import futures
+    from mpipar.launch import interfaces
+
+    interfaces.offer_own_workers()
+    globals()[name] = futures.Executor
+    return futures.Executor

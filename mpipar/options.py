@@ -58,6 +58,7 @@ class Settings:
 
     command: ClassVar[str]
     epilog: ClassVar[str] = ""
+    rest: ClassVar[str] = ""  # what follows the options and is not ours to read
 
     given: frozenset[str] = field(default=frozenset(), repr=False, compare=False)  # set by the user
 

@@ -9,7 +9,7 @@ from typing import ClassVar
 from mpipar.errors import UsageError
 from mpipar.options import Settings, option
 
-__all__ = ["CheckSettings", "RefineSettings", "UnlockSettings"]
+__all__ = ["CheckSettings", "ExecSettings", "RefineSettings", "UnlockSettings"]
 
 INPUT, SAMPLE, SEARCH, RUNNING = "input and output", "the particle", "the refinement", "how it runs"
 
@@ -158,6 +158,50 @@ examples:
         for name in ("input", "model"):
             if getattr(self, name) is None and not self.resume:
                 raise UsageError(f"{self.flag(name)} is required (or --resume to go on with a run)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExecSettings(Settings):
+    """Run a Python script whose mpipar.Executor (or mpipar.imp) uses all workers of the job."""
+
+    command: ClassVar[str] = "exec"
+    rest: ClassVar[str] = "SCRIPT [ARGUMENT ...]"
+    epilog: ClassVar[str] = """\
+Rank 0 runs the script, as `python SCRIPT ARGUMENT ...` would; the other ranks do what its executors
+and contexts ask for. The exit code is the script's. What a script does is best kept below
+`if __name__ == "__main__":`, because workers read the script for its functions.
+
+examples:
+  # 64 MPI ranks: the script on one, its calls on 63
+  mpirun -n 64 python -m mpipar exec script.py data.npy --steps 100
+
+  # a workstation: four processes, no MPI; or as many as an executor asks for
+  python -m mpipar exec --parallel=thread:4 script.py
+  python script.py
+
+  # start mpirun from here, with 8 ranks; run a module instead of a file
+  python -m mpipar exec --parallel=mpi:8 -m package.module --option
+
+script.py:
+  from mpipar import Executor
+
+  def square(x):
+      return x * x
+
+  if __name__ == "__main__":
+      with Executor() as executor:
+          print(sum(executor.map(square, range(1000))))
+"""
+
+    parallel: str | None = option(
+        None,
+        help="serial, thread:N, mpi, or mpi:N (N ranks including the master; starts mpirun itself)",
+        default_text="mpi under mpirun or srun, else what the script asks for",
+        metavar="TYPE",
+    )
+    module: bool = option(
+        False, help="SCRIPT is the name of a module, as for python -m", short="-m"
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,8 +8,9 @@ from io import StringIO
 from typing import TYPE_CHECKING, Final
 
 from mpipar.cli import check, refine, unlock
+from mpipar.cli import exec as exec_
 from mpipar.cli.outcome import attempt
-from mpipar.cli.parser import command_parser, main_parser, parse_flags
+from mpipar.cli.parser import command_parser, main_parser, parse_flags, split_rest
 from mpipar.cli.request import Request
 from mpipar.errors import UsageError
 from mpipar.launch import Surroundings, prepare_process
@@ -23,6 +24,7 @@ __all__ = ["main"]
 
 COMMANDS: Final[dict[str, Command]] = {
     "refine": refine.COMMAND,
+    "exec": exec_.COMMAND,
     "check": check.COMMAND,
     "unlock": unlock.COMMAND,
 }
@@ -44,14 +46,13 @@ def _run(words: list[str], around: Surroundings) -> int:
             if name not in COMMANDS:
                 return _no_command(words)
             command = COMMANDS[name]
-            flags, file = parse_flags(
-                command_parser(command.settings, _summary(command)), words[1:]
-            )
+            own, rest = split_rest(command.settings, words[1:])
+            flags, file = parse_flags(command_parser(command.settings, _summary(command)), own)
     except SystemExit as end:  # --help, --version
         return int(end.code or 0)
     if around.rank > 0 and not command.is_parallel:
         return 0
-    return command.run(Request(command.settings, flags, file, words, around))
+    return command.run(Request(command.settings, flags, file, words, around, rest))
 
 
 def _no_command(words: list[str]) -> int:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from mpipar.options import Option, Settings
 
-__all__ = ["command_parser", "main_parser", "parse_flags"]
+__all__ = ["command_parser", "main_parser", "parse_flags", "split_rest"]
 
 DESCRIPTION = "Cryo-EM refinement on shared computing clusters, as one MPI job."
 EPILOG = """\
@@ -80,6 +80,7 @@ def command_parser(kind: type[Settings], summary: str) -> Parser:
     """Parser of one command; values stay text, and an option that is not given stays away."""
     parser = Parser(
         prog=f"mpipar {kind.command}",
+        usage=f"mpipar {kind.command} [options] {kind.rest}" if kind.rest else None,
         description=summary,
         epilog=kind.epilog,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -95,10 +96,25 @@ def command_parser(kind: type[Settings], summary: str) -> Parser:
         if explained.group not in groups:
             groups[explained.group] = parser.add_argument_group(explained.group)
         _add(groups[explained.group], kind, name, explained)
-    if groups:
+    if groups and not kind.rest:
         last = list(groups.values())[-1]
         last.add_argument("--settings", metavar="TOML", help="read options from a file; flags win")
     return parser
+
+
+def split_rest(kind: type[Settings], words: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Tell a command's own words from those of what it runs, which begin with no dash."""
+    if not kind.rest:
+        return list(words), []
+    alone = {"-h", "--help"}  # flags that take no value
+    for name, value in kind.options().items():
+        if value is bool:
+            alone |= {kind.flag(name), kind.option_of(name).short}
+    at = 0
+    while at < len(words) and words[at].startswith("-") and words[at] != "--":
+        at += 1 if words[at] in alone or "=" in words[at] else 2
+    begin = at + 1 if words[at : at + 1] == ["--"] else at
+    return list(words[:at]), list(words[begin:])
 
 
 def parse_flags(parser: Parser, arguments: Sequence[str]) -> tuple[dict[str, Any], Path | None]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from mpipar.options import Settings, read_settings_file
@@ -27,6 +27,7 @@ class Request:
     file: Path | None  # --settings
     words: list[str]
     around: Surroundings
+    rest: list[str] = field(default_factory=list)  # what follows the options, if the command says
 
     def read(self, kind: type[S]) -> S:
         """Settings from the file and the flags, which win. Opens the file: for rank 0 only."""

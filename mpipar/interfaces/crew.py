@@ -12,10 +12,10 @@ from __future__ import annotations
 import atexit
 import itertools
 import math
-import os
 import threading
+from collections.abc import Callable
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from mpipar.errors import LaunchError, UsageError
 from mpipar.interfaces import usermain
@@ -26,7 +26,7 @@ from mpipar.interfaces.context import Context
 from mpipar.runtime.stage import Policy, Task
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
     from numpy.typing import NDArray
 
@@ -44,8 +44,8 @@ __all__ = [
     "SetupRaised",
     "close_all",
     "crew",
-    "default",
     "install",
+    "is_installed",
 ]
 
 
@@ -151,12 +151,13 @@ class Crew:
     def wake(self, context: Context) -> None:
         """A context may have something to send."""
         with self._lock:
+            if context.number in self._ready:
+                return  # the stream has been told, and has not come for it yet
             self._ready[context.number] = context
-        stream = self._stream
         if self._error is not None:
             context.fail(self._error)
-        elif stream is not None:
-            stream.notify()
+        elif self._stream is not None:
+            self._stream.notify()
 
     def forget(self, context: Context) -> None:
         """A context is closed and all its calls have been answered."""
@@ -268,36 +269,47 @@ class Crew:
 
 # The process's crews
 
-_opener: Callable[[str], Pool] | None = None
-_default: str | None = None
+Opener: TypeAlias = "Callable[[str], Pool]"
+Resolver: TypeAlias = Callable[[str | None, int | None], str]
+
+_opener: Opener | None = None
+_resolver: Resolver | None = None
 _crews: dict[str, Crew] = {}
 _lock = threading.Lock()
 
 
-def install(opener: Callable[[str], Pool], *, default: str | None = None) -> None:
-    """Say how a pool is opened for a `--parallel`, and which one this process is bound to."""
-    global _opener, _default
-    _opener, _default = opener, default
+def install(opener: Opener, resolver: Resolver) -> None:
+    """Say how workers are come by in this process.
+
+    opener    opens the pool of a `--parallel`
+    resolver  makes that `--parallel` of what was asked for: a `--parallel`, if any, and a number
+              of workers, if any. Raises what is wrong with it here
+    """
+    global _opener, _resolver
+    _opener, _resolver = opener, resolver
 
 
-def default() -> str | None:
-    """The `--parallel` that this process was started with; None: any may be chosen."""
-    return _default
+def is_installed() -> bool:
+    """Whether it has been said how workers are come by."""
+    return _opener is not None
 
 
-def crew(parallel: str | None = None) -> Crew:
-    """Return the crew of that `--parallel`, opened now if it is not yet."""
+def crew(parallel: str | None = None, workers: int | None = None) -> Crew:
+    """Return the crew of that `--parallel`, opened now if it is not yet.
+
+    workers   how many are wanted, where that can be chosen
+    """
     if is_in_task() or usermain.is_loading():
         raise LaunchError(
             "a worker cannot have workers of its own: make the executor, and all that a script "
             'does with it, below `if __name__ == "__main__":`, not in a function that workers run'
         )
-    text = parallel or _default or f"thread:{len(os.sched_getaffinity(0))}"
+    if _opener is None or _resolver is None:
+        raise LaunchError("nothing says how workers are opened: import mpipar.launch.interfaces")
+    text = _resolver(parallel, workers)
     with _lock:
         if text not in _crews:
-            if _opener is None:
-                raise LaunchError("nothing says how to open workers: import mpipar.launch first")
-            isolate = text.lower().startswith("thread")
+            isolate = text.startswith("thread")
             _crews[text] = Crew(_opener(text), Policy(isolate=isolate))
             atexit.unregister(close_all)
             atexit.register(close_all)

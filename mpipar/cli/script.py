@@ -1,0 +1,104 @@
+"""Running a user's script as Python would: as `__main__`, with its own arguments and exit code."""
+
+from __future__ import annotations
+
+import atexit
+import sys
+import threading
+import traceback
+import types
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from mpipar.errors import InputError, MissingInputError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from importlib.machinery import ModuleSpec
+
+__all__ = ["Program", "file_program", "module_program", "run_program"]
+
+INTERRUPTED: Final = 130
+
+
+class Program:
+    """Code that is to be `__main__`, and what Python sets for it."""
+
+    def __init__(self, code: types.CodeType, file: str, folder: str, **names: Any) -> None:
+        """`names` are further names that the module starts with."""
+        self.code = code
+        self.file = file  # also sys.argv[0]
+        self.folder = folder  # sys.path[0]
+        self.names = names
+
+
+def file_program(name: str) -> Program:
+    """Return the program in a file. Raises MissingInputError, InputError."""
+    path = Path(name)
+    try:
+        source = path.read_bytes()
+    except OSError as error:
+        raise MissingInputError(f"the script {name} cannot be read: {error.strerror}") from error
+    try:
+        code = compile(source, name, "exec")
+    except (SyntaxError, ValueError) as error:
+        text = "".join(traceback.format_exception_only(error)).rstrip()
+        raise InputError(f"{name} is not a Python script:\n{text}") from None
+    return Program(code, name, str(path.resolve().parent))
+
+
+def module_program(name: str) -> Program:
+    """Return the program that `python -m name` would run. Raises MissingInputError."""
+    sys.path.insert(0, str(Path.cwd()))
+    try:
+        spec = _spec(name)
+        code = spec.loader.get_code(spec.name) if spec and spec.loader else None  # type: ignore[attr-defined]
+    except ImportError as error:
+        raise MissingInputError(f"-m {name}: {error}") from error
+    finally:
+        del sys.path[0]
+    if spec is None or code is None:
+        raise MissingInputError(f"-m {name}: there is no module of that name to run")
+    file = spec.origin or name
+    return Program(code, file, str(Path.cwd()), __spec__=spec, __package__=spec.parent)
+
+
+def _spec(name: str) -> ModuleSpec | None:
+    spec = find_spec(name)
+    if spec is not None and spec.submodule_search_locations is not None:
+        return find_spec(f"{name}.__main__")
+    return spec
+
+
+def run_program(program: Program, arguments: Sequence[str]) -> int:
+    """Run it to its end, functions registered with atexit included; return its exit code."""
+    main = types.ModuleType("__main__")
+    main.__dict__.update(__file__=program.file, __builtins__=__builtins__, **program.names)
+    sys.modules["__main__"] = main
+    sys.argv[:] = [program.file, *arguments]
+    sys.path[0] = program.folder
+    code = _outcome(program.code, main.__dict__)
+    for thread in threading.enumerate():
+        if thread is not threading.main_thread() and not thread.daemon:
+            thread.join()
+    atexit._run_exitfuncs()
+    return code
+
+
+def _outcome(code: types.CodeType, names: dict[str, Any]) -> int:
+    """Run code; show its exception as Python would, and return the exit code that Python would."""
+    try:
+        exec(code, names)
+    except SystemExit as end:
+        if end.code is None or isinstance(end.code, int):
+            return end.code or 0
+        sys.stderr.write(f"{end.code}\n")
+        return 1
+    except BaseException as error:
+        trace = error.__traceback__
+        sys.stdout.flush()
+        # Without our own line, which is the first.
+        sys.excepthook(type(error), error, trace.tb_next if trace else None)
+        return INTERRUPTED if isinstance(error, KeyboardInterrupt) else 1
+    return 0

@@ -1,0 +1,148 @@
+"""The calls of one executor: how many are unfinished, and those that have a future each."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import deque
+from typing import TYPE_CHECKING, Any
+
+from mpipar.interfaces.answers import Broken, Returned, SetupRaised
+from mpipar.interfaces.calls import Call
+from mpipar.interfaces.outcomes import BrokenWorkersError, exception_of
+
+if TYPE_CHECKING:
+    from concurrent.futures import Future
+
+    from mpipar.interfaces.answers import Answer
+    from mpipar.interfaces.bundles import Feed
+    from mpipar.interfaces.context import Context
+
+__all__ = ["Ledger", "Submissions"]
+
+LOG = logging.getLogger("concurrent.futures")  # where the standard library's executors write
+
+
+class Ledger:
+    """Counts the unfinished calls of an executor. It outlives an executor that nobody holds."""
+
+    def __init__(self, context: Context) -> None:
+        self.context = context
+        self.closed = False
+        self.broken = ""  # why, if it is
+        self._change = threading.Condition()
+        self._unfinished = 0
+        self._deliverer = 0  # the thread that tells answers
+
+    def open(self, calls: int) -> None:
+        """Count so many more calls. Raises if none are taken any more."""
+        with self._change:
+            self.check()
+            self._unfinished += calls
+
+    def offer(self, feed: Feed, calls: int) -> None:
+        """Have the crew take counted calls from a feed. Raises if it is gone."""
+        try:
+            self.context.offer(feed)
+        except BaseException:
+            self.finish(calls)
+            raise
+
+    def check(self) -> None:
+        """Raise what keeps new calls from being made."""
+        if self.broken:
+            raise BrokenWorkersError(self.broken)
+        if self.closed:
+            raise RuntimeError("cannot schedule new futures after shutdown")
+
+    def finish(self, calls: int) -> None:
+        """So many calls are finished or dropped."""
+        with self._change:
+            self._unfinished -= calls
+            if not self._unfinished:
+                self._change.notify_all()
+
+    def note(self, answer: Answer) -> None:
+        """See whether an answer breaks the executor; in the thread that tells answers."""
+        self._deliverer = threading.get_ident()
+        if self.broken or not isinstance(answer, SetupRaised | Broken):
+            return
+        error = exception_of(answer)
+        self.broken = str(error)
+        if isinstance(answer, SetupRaised):
+            LOG.critical("Exception in initializer:\n%s", answer.traceback)
+            self.context.fail(error)
+
+    def wait(self) -> None:
+        """Wait until all calls are finished; not in the thread that finishes them."""
+        if threading.get_ident() != self._deliverer:
+            with self._change:
+                self._change.wait_for(lambda: not self._unfinished)
+
+    def close(self) -> None:
+        """Take no more calls."""
+        self.closed = True
+        self.context.close()
+
+
+class Submissions:
+    """The feed of `submit`: calls that have a future each."""
+
+    chunk = 1
+
+    def __init__(self, ledger: Ledger) -> None:
+        self._ledger = ledger
+        self._calls: deque[tuple[Future[Any], Call]] = deque()
+        self._answered = 0  # since the last `settle`
+
+    def put(self, future: Future[Any], call: Call) -> None:
+        """Add a call. Any thread. Raises if no calls are taken any more."""
+        self._ledger.open(1)
+        self._calls.append((future, call))
+        self._ledger.offer(self, 1)
+
+    def cancel(self) -> None:
+        """Cancel the calls that no worker has got. Any thread."""
+        while self._calls:
+            try:
+                future, _ = self._calls.popleft()
+            except IndexError:  # the crew has just taken it
+                return
+            future.cancel()
+            future.set_running_or_notify_cancel()
+            self._ledger.finish(1)
+
+    def waiting(self) -> int:
+        return len(self._calls)
+
+    def take(self, limit: int) -> list[tuple[Any, Call]]:
+        taken, dropped = list[tuple[Any, Call]](), 0
+        while self._calls and len(taken) < limit:
+            try:
+                future, call = self._calls.popleft()
+            except IndexError:  # cancelled at this very moment
+                break
+            if future.set_running_or_notify_cancel():
+                taken.append((future, call))
+            else:
+                dropped += 1
+        if dropped:
+            self._ledger.finish(dropped)
+        return taken
+
+    def answer(self, key: Any, answer: Answer) -> None:
+        future: Future[Any] = key
+        self._ledger.note(answer)
+        self._answered += 1
+        if type(answer) is Returned:
+            future.set_result(answer.value)
+        else:
+            future.set_exception(exception_of(answer))
+
+    def settle(self) -> None:
+        answered, self._answered = self._answered, 0
+        self._ledger.finish(answered)
+
+
+if TYPE_CHECKING:
+    _: type[Feed] = Submissions

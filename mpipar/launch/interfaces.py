@@ -1,0 +1,65 @@
+"""How `mpipar.Executor` and its kin come by their workers."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Final
+
+from mpipar.errors import LaunchError
+from mpipar.interfaces import crew
+from mpipar.launch.parallel import Parallel
+from mpipar.launch.start import Launch
+from mpipar.launch.surroundings import Surroundings
+
+if TYPE_CHECKING:
+    from mpipar.runtime.pool import Pool
+
+__all__ = ["offer_own_workers", "offer_workers_of"]
+
+CACHE_BYTES: Final = 1 << 30  # for the setups of contexts, on each worker
+
+
+def offer_own_workers() -> None:
+    """Let interfaces open workers of this process, unless it is known already whose they use."""
+    if not crew.is_installed():
+        crew.install(_open, lambda text, workers: _resolve(text, workers, None))
+
+
+def offer_workers_of(here: Launch, asked: str | None) -> None:
+    """Let interfaces use the workers of this job.
+
+    asked   the user's `--parallel`, or None: then one process has as many as an executor wants
+    """
+
+    def resolve_in_world(text: str | None, workers: int | None) -> str:
+        del workers
+        here.confirm(text)
+        return str(here.parallel)
+
+    if here.parallel.kind == "mpi":
+        crew.install(lambda _: here.open_pool(threads=1, cache_bytes=CACHE_BYTES), resolve_in_world)
+    else:
+        bound = None if asked is None else str(here.parallel)
+        crew.install(_open, lambda text, workers: _resolve(text, workers, bound))
+
+
+def _resolve(text: str | None, workers: int | None, bound: str | None) -> str:
+    """What is to be opened in a process that is alone. Raises UsageError, LaunchError."""
+    around = Surroundings.read()
+    if not around.is_alone:
+        raise LaunchError(
+            f"several processes were started ({around.evidence}), and each would have workers of "
+            "its own; start the script with: mpirun -n N python -m mpipar exec script.py"
+        )
+    chosen = text or bound or f"thread:{workers or len(os.sched_getaffinity(0))}"
+    parallel = Parallel.parse(chosen)
+    if parallel.kind == "mpi":
+        raise LaunchError(
+            f"an executor cannot start mpirun itself (parallel={chosen!r}); start the script with: "
+            f"python -m mpipar exec --parallel={chosen} script.py"
+        )
+    return str(parallel)
+
+
+def _open(text: str) -> Pool:
+    return Launch(Parallel.parse(text)).open_pool(threads=1, cache_bytes=CACHE_BYTES)
