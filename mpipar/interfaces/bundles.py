@@ -9,15 +9,20 @@ from __future__ import annotations
 import pickle
 import types
 from collections import deque
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
+from dataclasses import dataclass
+from itertools import chain
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
-from mpipar.interfaces.packing import Pieces, pack
+from mpipar.interfaces.answers import Returned
+from mpipar.interfaces.packing import Pieces, are_plain, pack
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
     from mpipar.interfaces.answers import Answer
     from mpipar.interfaces.calls import Call
 
-__all__ = ["Feed", "Flight", "Pace", "pack_calls"]
+__all__ = ["Bundle", "Feed", "Pace", "Parcel", "Singles", "pack_calls"]
 
 BUNDLE_SECONDS: Final = 0.002
 BUNDLE_CALLS: Final = 512
@@ -35,25 +40,39 @@ class Feed(Protocol):
         """How many calls can be taken, at most."""
         ...
 
-    def take(self, limit: int) -> list[tuple[Any, Call]]:
-        """Give up to `limit` calls, each with a key; they go to a worker now."""
+    def take(self, limit: int) -> tuple[list[Any], list[Call]]:
+        """Give up to `limit` calls and a key for each; they go to a worker now."""
         ...
 
-    def answer(self, key: Any, answer: Answer) -> None:
-        """What became of a call that was taken; once for each."""
+    def returned(self, keys: Sequence[Any], values: Sequence[Any]) -> None:
+        """These calls that were taken have returned."""
+        ...
+
+    def failed(self, key: Any, answer: Answer) -> None:
+        """A call that was taken has not returned."""
         ...
 
     def settle(self) -> None:
-        """There are no more answers for now."""
+        """There is nothing more to tell for now."""
         ...
 
 
-class Flight(NamedTuple):
-    """A call on its way."""
+@dataclass(frozen=True, slots=True)
+class Bundle:
+    """Calls of one feed that travel together; each is told of once, by `returned` or `failed`."""
 
     feed: Feed
-    key: Any
-    call: Call
+    keys: list[Any]
+    calls: list[Call]
+
+    @property
+    def size(self) -> int:
+        """How many calls there are."""
+        return len(self.keys)
+
+    def part(self, begin: int, end: int | None = None) -> Bundle:
+        """Some of them."""
+        return Bundle(self.feed, self.keys[begin:end], self.calls[begin:end])
 
 
 class Pace:
@@ -76,25 +95,38 @@ class Pace:
         return max(1, min(fitting, BUNDLE_CALLS, waiting // (SHARES * workers)))
 
 
-def pack_calls(flights: list[Flight]) -> tuple[int, Pieces, list[tuple[int, Exception]]]:
-    """Pickle calls, with each plain function only once; also tell which calls cannot be pickled.
+@dataclass(frozen=True, slots=True)
+class Parcel:
+    """Calls as they travel; a worker reads it in `calls.CallStage`."""
 
-    returns   number of functions, which come before the calls and are named by number in them;
-              pieces; [(position among the flights, error)]
+    functions: int  # how many of the pieces are functions; calls name them by number
+    together: bool  # whether one further piece is the list of the calls, or each is a piece
+    pieces: Pieces
+
+
+def pack_calls(calls: Sequence[Call]) -> tuple[Parcel, list[tuple[int, Exception]]]:
+    """Pickle calls, with each plain function only once; also tell which ones cannot be pickled.
+
+    returns   the parcel without those calls; [(position among the calls, error)]
     """
     numbers, functions = dict[Any, int | None](), list[Any]()
-    calls: list[tuple[Any, Any, Any]] = []
-    for _, _, (function, arguments, keywords) in flights:
+    made, only = list[tuple[Any, Any, Any]](), True
+    for function, arguments, keywords in calls:
         if type(function) not in BY_REFERENCE:
-            calls.append((function, arguments, keywords))
-            continue
-        if function not in numbers:
-            numbers[function] = len(functions) if _is_picklable(function) else None
-            functions += [function] if numbers[function] is not None else []
-        number = numbers[function]
-        calls.append((function if number is None else number, arguments, keywords))
-    pieces, failed = pack([*functions, *calls])
-    return len(functions), pieces, [(at - len(functions), error) for at, error in failed]
+            number = None
+        elif function in numbers:
+            number = numbers[function]
+        else:
+            number = numbers[function] = len(functions) if _is_picklable(function) else None
+            functions += [function] if number is not None else []
+        only = only and number is not None and not keywords
+        made.append((function if number is None else number, arguments, keywords))
+    # Plain values can share a pickle, which is several times as fast: nothing can go wrong with
+    # them, and nobody can tell whether two calls have got the same one.
+    together = only and are_plain(chain.from_iterable(arguments for _, arguments, _ in made))
+    pieces, failed = pack([*functions, made] if together else [*functions, *made])
+    parcel = Parcel(len(functions), together, pieces)
+    return parcel, [(at - len(functions), error) for at, error in failed]
 
 
 def _is_picklable(function: Any) -> bool:
@@ -111,24 +143,29 @@ class Singles:
     chunk = 1
 
     def __init__(self) -> None:
-        self._calls: deque[tuple[Any, Call]] = deque()
+        self._calls: deque[tuple[Callable[[], bool], Callable[[Answer], None], Call]] = deque()
 
-    def put(self, claim: Any, done: Any, call: Call) -> None:
+    def put(self, claim: Callable[[], bool], done: Callable[[Answer], None], call: Call) -> None:
         """Add a call. Any thread."""
-        self._calls.append(((claim, done), call))
+        self._calls.append((claim, done, call))
 
     def waiting(self) -> int:
         return len(self._calls)
 
-    def take(self, limit: int) -> list[tuple[Any, Call]]:
-        taken: list[tuple[Any, Call]] = []
-        while self._calls and len(taken) < limit:
-            (claim, done), call = self._calls.popleft()
+    def take(self, limit: int) -> tuple[list[Any], list[Call]]:
+        keys, calls = list[Any](), list[Any]()
+        while self._calls and len(keys) < limit:
+            claim, done, call = self._calls.popleft()
             if claim():
-                taken.append((done, call))
-        return taken
+                keys.append(done)
+                calls.append(call)
+        return keys, calls
 
-    def answer(self, key: Any, answer: Answer) -> None:
+    def returned(self, keys: Sequence[Any], values: Sequence[Any]) -> None:
+        for done, value in zip(keys, values, strict=True):
+            done(Returned(value))
+
+    def failed(self, key: Any, answer: Answer) -> None:
         key(answer)
 
     def settle(self) -> None:

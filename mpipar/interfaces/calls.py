@@ -1,9 +1,7 @@
 """The stage that calls functions: what happens on a worker with the calls of a user.
 
-    crew: bundle = (context, patience, count, pieces) --Task--> CallStage.run: setup, then each call
-    crew: answers <--------- Reply(kinds, pieces, where, seconds) --------+
-
-The first `count` objects of a bundle are functions, which its calls then name by number.
+    crew: parcel of calls --Task--> CallStage.run: setup once, then each call
+    crew: answers <--Reply(kinds, pieces, where, seconds)----+
 
 A context is a block, so that its setup reaches each worker once. Exceptions of the user are values
 here: the runtime retries what a lost worker took with it, never what raised.
@@ -24,7 +22,15 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 import numpy as np
 
 from mpipar.interfaces.answers import Answer, Raised, Returned, SetupRaised
-from mpipar.interfaces.packing import Pieces, Unreadable, is_of_main, pack, unpack_each, whole
+from mpipar.interfaces.packing import (
+    Pieces,
+    Unreadable,
+    are_plain,
+    is_of_main,
+    pack,
+    unpack_each,
+    whole,
+)
 from mpipar.runtime.stage import Block, Stage, Task
 
 if TYPE_CHECKING:
@@ -32,7 +38,16 @@ if TYPE_CHECKING:
 
     from mpipar.interfaces.usermain import UserMain
 
-__all__ = ["Call", "CallStage", "Reply", "answers_of", "is_in_task", "setup_block", "with_open"]
+__all__ = [
+    "Call",
+    "CallStage",
+    "Reply",
+    "answers_of",
+    "is_in_task",
+    "setup_block",
+    "values_of",
+    "with_open",
+]
 
 Call: TypeAlias = tuple[Callable[..., Any], Sequence[Any], Mapping[str, Any]]
 """A function, its arguments, its keyword arguments."""
@@ -53,6 +68,7 @@ class Reply(NamedTuple):
 
     kinds: bytes  # one for each call; a single SETUP stands for all
     pieces: Pieces  # values; (exception, traceback) of what raised
+    together: bool  # whether the one piece is the list of all values
     where: str
     seconds: float
     unsent: bool  # its arrays are still the worker's own
@@ -160,32 +176,31 @@ class CallStage(Stage):
         return _Site(self.main)
 
     def run(self, task: Task, block: Block | None, state: _Site) -> Reply:
-        context, patience, count, pieces = task.payload
+        context, patience, count, together, pieces = task.payload
         start = time.perf_counter()
         _inside.task = True
         try:
             prefix = state.prefix(context, block)
             if isinstance(prefix, _Raising):
-                kinds, made = bytes([SETUP]), _packed(prefix)
+                kinds, made = bytearray([SETUP]), [prefix]
             else:
                 objects = state.read(pieces, own=self.main.is_here)
                 start = time.perf_counter()  # of the calls: setup and main module count once only
                 functions = list(itertools.islice(objects, count))
-                kinds, made = _perform(prefix, functions, objects, start + patience)
+                calls = next(objects) if together else objects
+                kinds, made = _perform(prefix, functions, calls, start + patience)
         except BaseException as error:  # the user's main module cannot be run here
-            kinds, made = bytes([SETUP]), _packed(_Raising(error))
+            kinds, made = bytearray([SETUP]), [_Raising(error)]
         finally:
             _inside.task = False
-        return Reply(kinds, made, state.where, time.perf_counter() - start, self.main.is_here)
-
-
-def _packed(raising: _Raising) -> Pieces:
-    return pack([raising.picklable()])[0]
+        pieces, together = _pack_made(kinds, made)  # which may change the kinds
+        seconds = time.perf_counter() - start
+        return Reply(bytes(kinds), pieces, together, state.where, seconds, self.main.is_here)
 
 
 def _perform(
-    prefix: tuple[Any, ...], functions: list[Any], calls: Iterator[Any], until: float
-) -> tuple[bytes, Pieces]:
+    prefix: tuple[Any, ...], functions: list[Any], calls: Iterable[Any], until: float
+) -> tuple[bytearray, list[Any]]:
     """Make the calls, as many as there is time for; return their kinds and what came of them."""
     kinds, made = bytearray(), list[Any]()
     for call in calls:
@@ -200,14 +215,18 @@ def _perform(
             kinds.append(RAISED)
         if time.perf_counter() > until:
             break
-    pieces = _pack_made(kinds, made)  # which may change the kinds
-    return bytes(kinds), pieces
+    return kinds, made
 
 
-def _pack_made(kinds: bytearray, made: list[Any]) -> Pieces:
-    """Pickle what came of the calls; a result that cannot be becomes the error that says so."""
+def _pack_made(kinds: bytearray, made: list[Any]) -> tuple[Pieces, bool]:
+    """Pickle what came of the calls; a result that cannot be becomes the error that says so.
+
+    returns   pieces, and whether the one piece is the list of all values
+    """
+    if are_plain(made):
+        return pack([made])[0], True
     for position, kind in enumerate(kinds):
-        if kind == RAISED:
+        if kind != RETURNED:
             made[position] = made[position].picklable()
     pieces, failed = pack(made)
     if failed:
@@ -215,7 +234,16 @@ def _pack_made(kinds: bytearray, made: list[Any]) -> Pieces:
             kinds[position] = RAISED
             made[position] = _Raising(error).picklable()
         pieces, _ = pack(made)
-    return pieces
+    return pieces, False
+
+
+def values_of(reply: Reply) -> list[Any] | None:
+    """Return the values that the calls returned, if they are plain and each of them did."""
+    if not reply.together:
+        return None
+    (values,) = unpack_each(reply.pieces, own=False)
+    found: list[Any] = values
+    return found
 
 
 def answers_of(reply: Reply, count: int) -> Iterator[Answer]:

@@ -6,7 +6,7 @@ from collections import deque
 from typing import TYPE_CHECKING, Any
 
 from mpipar.interfaces.answers import Answer, Broken
-from mpipar.interfaces.bundles import Feed, Flight, Pace, Singles
+from mpipar.interfaces.bundles import Bundle, Feed, Pace, Singles
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -26,7 +26,7 @@ class Context:
         self._crew = crew
         self._limit = limit
         self._flying = 0  # bundles; or being made
-        self._again: deque[tuple[list[Flight], bool]] = deque()
+        self._again: deque[tuple[Bundle, bool]] = deque()
         self._feeds: dict[Feed, None] = {}  # that may have calls, next first
         self._singles = Singles()
         self._closing = False
@@ -63,42 +63,42 @@ class Context:
 
     # Of the crew's thread
 
-    def take(self) -> list[Flight]:
-        """Return the calls of the next bundle; none if there are none, or enough under way."""
+    def take(self) -> Bundle | None:
+        """Return the next bundle; None if there are no calls, or enough under way."""
         if self._limit is not None and self._flying >= self._limit:
-            return []
+            return None
         self._flying += 1
-        flights = self._take_again() if self._again else self._take_new()
-        if not flights:
+        bundle = self._take_again() if self._again else self._take_new()
+        if bundle is None:
             self.landed()
-        return flights
+        return bundle
 
-    def _take_again(self) -> list[Flight]:
-        flights, alone = self._again.popleft()
-        size = 1 if alone else self.pace.size(len(flights), self._workers)
-        if flights[size:]:
-            self._again.appendleft((flights[size:], alone))
-        return flights[:size]
+    def _take_again(self) -> Bundle:
+        bundle, alone = self._again.popleft()
+        size = 1 if alone else self.pace.size(bundle.size, self._workers)
+        if bundle.size > size:
+            self._again.appendleft((bundle.part(size), alone))
+        return bundle.part(0, size)
 
-    def _take_new(self) -> list[Flight]:
+    def _take_new(self) -> Bundle | None:
         while feeds := list(self._feeds):  # a copy, made at once: others may add to it meanwhile
             feed = feeds[0]
             del self._feeds[feed]
             size = max(feed.chunk, self.pace.size(feed.waiting(), self._workers))
-            taken = feed.take(size)
-            if taken:
+            keys, calls = feed.take(size)
+            if keys:
                 self._feeds[feed] = None  # behind the others
-                return [Flight(feed, key, call) for key, call in taken]
-        return []
+                return Bundle(feed, keys, calls)
+        return None
 
     @property
     def _workers(self) -> int:
         return min(self._crew.workers, self._limit or self._crew.workers) or 1
 
-    def again(self, flights: list[Flight], *, alone: bool) -> None:
+    def again(self, bundle: Bundle, *, alone: bool) -> None:
         """Send these calls once more; `alone`: each for itself."""
-        if flights:
-            self._again.append((flights, alone))
+        if bundle.size:
+            self._again.append((bundle, alone))
 
     def landed(self) -> None:
         """A bundle is answered."""
@@ -112,13 +112,13 @@ class Context:
 
     def fail(self, error: BaseException) -> None:
         """Answer all calls that wait with this error."""
-        flights = [flight for group, _ in self._again for flight in group]
+        bundles = [bundle for bundle, _ in self._again]
         self._again.clear()
         feeds, self._feeds = list(self._feeds), {}
-        for feed in feeds:
-            flights += [Flight(feed, key, call) for key, call in feed.take(feed.waiting())]
-        for flight in flights:
-            flight.feed.answer(flight.key, Broken(error))
-        for feed in feeds:
-            feed.settle()
+        bundles += [Bundle(feed, *feed.take(feed.waiting())) for feed in feeds]
+        for bundle in bundles:
+            for key in bundle.keys:
+                bundle.feed.failed(key, Broken(error))
+        for bundle in bundles:
+            bundle.feed.settle()
         self._crew.forget(self)

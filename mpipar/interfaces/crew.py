@@ -20,8 +20,16 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from mpipar.errors import LaunchError, UsageError
 from mpipar.interfaces import usermain
 from mpipar.interfaces.answers import Answer, Broken, Failed, Raised, Returned, SetupRaised
-from mpipar.interfaces.bundles import PATIENCE_SECONDS, Feed, Flight, pack_calls
-from mpipar.interfaces.calls import CallStage, Reply, answers_of, is_in_task, setup_block, with_open
+from mpipar.interfaces.bundles import PATIENCE_SECONDS, Bundle, Feed, pack_calls
+from mpipar.interfaces.calls import (
+    CallStage,
+    Reply,
+    answers_of,
+    is_in_task,
+    setup_block,
+    values_of,
+    with_open,
+)
 from mpipar.interfaces.context import Context
 from mpipar.runtime.stage import Policy, Task
 
@@ -60,7 +68,7 @@ class Crew:
         self._lock = threading.Condition()
         self._contexts: dict[int, Context] = {}  # open, or with calls on their way
         self._ready: dict[int, Context] = {}  # may have something to send
-        self._flying: dict[int, tuple[Context, list[Flight]]] = {}
+        self._flying: dict[int, tuple[Context, Bundle]] = {}
         self._blocks: dict[int, dict[str, NDArray[Any]]] = {}
         self._numbers = itertools.count()
         self._tasks = itertools.count()
@@ -182,12 +190,12 @@ class Crew:
             self._supplying = True
         try:
             while len(tasks) < limit and (context := self._next()) is not None:
-                flights = context.take()
-                if not flights:
+                bundle = context.take()
+                if bundle is None:
                     continue
                 with self._lock:
                     self._ready[context.number] = context  # behind the others
-                tasks += self._bundle(context, flights)
+                tasks += self._task_of(context, bundle)
         finally:
             with self._lock:
                 self._supplying = False
@@ -200,30 +208,34 @@ class Crew:
             number = next(iter(self._ready), None)
             return None if number is None else self._ready.pop(number)
 
-    def _bundle(self, context: Context, flights: list[Flight]) -> list[Task]:
+    def _task_of(self, context: Context, bundle: Bundle) -> list[Task]:
         """Make a task of calls; none if they cannot be pickled."""
-        count, pieces, failed = pack_calls(flights)
-        for at, error in reversed(failed):
-            self._answer(flights.pop(at), Raised(error, "", "here, before it was sent"))
-        if not flights:
+        parcel, failed = pack_calls(bundle.calls)
+        self._touched[bundle.feed] = None
+        for at, error in failed:
+            bundle.feed.failed(bundle.keys[at], Raised(error, "", "here, before it was sent"))
+        for at, _ in reversed(failed):
+            del bundle.keys[at], bundle.calls[at]
+        if not bundle.size:
             context.landed()
             return []
-        patience = math.inf if len(flights) <= flights[0].feed.chunk else PATIENCE_SECONDS
-        payload = context.number, patience, count, pieces
+        patience = math.inf if bundle.size <= bundle.feed.chunk else PATIENCE_SECONDS
         task = next(self._tasks)
-        self._flying[task] = context, flights
+        self._flying[task] = context, bundle
+        payload = context.number, patience, parcel.functions, parcel.together, parcel.pieces
         return [Task(task, context.block, payload)]
 
     def deliver(self, results: Sequence[tuple[int, Any]]) -> None:
         """Hand out what came of bundles."""
         for task, result in results:
-            context, flights = self._flying[task]
+            context, bundle = self._flying[task]
+            self._touched[bundle.feed] = None
             if isinstance(result, Reply):
-                self._hand_out(context, flights, result)
-            elif len(flights) > 1:
-                context.again(flights, alone=True)  # to find the one that fails
+                self._hand_out(context, bundle, result)
+            elif bundle.size > 1:
+                context.again(bundle, alone=True)  # to find the one that fails
             else:
-                self._answer(flights[0], Failed(result))
+                bundle.feed.failed(bundle.keys[0], Failed(result))
             context.landed()
             with self._lock:
                 self._ready[context.number] = context
@@ -231,17 +243,22 @@ class Crew:
                 self._lock.notify_all()
         self._settle()
 
-    def _hand_out(self, context: Context, flights: list[Flight], reply: Reply) -> None:
-        made = 0
-        for flight, answer in zip(flights, answers_of(reply, len(flights)), strict=False):
-            self._answer(flight, answer)
-            made += 1
+    def _hand_out(self, context: Context, bundle: Bundle, reply: Reply) -> None:
+        values = values_of(reply)
+        made = bundle.size
+        if values is not None:
+            made = len(values)
+            bundle.feed.returned(bundle.keys[:made], values)
+        else:
+            made = 0
+            for key, answer in zip(bundle.keys, answers_of(reply, bundle.size), strict=False):
+                made += 1
+                if isinstance(answer, Returned):
+                    bundle.feed.returned((key,), (answer.value,))
+                else:
+                    bundle.feed.failed(key, answer)
         context.pace.note(made, reply.seconds)
-        context.again(flights[made:], alone=False)
-
-    def _answer(self, flight: Flight, answer: Answer) -> None:
-        flight.feed.answer(flight.key, answer)
-        self._touched[flight.feed] = None
+        context.again(bundle.part(made), alone=False)
 
     def _settle(self) -> None:
         touched, self._touched = self._touched, {}
@@ -259,9 +276,10 @@ class Crew:
             contexts = list(self._contexts.values())
             self._ready.clear()
             self._lock.notify_all()
-        for _, flights in flying.values():
-            for flight in flights:
-                self._answer(flight, Broken(error))
+        for _, bundle in flying.values():
+            self._touched[bundle.feed] = None
+            for key in bundle.keys:
+                bundle.feed.failed(key, Broken(error))
         for context in contexts:
             context.fail(error)
         self._settle()

@@ -9,17 +9,20 @@ from __future__ import annotations
 import copyreg
 import io
 import pickle
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import numpy as np
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
-__all__ = ["Pieces", "Unreadable", "is_of_main", "pack", "unpack_each", "whole"]
+__all__ = ["Pieces", "Unreadable", "are_plain", "is_of_main", "pack", "unpack_each", "whole"]
 
 Pieces: TypeAlias = tuple[bytes, tuple[int, ...], tuple[int, ...], tuple[Any, ...]]
 """Pickles in a row; where each ends; which buffer is each one's last; the buffers."""
+
+
+PLAIN: Final = frozenset({type(None), bool, int, float, complex, str, bytes})
 
 
 class _Reducers(dict[type, Any]):
@@ -63,6 +66,11 @@ def pack(objects: Iterable[Any]) -> tuple[Pieces, list[tuple[int, Exception]]]:
     views = tuple(buffer.raw() for buffer in buffers)
     frozen = tuple(pickle.PickleBuffer(view) for view in views)
     return (stream.getvalue(), tuple(ends), tuple(marks) if frozen else (), frozen), failed
+
+
+def are_plain(values: Iterable[Any]) -> bool:
+    """Whether all are numbers, texts and the like, which always can be pickled and read back."""
+    return PLAIN.issuperset(map(type, values))
 
 
 def unpack_each(pieces: Pieces, *, own: bool) -> Iterator[Any]:

@@ -7,21 +7,19 @@ import threading
 import time
 from collections import deque
 from concurrent import futures
+from itertools import islice
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from mpipar.interfaces.answers import Returned
-from mpipar.interfaces.calls import Call
 from mpipar.interfaces.outcomes import exception_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
     from mpipar.interfaces.answers import Answer
+    from mpipar.interfaces.calls import Call
     from mpipar.interfaces.submissions import Ledger
 
 __all__ = ["Results"]
-
-NO_KEYWORDS: dict[str, Any] = {}
 
 
 class Shape(NamedTuple):
@@ -39,6 +37,12 @@ class Shape(NamedTuple):
             raise TypeError("buffersize must be an integer or None")
         if self.ahead is not None and self.ahead < 1:
             raise ValueError("buffersize must be None or > 0")
+
+
+class Raising(NamedTuple):
+    """In the place of a value: what is raised instead."""
+
+    error: BaseException
 
 
 class Results:
@@ -62,60 +66,52 @@ class Results:
         self._ledger = ledger
         self._function = function
         self._arguments = arguments
-        self._calls: deque[tuple[int, Call]] = deque()
-        self._answers: dict[int, Answer] = {}  # that have not been yielded
+        self._waiting: deque[tuple[Any, ...]] = deque()  # arguments that no worker has got
+        self._sent = 0  # calls that went to a worker
+        self._values: dict[int, Any] = {}  # that have not been yielded
         self._order: deque[int] = deque()  # in which they came; if unordered
         self._made = 0  # calls
         self._taken = 0  # results that the caller has got
         self._answered = 0  # since the last `settle`
         self._dropped_from = math.inf  # the first call that was cancelled
-        self._awaited: int | None = None
         self._change = threading.Condition(threading.Lock())
 
     # The caller's
 
     def fill(self) -> None:
         """Make as many calls as may be made now."""
-        function, made = self._function, self._made
-        room = self._shape.ahead
-        calls = list[tuple[int, Call]]()
-        for arguments in self._arguments if room is None or room > made - self._taken else ():
-            calls.append((made, (function, arguments, NO_KEYWORDS)))
-            made += 1
-            if room is not None and made - self._taken >= room:
-                break
+        room, ahead = self._shape.ahead, self._made - self._taken
+        calls = list(islice(self._arguments, None if room is None else room - ahead))
         if calls:
             self._ledger.open(len(calls))
-            self._calls.extend(calls)
+            self._made += len(calls)
+            self._waiting.extend(calls)
             self._ledger.offer(self, len(calls))
-            self._made = made
 
     def iterate(self, until: float | None) -> Iterator[Any]:
         """Yield the results, in order unless told otherwise; raise what a call raised."""
         try:
             while self._taken < self._made:
-                answer = self._next(until)
+                value = self._next(until)
                 self._taken += 1
                 if self._shape.ahead is not None:
                     self.fill()
-                if type(answer) is not Returned:
-                    raise exception_of(answer)
-                yield answer.value
-                del answer
+                if type(value) is Raising:
+                    raise value.error
+                yield value
+                del value  # the caller's now
         finally:
             self.cancel()
 
-    def _next(self, until: float | None) -> Answer:
+    def _next(self, until: float | None) -> Any:
+        values, taken = self._values, self._taken
         if self._shape.unordered:
             if not self._order:
                 self._wait(self._order.__len__, until)
-            return self._answers.pop(self._order.popleft())
-        answer = self._answers.pop(self._taken, None)
-        if answer is None:
-            index = self._awaited = self._taken
-            self._wait(lambda: index in self._answers, until)
-            answer = self._answers.pop(index)
-        return answer
+            return values.pop(self._order.popleft())
+        if taken not in values:
+            self._wait(lambda: taken in values, until)
+        return values.pop(taken)
 
     def _wait(self, is_here: Callable[[], object], until: float | None) -> None:
         with self._change:
@@ -130,9 +126,9 @@ class Results:
     def cancel(self) -> None:
         """Drop the calls that no worker has got. Any thread."""
         dropped = 0
-        while self._calls:
+        while self._waiting:
             try:
-                self._calls.pop()
+                self._waiting.pop()
             except IndexError:  # the crew has just taken it
                 break
             dropped += 1
@@ -144,24 +140,33 @@ class Results:
     # The crew's
 
     def waiting(self) -> int:
-        return len(self._calls)
+        return len(self._waiting)
 
-    def take(self, limit: int) -> list[tuple[Any, Call]]:
-        taken, calls = list[tuple[Any, Call]](), self._calls
+    def take(self, limit: int) -> tuple[list[Any], list[Call]]:
+        waiting, function = self._waiting, self._function
+        arguments = list[Any]()
         try:
-            for _ in range(min(limit, len(calls))):
-                taken.append(calls.popleft())
+            for _ in range(min(limit, len(waiting))):
+                arguments.append(waiting.popleft())
         except IndexError:  # cancelled at this very moment
             pass
-        return taken
+        first = self._sent
+        self._sent += len(arguments)
+        return list(range(first, self._sent)), [(function, each, {}) for each in arguments]
 
-    def answer(self, key: Any, answer: Answer) -> None:
-        if type(answer) is not Returned:
-            self._ledger.note(answer)
-        self._answers[key] = answer
-        self._answered += 1
+    def returned(self, keys: Sequence[Any], values: Sequence[Any]) -> None:
+        self._values.update(zip(keys, values, strict=True))
+        self._told(keys)
+
+    def failed(self, key: Any, answer: Answer) -> None:
+        self._ledger.note(answer)
+        self._values[key] = Raising(exception_of(answer))
+        self._told((key,))
+
+    def _told(self, keys: Sequence[Any]) -> None:
+        self._answered += len(keys)
         if self._shape.unordered:
-            self._order.append(key)
+            self._order.extend(keys)
 
     def settle(self) -> None:
         answered, self._answered = self._answered, 0

@@ -7,15 +7,16 @@ import threading
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
-from mpipar.interfaces.answers import Broken, Returned, SetupRaised
-from mpipar.interfaces.calls import Call
+from mpipar.interfaces.answers import Broken, SetupRaised
 from mpipar.interfaces.outcomes import BrokenWorkersError, exception_of
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from concurrent.futures import Future
 
     from mpipar.interfaces.answers import Answer
     from mpipar.interfaces.bundles import Feed
+    from mpipar.interfaces.calls import Call
     from mpipar.interfaces.context import Context
 
 __all__ = ["Ledger", "Submissions"]
@@ -62,9 +63,13 @@ class Ledger:
             if not self._unfinished:
                 self._change.notify_all()
 
+    def note_thread(self) -> None:
+        """This is the thread that tells answers."""
+        self._deliverer = threading.get_ident()
+
     def note(self, answer: Answer) -> None:
         """See whether an answer breaks the executor; in the thread that tells answers."""
-        self._deliverer = threading.get_ident()
+        self.note_thread()
         if self.broken or not isinstance(answer, SetupRaised | Broken):
             return
         error = exception_of(answer)
@@ -115,34 +120,33 @@ class Submissions:
     def waiting(self) -> int:
         return len(self._calls)
 
-    def take(self, limit: int) -> list[tuple[Any, Call]]:
-        taken, dropped = list[tuple[Any, Call]](), 0
-        while self._calls and len(taken) < limit:
+    def take(self, limit: int) -> tuple[list[Any], list[Call]]:
+        keys, calls, dropped = list[Any](), list[Any](), 0
+        while self._calls and len(keys) < limit:
             try:
                 future, call = self._calls.popleft()
             except IndexError:  # cancelled at this very moment
                 break
             if future.set_running_or_notify_cancel():
-                taken.append((future, call))
+                keys.append(future)
+                calls.append(call)
             else:
                 dropped += 1
         if dropped:
             self._ledger.finish(dropped)
-        return taken
+        return keys, calls
 
-    def answer(self, key: Any, answer: Answer) -> None:
-        future: Future[Any] = key
+    def returned(self, keys: Sequence[Any], values: Sequence[Any]) -> None:
+        self._ledger.note_thread()
+        self._answered += len(keys)
+        for future, value in zip(keys, values, strict=True):
+            future.set_result(value)
+
+    def failed(self, key: Any, answer: Answer) -> None:
         self._ledger.note(answer)
         self._answered += 1
-        if type(answer) is Returned:
-            future.set_result(answer.value)
-        else:
-            future.set_exception(exception_of(answer))
+        key.set_exception(exception_of(answer))
 
     def settle(self) -> None:
         answered, self._answered = self._answered, 0
         self._ledger.finish(answered)
-
-
-if TYPE_CHECKING:
-    _: type[Feed] = Submissions
