@@ -65,7 +65,11 @@ class Executor(futures.Executor):
     @property
     def num_workers(self) -> int:
         """How many calls can be under way at once; 0 after the shutdown."""
-        return 0 if self._ledger.closed else min(self._max_workers, self._crew.workers)
+        return (
+            0
+            if self._ledger.closed or self._ledger.broken
+            else min(self._max_workers, self._crew.workers)
+        )
 
     @property
     def _broken(self) -> str:
@@ -139,7 +143,7 @@ class Executor(futures.Executor):
         """
         self._ledger.closed = True
         if cancel_futures:
-            self._submissions.cancel()
+            self._submissions.cancel(self._max_workers)
             for results in list(self._results):
                 results.cancel()
         if wait:

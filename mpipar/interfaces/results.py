@@ -37,6 +37,8 @@ class Shape(NamedTuple):
             raise TypeError("buffersize must be an integer or None")
         if self.ahead is not None and self.ahead < 1:
             raise ValueError("buffersize must be None or > 0")
+        if self.ahead is not None and self.unordered:
+            raise ValueError("buffersize and unordered exclude each other")
 
 
 class Raising(NamedTuple):
@@ -92,14 +94,13 @@ class Results:
         """Yield the results, in order unless told otherwise; raise what a call raised."""
         try:
             while self._taken < self._made:
-                value = self._next(until)
+                box = [self._next(until)]  # so that this frame holds no result once it is yielded
                 self._taken += 1
                 if self._shape.ahead is not None:
                     self.fill()
-                if type(value) is Raising:
-                    raise value.error
-                yield value
-                del value  # the caller's now
+                if type(box[0]) is Raising:
+                    raise box[0].error
+                yield box.pop()
         finally:
             self.cancel()
 

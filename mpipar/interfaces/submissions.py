@@ -98,6 +98,7 @@ class Submissions:
     def __init__(self, ledger: Ledger) -> None:
         self._ledger = ledger
         self._calls: deque[tuple[Future[Any], Call]] = deque()
+        self._sent = False  # any call
         self._answered = 0  # since the last `settle`
 
     def put(self, future: Future[Any], call: Call) -> None:
@@ -106,11 +107,15 @@ class Submissions:
         self._calls.append((future, call))
         self._ledger.offer(self, 1)
 
-    def cancel(self) -> None:
-        """Cancel the calls that no worker has got. Any thread."""
-        while self._calls:
+    def cancel(self, workers: int) -> None:
+        """Cancel the calls that no worker has got. Any thread.
+
+        The first calls of all count as got, one for each worker: the crew comes for them just now.
+        """
+        kept = 0 if self._sent else workers
+        while len(self._calls) > kept:
             try:
-                future, _ = self._calls.popleft()
+                future, _ = self._calls.pop()
             except IndexError:  # the crew has just taken it
                 return
             future.cancel()
@@ -122,6 +127,7 @@ class Submissions:
 
     def take(self, limit: int) -> tuple[list[Any], list[Call]]:
         keys, calls, dropped = list[Any](), list[Any](), 0
+        self._sent = True
         while self._calls and len(keys) < limit:
             try:
                 future, call = self._calls.popleft()

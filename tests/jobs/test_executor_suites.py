@@ -1,0 +1,66 @@
+"""CPython's and mpi4py's own tests of executors, on mpipar.Executor; see tests/support/suites.py.
+
+All jobs of this file run at once: they mostly sleep.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from contextlib import suppress
+
+import pytest
+
+from tests.jobs.test_launch import MPIRUN, ROOT, environment, mpirun
+from tests.support.suites import CPYTHON, MPI4PY, find
+
+# How the workers come about, whose tests, and which: those that only wait for futures once. The
+# slowest are waited for last.
+JOBS = {
+    "mpi-mpi4py": ("", "mpi4py"),
+    "mpi-waits": ("", "cpython", "Waits", "Completions"),
+    "serial-calls": ("--parallel=serial", "cpython", "Executors", "Shutdowns", "Initializers"),
+    "thread-calls": ("--parallel=thread:3", "cpython", "Executors", "Shutdowns", "Initializers"),
+    "mpi-calls": ("", "cpython", "Executors", "Shutdowns", "Initializers"),
+}
+PATIENCE = 55
+
+pytestmark = pytest.mark.skipif(not MPIRUN.exists(), reason="this environment brings no MPI")
+
+
+@pytest.fixture(scope="module")
+def jobs(tmp_path_factory):
+    """All of them under way, each with a file for what it says."""
+    folder = tmp_path_factory.mktemp("suites")
+    cache = ROOT / ".suites"
+    find(cache)
+    started = {}
+    for name, (parallel, suite, *only) in JOBS.items():
+        start = [] if parallel else mpirun(4)
+        command = [*start, sys.executable, "-m", "mpipar", "exec", parallel or "--parallel=mpi"]
+        command += ["-m", "tests.support.suites", suite, cache, *only]
+        if list(cache.glob(f"{CPYTHON if suite == 'cpython' else MPI4PY}*")):
+            with (folder / name).open("w") as said:
+                started[name] = subprocess.Popen(
+                    [str(word) for word in command],
+                    cwd=ROOT,
+                    env=environment(),
+                    stdout=said,
+                    stderr=subprocess.STDOUT,
+                )
+    yield folder, started
+    for job in started.values():
+        job.terminate()
+        job.wait(20)
+
+
+@pytest.mark.parametrize("name", JOBS)
+def test_suite_passes(jobs, name):
+    folder, started = jobs
+    if name not in started:
+        pytest.skip("that suite comes with no Python here, and could not be downloaded")
+    with suppress(subprocess.TimeoutExpired):
+        started[name].wait(PATIENCE)
+    said = (folder / name).read_text()
+    assert started[name].poll() == 0, said
+    assert int(said.rpartition("\nRan ")[2].split()[0]) > 10
