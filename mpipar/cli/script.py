@@ -96,9 +96,9 @@ def _outcome(code: types.CodeType, names: dict[str, Any]) -> int:
         sys.stderr.write(f"{end.code}\n")
         return 1
     except BaseException as error:
-        trace = error.__traceback__
         sys.stdout.flush()
-        # Without our own line, which is the first.
-        sys.excepthook(type(error), error, trace.tb_next if trace else None)
+        trace = error.__traceback__
+        error.__traceback__ = trace and trace.tb_next  # without our own line, which is the first
+        sys.excepthook(type(error), error, error.__traceback__)
         return INTERRUPTED if isinstance(error, KeyboardInterrupt) else 1
     return 0

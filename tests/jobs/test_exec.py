@@ -1,0 +1,130 @@
+"""`mpipar exec` under real launchers: a script runs as under python, its calls on the workers."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+
+from tests.jobs.test_launch import MPIRUN, complaints, mpirun, run
+
+EXEC = [sys.executable, "-m", "mpipar", "exec"]
+TOLERANT = ["--with-ft", "ulfm"]
+
+pytestmark = pytest.mark.skipif(not MPIRUN.exists(), reason="this environment brings no MPI")
+
+SCRIPT = """
+import atexit, os, signal, sys, time
+from pathlib import Path
+from mpipar import Executor
+
+LEVEL = 3
+
+def here(n):
+    return n * LEVEL, os.getpid()
+
+def die_once(n):
+    time.sleep(0.002)
+    if n == 60:
+        try:
+            os.unlink("marker")
+        except FileNotFoundError:
+            return n
+        os.kill(os.getpid(), signal.SIGKILL)
+    return n
+
+def late(text):
+    time.sleep(0.3)
+    Path("late").write_text(text)
+
+if __name__ == "__main__":
+    atexit.register(print, "at exit")
+    executor = Executor()
+    act = sys.argv[1]
+    if act == "who":
+        values, processes = zip(*executor.map(here, range(200)))
+        print(sum(values), len(set(processes)), os.getpid() in processes, sys.argv, sys.path[0])
+    elif act == "killed":
+        Path("marker").touch()
+        print(sum(executor.map(die_once, range(300))), executor.num_workers)
+    elif act == "late":
+        executor.submit(late, "written")
+    elif act == "raise":
+        executor.submit(late, "written")
+        raise KeyError("what the script says")
+    else:
+        sys.exit(int(act))
+"""
+
+
+@pytest.fixture
+def script(tmp_path):
+    path = tmp_path / "script.py"
+    path.write_text(SCRIPT)
+    return path
+
+
+def job(ranks, script, *words, options=()):
+    first, *rest = mpirun(ranks)
+    return run([first, *options, *rest, "-wdir", script.parent, *EXEC, script, *words])
+
+
+def test_functions_of_the_script_run_on_the_workers(script):
+    done = job(4, script, "who", "--flag")
+    assert done.returncode == 0, done.stderr
+    total = 3 * sum(range(200))
+    words = [str(script), "who", "--flag"]
+    assert done.stdout == f"{total} 3 False {words} {script.parent}\nat exit\n"
+
+
+def test_killed_worker_costs_no_call(script):
+    done = job(4, script, "killed", options=TOLERANT)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(f"{sum(range(300))} 2\n")
+
+
+@pytest.mark.parametrize("act", ["late", "raise", "7"])
+@pytest.mark.parametrize("ranks", [1, 3])
+def test_script_ends_as_under_python(script, act, ranks):
+    done = job(ranks, script, act, options=TOLERANT)
+    assert done.returncode == {"late": 0, "raise": 1, "7": 7}[act]
+    assert "at exit" in done.stdout
+    if act != "7":
+        assert (script.parent / "late").read_text() == "written"
+    shown = [line for line in done.stderr.splitlines() if line.startswith(("Trace", "  File", "K"))]
+    if act == "raise":
+        assert shown[0].startswith("Traceback")
+        assert f'File "{script}", line' in shown[1]
+        assert shown[2] == "KeyError: 'what the script says'"
+    else:
+        assert shown == []
+
+
+def test_module_and_own_mpirun():
+    done = run([*EXEC, "--parallel=mpi:3", "-m", "tests.support.module_script", "4", "5"])
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "[16, 25] tests.support.module_script True\n"
+
+
+def test_script_under_mpirun_without_exec_is_refused(script):
+    done = run([*mpirun(2), sys.executable, script, "who"])
+    assert done.returncode != 0
+    assert "mpirun -n N python -m mpipar exec" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "says"),
+    [
+        ([], 64, "needs a script"),
+        (["none.py"], 66, "none.py"),
+        (["-m", "no.such.module"], 66, "no.such.module"),
+        (["--parallel=five", "x.py"], 64, "--parallel=five"),
+        (["--paralel=mpi:2", "x.py"], 64, "did you mean --parallel"),
+    ],
+)
+def test_what_is_wrong_is_said_in_one_line(words, code, says):
+    done = run([*EXEC, *words])
+    assert done.returncode == code
+    (line,) = complaints(done)
+    assert says in line
+    assert "Traceback" not in done.stderr
