@@ -9,20 +9,19 @@ from __future__ import annotations
 import pickle
 import types
 from collections import deque
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from itertools import chain
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol, overload
 
 from mpipar.interfaces.answers import Returned
 from mpipar.interfaces.packing import Pieces, are_plain, pack
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-
     from mpipar.interfaces.answers import Answer
     from mpipar.interfaces.calls import Call
 
-__all__ = ["Bundle", "Feed", "Pace", "Parcel", "Singles", "pack_calls"]
+__all__ = ["Bundle", "Feed", "Pace", "Parcel", "SameCalls", "Singles", "pack_calls"]
 
 BUNDLE_SECONDS: Final = 0.002
 BUNDLE_CALLS: Final = 512
@@ -40,7 +39,7 @@ class Feed(Protocol):
         """How many calls can be taken, at most."""
         ...
 
-    def take(self, limit: int) -> tuple[list[Any], list[Call]]:
+    def take(self, limit: int) -> tuple[Sequence[Any], Sequence[Call]]:
         """Give up to `limit` calls and a key for each; they go to a worker now."""
         ...
 
@@ -48,8 +47,8 @@ class Feed(Protocol):
         """These calls that were taken have returned."""
         ...
 
-    def failed(self, key: Any, answer: Answer) -> None:
-        """A call that was taken has not returned."""
+    def answered(self, key: Any, answer: Answer) -> None:
+        """What became of a call that was taken, whatever it is."""
         ...
 
     def settle(self) -> None:
@@ -57,13 +56,33 @@ class Feed(Protocol):
         ...
 
 
+class SameCalls(Sequence["Call"]):
+    """Calls of one function, each with arguments of its own and no keywords."""
+
+    def __init__(self, function: Callable[..., Any], arguments: list[tuple[Any, ...]]) -> None:
+        self.function = function
+        self.arguments = arguments
+
+    def __len__(self) -> int:
+        return len(self.arguments)
+
+    @overload
+    def __getitem__(self, at: int) -> Call: ...
+    @overload
+    def __getitem__(self, at: slice) -> SameCalls: ...
+    def __getitem__(self, at: int | slice) -> Call | SameCalls:
+        if isinstance(at, slice):
+            return SameCalls(self.function, self.arguments[at])
+        return self.function, self.arguments[at], {}
+
+
 @dataclass(frozen=True, slots=True)
 class Bundle:
-    """Calls of one feed that travel together; each is told of once, by `returned` or `failed`."""
+    """Calls of one feed that travel together; each is told of once, by `returned` or `answered`."""
 
     feed: Feed
-    keys: list[Any]
-    calls: list[Call]
+    keys: Sequence[Any]
+    calls: Sequence[Call]
 
     @property
     def size(self) -> int:
@@ -73,6 +92,11 @@ class Bundle:
     def part(self, begin: int, end: int | None = None) -> Bundle:
         """Some of them."""
         return Bundle(self.feed, self.keys[begin:end], self.calls[begin:end])
+
+    def without(self, places: Collection[int]) -> Bundle:
+        """All but those at these places."""
+        kept = [at for at in range(self.size) if at not in places]
+        return Bundle(self.feed, [self.keys[at] for at in kept], [self.calls[at] for at in kept])
 
 
 class Pace:
@@ -97,10 +121,14 @@ class Pace:
 
 @dataclass(frozen=True, slots=True)
 class Parcel:
-    """Calls as they travel; a worker reads it in `calls.CallStage`."""
+    """Calls as they travel; a worker reads it in `calls.CallStage`.
 
-    functions: int  # how many of the pieces are functions; calls name them by number
-    together: bool  # whether one further piece is the list of the calls, or each is a piece
+    First come functions, which the calls name by number. Then each call is a piece; or, together,
+    one piece is a list of the arguments of the only function.
+    """
+
+    functions: int
+    together: bool
     pieces: Pieces
 
 
@@ -109,8 +137,13 @@ def pack_calls(calls: Sequence[Call]) -> tuple[Parcel, list[tuple[int, Exception
 
     returns   the parcel without those calls; [(position among the calls, error)]
     """
+    same = _same(calls)
+    # Plain values can share a pickle, which is several times as fast: nothing can go wrong with
+    # them, and nobody can tell whether two calls have got the same one.
+    if same is not None and are_plain(chain.from_iterable(same.arguments)):
+        return Parcel(1, True, pack([same.function, same.arguments])[0]), []
     numbers, functions = dict[Any, int | None](), list[Any]()
-    made, only = list[tuple[Any, Any, Any]](), True
+    made: list[tuple[Any, Any, Any]] = []
     for function, arguments, keywords in calls:
         if type(function) not in BY_REFERENCE:
             number = None
@@ -119,14 +152,22 @@ def pack_calls(calls: Sequence[Call]) -> tuple[Parcel, list[tuple[int, Exception
         else:
             number = numbers[function] = len(functions) if _is_picklable(function) else None
             functions += [function] if number is not None else []
-        only = only and number is not None and not keywords
         made.append((function if number is None else number, arguments, keywords))
-    # Plain values can share a pickle, which is several times as fast: nothing can go wrong with
-    # them, and nobody can tell whether two calls have got the same one.
-    together = only and are_plain(chain.from_iterable(arguments for _, arguments, _ in made))
-    pieces, failed = pack([*functions, made] if together else [*functions, *made])
-    parcel = Parcel(len(functions), together, pieces)
+    pieces, failed = pack([*functions, *made])
+    parcel = Parcel(len(functions), False, pieces)
     return parcel, [(at - len(functions), error) for at, error in failed]
+
+
+def _same(calls: Sequence[Call]) -> SameCalls | None:
+    """The calls, if all are of one plain function and without keywords."""
+    function = calls[0][0]
+    if type(function) not in BY_REFERENCE or not _is_picklable(function):
+        return None
+    if isinstance(calls, SameCalls):
+        return calls
+    if any(other is not function or keywords for other, _, keywords in calls):
+        return None
+    return SameCalls(function, [tuple(arguments) for _, arguments, _ in calls])
 
 
 def _is_picklable(function: Any) -> bool:
@@ -165,7 +206,7 @@ class Singles:
         for done, value in zip(keys, values, strict=True):
             done(Returned(value))
 
-    def failed(self, key: Any, answer: Answer) -> None:
+    def answered(self, key: Any, answer: Answer) -> None:
         key(answer)
 
     def settle(self) -> None:

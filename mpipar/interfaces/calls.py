@@ -55,6 +55,7 @@ Call: TypeAlias = tuple[Callable[..., Any], Sequence[Any], Mapping[str, Any]]
 RETURNED, RAISED, SETUP, MAIN = 0, 1, 2, 3
 DATA, ENDS, MARKS, PASSES, BUFFER = "data", "ends", "marks", "passes", "buffer"
 OPEN = "open"
+NOTHING: dict[str, Any] = {}
 _inside = threading.local()
 
 
@@ -187,7 +188,7 @@ class CallStage(Stage):
                 objects = state.read(pieces, own=self.main.is_here)
                 start = time.perf_counter()  # of the calls: setup and main module count once only
                 functions = list(itertools.islice(objects, count))
-                calls = next(objects) if together else objects
+                calls = ((0, each, NOTHING) for each in next(objects)) if together else objects
                 kinds, made = _perform(prefix, functions, calls, start + patience)
         except BaseException as error:  # the user's main module cannot be run here
             kinds, made = bytearray([MAIN]), [_Raising(error)]
@@ -238,27 +239,28 @@ def _pack_made(kinds: bytearray, made: list[Any]) -> tuple[Pieces, bool]:
 
 
 def values_of(reply: Reply) -> list[Any] | None:
-    """Return the values that the calls returned, if they are plain and each of them did."""
-    if not reply.together:
+    """Return the values that the calls returned, if each of them did."""
+    if any(reply.kinds):
         return None
-    (values,) = unpack_each(reply.pieces, own=False)
-    found: list[Any] = values
-    return found
+    found = list(unpack_each(reply.pieces, own=reply.unsent))
+    if reply.together:
+        return list(found[0])
+    return None if any(type(value) is Unreadable for value in found) else found
 
 
-def answers_of(reply: Reply, count: int) -> Iterator[Answer]:
+def answers_of(reply: Reply, count: int) -> list[Answer]:
     """Return what became of the calls of a bundle of `count`, or of its first ones."""
     where = reply.where
-    found = unpack_each(reply.pieces, own=reply.unsent)
+    found = list(unpack_each(reply.pieces, own=reply.unsent))
     if reply.kinds[0] in {SETUP, MAIN}:
         told = SetupRaised if reply.kinds[0] == SETUP else Raised
-        yield from itertools.repeat(told(*_pair(next(found)), where), count)
-        return
-    for kind, made in zip(reply.kinds, found, strict=True):
-        if kind == RETURNED and not isinstance(made, Unreadable):
-            yield Returned(made)
-        else:
-            yield Raised(*_pair(made), where)
+        return [told(*_pair(found[0]), where)] * count
+    return [
+        Returned(made)
+        if kind == RETURNED and not isinstance(made, Unreadable)
+        else Raised(*_pair(made), where)
+        for kind, made in zip(reply.kinds, found, strict=True)
+    ]
 
 
 def _pair(made: Any) -> tuple[BaseException, str]:

@@ -118,7 +118,7 @@ class Context:
         bundles += [Bundle(feed, *feed.take(feed.waiting())) for feed in feeds]
         for bundle in bundles:
             for key in bundle.keys:
-                bundle.feed.failed(key, Broken(error))
+                bundle.feed.answered(key, Broken(error))
         for bundle in bundles:
             bundle.feed.settle()
         self._crew.forget(self)

@@ -213,9 +213,9 @@ class Crew:
         parcel, failed = pack_calls(bundle.calls)
         self._touched[bundle.feed] = None
         for at, error in failed:
-            bundle.feed.failed(bundle.keys[at], Raised(error, "", "here, before it was sent"))
-        for at, _ in reversed(failed):
-            del bundle.keys[at], bundle.calls[at]
+            bundle.feed.answered(bundle.keys[at], Raised(error, "", "here, before it was sent"))
+        if failed:
+            bundle = bundle.without({at for at, _ in failed})
         if not bundle.size:
             context.landed()
             return []
@@ -235,7 +235,7 @@ class Crew:
             elif bundle.size > 1:
                 context.again(bundle, alone=True)  # to find the one that fails
             else:
-                bundle.feed.failed(bundle.keys[0], Failed(result))
+                bundle.feed.answered(bundle.keys[0], Failed(result))
             context.landed()
             with self._lock:
                 self._ready[context.number] = context
@@ -244,19 +244,15 @@ class Crew:
         self._settle()
 
     def _hand_out(self, context: Context, bundle: Bundle, reply: Reply) -> None:
-        values = values_of(reply)
-        made = bundle.size
+        feed, values = bundle.feed, values_of(reply)
         if values is not None:
+            feed.returned(bundle.keys[: len(values)], values)
             made = len(values)
-            bundle.feed.returned(bundle.keys[:made], values)
         else:
-            made = 0
-            for key, answer in zip(bundle.keys, answers_of(reply, bundle.size), strict=False):
-                made += 1
-                if isinstance(answer, Returned):
-                    bundle.feed.returned((key,), (answer.value,))
-                else:
-                    bundle.feed.failed(key, answer)
+            answers = answers_of(reply, bundle.size)
+            made = len(answers)
+            for key, answer in zip(bundle.keys, answers, strict=False):
+                feed.answered(key, answer)
         context.pace.note(made, reply.seconds)
         context.again(bundle.part(made), alone=False)
 
@@ -279,7 +275,7 @@ class Crew:
         for _, bundle in flying.values():
             self._touched[bundle.feed] = None
             for key in bundle.keys:
-                bundle.feed.failed(key, Broken(error))
+                bundle.feed.answered(key, Broken(error))
         for context in contexts:
             context.fail(error)
         self._settle()

@@ -10,6 +10,8 @@ from concurrent import futures
 from itertools import islice
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from mpipar.interfaces.answers import Returned
+from mpipar.interfaces.bundles import SameCalls
 from mpipar.interfaces.outcomes import exception_of
 
 if TYPE_CHECKING:
@@ -70,8 +72,8 @@ class Results:
         self._arguments = arguments
         self._waiting: deque[tuple[Any, ...]] = deque()  # arguments that no worker has got
         self._sent = 0  # calls that went to a worker
-        self._values: dict[int, Any] = {}  # that have not been yielded
-        self._order: deque[int] = deque()  # in which they came; if unordered
+        self._groups: dict[int, list[Any]] = {}  # results that are here, by the first one's call
+        self._order: deque[int] = deque()  # in which the groups came; if unordered
         self._made = 0  # calls
         self._taken = 0  # results that the caller has got
         self._answered = 0  # since the last `settle`
@@ -92,27 +94,30 @@ class Results:
 
     def iterate(self, until: float | None) -> Iterator[Any]:
         """Yield the results, in order unless told otherwise; raise what a call raised."""
+        bounded = self._shape.ahead is not None
         try:
             while self._taken < self._made:
-                box = [self._next(until)]  # so that this frame holds no result once it is yielded
-                self._taken += 1
-                if self._shape.ahead is not None:
-                    self.fill()
-                if type(box[0]) is Raising:
-                    raise box[0].error
-                yield box.pop()
+                group = self._next(until)
+                while group:
+                    self._taken += 1
+                    if bounded:
+                        self.fill()
+                    if type(group[-1]) is Raising:
+                        raise group.pop().error
+                    yield group.pop()  # so that this frame holds no result that it has yielded
         finally:
             self.cancel()
 
-    def _next(self, until: float | None) -> Any:
-        values, taken = self._values, self._taken
+    def _next(self, until: float | None) -> list[Any]:
+        """The next results, backwards."""
+        groups, order, first = self._groups, self._order, self._taken
         if self._shape.unordered:
-            if not self._order:
-                self._wait(self._order.__len__, until)
-            return values.pop(self._order.popleft())
-        if taken not in values:
-            self._wait(lambda: taken in values, until)
-        return values.pop(taken)
+            if not order:
+                self._wait(order.__len__, until)
+            first = order.popleft()
+        elif first not in groups:
+            self._wait(lambda: first in groups, until)
+        return groups.pop(first)
 
     def _wait(self, is_here: Callable[[], object], until: float | None) -> None:
         with self._change:
@@ -143,9 +148,8 @@ class Results:
     def waiting(self) -> int:
         return len(self._waiting)
 
-    def take(self, limit: int) -> tuple[list[Any], list[Call]]:
-        waiting, function = self._waiting, self._function
-        arguments = list[Any]()
+    def take(self, limit: int) -> tuple[Sequence[Any], Sequence[Call]]:
+        waiting, arguments = self._waiting, list[Any]()
         try:
             for _ in range(min(limit, len(waiting))):
                 arguments.append(waiting.popleft())
@@ -153,21 +157,28 @@ class Results:
             pass
         first = self._sent
         self._sent += len(arguments)
-        return list(range(first, self._sent)), [(function, each, {}) for each in arguments]
+        return range(first, self._sent), SameCalls(self._function, arguments)
 
     def returned(self, keys: Sequence[Any], values: Sequence[Any]) -> None:
-        self._values.update(zip(keys, values, strict=True))
-        self._told(keys)
+        self._come(keys, values)
 
-    def failed(self, key: Any, answer: Answer) -> None:
+    def answered(self, key: Any, answer: Answer) -> None:
+        if isinstance(answer, Returned):
+            self._come((key,), (answer.value,))
+            return
         self._ledger.note(answer)
-        self._values[key] = Raising(exception_of(answer))
-        self._told((key,))
+        self._come((key,), (Raising(exception_of(answer)),))
 
-    def _told(self, keys: Sequence[Any]) -> None:
+    def _come(self, keys: Sequence[Any], values: Sequence[Any]) -> None:
+        """Keep results as the groups in which they come, backwards: the first is popped first."""
+        if not isinstance(keys, range):  # sent again, with others missing between them
+            for key, value in zip(keys, values, strict=True):
+                self._groups[key] = [value]
+        else:
+            self._groups[keys.start] = list(reversed(values))
         self._answered += len(keys)
         if self._shape.unordered:
-            self._order.extend(keys)
+            self._order.extend(keys[:1] if isinstance(keys, range) else keys)
 
     def settle(self) -> None:
         answered, self._answered = self._answered, 0

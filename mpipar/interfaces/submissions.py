@@ -7,7 +7,7 @@ import threading
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
-from mpipar.interfaces.answers import Broken, SetupRaised
+from mpipar.interfaces.answers import Broken, Returned, SetupRaised
 from mpipar.interfaces.outcomes import BrokenWorkersError, exception_of
 
 if TYPE_CHECKING:
@@ -125,7 +125,7 @@ class Submissions:
     def waiting(self) -> int:
         return len(self._calls)
 
-    def take(self, limit: int) -> tuple[list[Any], list[Call]]:
+    def take(self, limit: int) -> tuple[Sequence[Any], Sequence[Call]]:
         keys, calls, dropped = list[Any](), list[Any](), 0
         self._sent = True
         while self._calls and len(keys) < limit:
@@ -148,7 +148,10 @@ class Submissions:
         for future, value in zip(keys, values, strict=True):
             future.set_result(value)
 
-    def failed(self, key: Any, answer: Answer) -> None:
+    def answered(self, key: Any, answer: Answer) -> None:
+        if isinstance(answer, Returned):
+            self.returned((key,), (answer.value,))
+            return
         self._ledger.note(answer)
         self._answered += 1
         key.set_exception(exception_of(answer))

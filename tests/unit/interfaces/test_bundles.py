@@ -42,9 +42,9 @@ def test_plain_values_share_a_pickle_and_a_function_is_in_it_once():
     parcel, failed = pack_calls([(operator.add, (n, 1.5), {}) for n in range(100)])
     assert failed == []
     assert (parcel.functions, parcel.together) == (1, True)
-    function, calls = unpack_each(parcel.pieces, own=False)
+    function, arguments = unpack_each(parcel.pieces, own=False)
     assert function is operator.add
-    assert calls == [(0, (n, 1.5), {}) for n in range(100)]
+    assert arguments == [(n, 1.5) for n in range(100)]
 
 
 @pytest.mark.parametrize(
