@@ -10,10 +10,12 @@ import functools
 import time
 import weakref
 from concurrent import futures
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from mpipar.interfaces import crew as crews
+from mpipar.interfaces.bundles import BY_REFERENCE
 from mpipar.interfaces.outcomes import BrokenWorkersError
+from mpipar.interfaces.packing import pack
 from mpipar.interfaces.results import Results, Shape
 from mpipar.interfaces.submissions import Ledger, Submissions
 
@@ -22,9 +24,22 @@ if TYPE_CHECKING:
 
     from typing_extensions import Self
 
+    from mpipar.interfaces.context import Context
+
 __all__ = ["BrokenWorkersError", "Executor"]
 
 T = TypeVar("T")
+KEPT_BYTES: Final = 1 << 16
+"""A callable object whose pickle is larger goes to each worker once for each `map`."""
+
+
+def _hold(function: Callable[..., T]) -> tuple[Callable[..., T]]:
+    """The setup of a context whose calls are all of one function."""
+    return (function,)
+
+
+def _call(function: Callable[..., T], /, *arguments: Any) -> T:
+    return function(*arguments)
 
 
 class Executor(futures.Executor):
@@ -53,8 +68,10 @@ class Executor(futures.Executor):
         crew = crews.crew(parallel, max_workers)
         setup = initializer and functools.partial(initializer, *initargs)
         limit = max_workers if max_workers and max_workers < crew.workers else None
-        words = {} if isolate is None else {"isolate": isolate}
+        words: dict[str, Any] = {} if isolate is None else {"isolate": isolate}
         self._crew = crew
+        self._words = words
+        self._may_keep = limit is None and initializer is None
         self._max_workers = limit or crew.workers
         self._ledger = Ledger(crew.context(setup, limit=limit, **words))
         self._submissions = Submissions(self._ledger)
@@ -65,11 +82,8 @@ class Executor(futures.Executor):
     @property
     def num_workers(self) -> int:
         """How many calls can be under way at once; 0 after the shutdown."""
-        return (
-            0
-            if self._ledger.closed or self._ledger.broken
-            else min(self._max_workers, self._crew.workers)
-        )
+        over = self._ledger.closed or self._ledger.broken
+        return 0 if over else min(self._max_workers, self._crew.workers)
 
     @property
     def _broken(self) -> str:
@@ -131,10 +145,26 @@ class Executor(futures.Executor):
         shape: Shape,
     ) -> Iterator[T]:
         until = None if timeout is None else time.monotonic() + timeout
-        results = Results(self._ledger, fn, arguments, shape)
+        context = None if shape.ahead else self._context_of(fn)
+        if context is None:
+            results = Results(self._ledger, fn, arguments, shape)
+        else:
+            results = Results(self._ledger, _call, arguments, shape, context)
         results.fill()
         self._results.add(results)
         return results.iterate(until)
+
+    def _context_of(self, fn: Callable[..., Any]) -> Context | None:
+        """Return a context that brings a large function, once, to each worker; None for others.
+
+        Programs give `map` objects and methods that hold all of their data.
+        """
+        if not self._may_keep or type(fn) in BY_REFERENCE or self._ledger.closed:
+            return None
+        pieces, failed = pack([fn])
+        if failed or len(pieces[0]) + sum(len(view.raw()) for view in pieces[3]) < KEPT_BYTES:
+            return None
+        return self._crew.context(functools.partial(_hold, fn), passes_setup=True, **self._words)
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """Take no more calls; wait until those that were taken are finished.

@@ -10,7 +10,7 @@ from concurrent import futures
 from itertools import islice
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from mpipar.interfaces.answers import Returned
+from mpipar.interfaces.answers import Raised, Returned, SetupRaised
 from mpipar.interfaces.bundles import SameCalls
 from mpipar.interfaces.outcomes import exception_of
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from mpipar.interfaces.answers import Answer
     from mpipar.interfaces.calls import Call
+    from mpipar.interfaces.context import Context
     from mpipar.interfaces.submissions import Ledger
 
 __all__ = ["Results"]
@@ -61,13 +62,18 @@ class Results:
         function: Callable[..., Any],
         arguments: Iterator[tuple[Any, ...]],
         shape: Shape,
+        own: Context | None = None,
     ) -> None:
-        """`arguments` are read by `fill`, all of them unless `shape` has a bound."""
+        """`arguments` are read by `fill`, all of them unless `shape` has a bound.
+
+        own   a context of the executor's for these calls alone; not together with a bound
+        """
         shape.check()
         ledger.check()
         self.chunk = shape.chunk
         self._shape = shape
         self._ledger = ledger
+        self._own = own
         self._function = function
         self._arguments = arguments
         self._waiting: deque[tuple[Any, ...]] = deque()  # arguments that no worker has got
@@ -90,7 +96,9 @@ class Results:
             self._ledger.open(len(calls))
             self._made += len(calls)
             self._waiting.extend(calls)
-            self._ledger.offer(self, len(calls))
+            self._ledger.offer(self, len(calls), self._own)
+        if self._own is not None:
+            self._own.close()
 
     def iterate(self, until: float | None) -> Iterator[Any]:
         """Yield the results, in order unless told otherwise; raise what a call raised."""
@@ -166,6 +174,8 @@ class Results:
         if isinstance(answer, Returned):
             self._come((key,), (answer.value,))
             return
+        if self._own is not None and isinstance(answer, SetupRaised):
+            answer = Raised(*answer)  # it was the function, not an initializer
         self._ledger.note(answer)
         self._come((key,), (Raising(exception_of(answer)),))
 

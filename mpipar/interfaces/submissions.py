@@ -41,10 +41,13 @@ class Ledger:
             self.check()
             self._unfinished += calls
 
-    def offer(self, feed: Feed, calls: int) -> None:
-        """Have the crew take counted calls from a feed. Raises if it is gone."""
+    def offer(self, feed: Feed, calls: int, own: Context | None = None) -> None:
+        """Have the crew take counted calls from a feed, in its own context if it has one.
+
+        Raises if the crew is gone.
+        """
         try:
-            self.context.offer(feed)
+            (own or self.context).offer(feed)
         except BaseException:
             self.finish(calls)
             raise

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import re
 import sys
 
 import pytest
 
-from tests.jobs.test_launch import MPIRUN, complaints, mpirun, run
+from tests.jobs.test_launch import MPIRUN, ROOT, complaints, mpirun, run
 
 EXEC = [sys.executable, "-m", "mpipar", "exec"]
 TOLERANT = ["--with-ft", "ulfm"]
@@ -128,3 +129,15 @@ def test_what_is_wrong_is_said_in_one_line(words, code, says):
     (line,) = complaints(done)
     assert says in line
     assert "Traceback" not in done.stderr
+
+
+PAGE = (ROOT / "docs" / "executor.md").read_text()
+EXAMPLES = re.findall(r"```python\n# (\S+)\n(.*?)```", PAGE, re.DOTALL)
+
+
+@pytest.mark.parametrize(("name", "text"), EXAMPLES, ids=[name for name, _ in EXAMPLES])
+def test_examples_of_the_page_run(tmp_path, name, text):
+    (tmp_path / name).write_text(text)
+    done = run([*EXEC, "--parallel=thread:2", tmp_path / name])
+    assert done.returncode == 0, done.stderr
+    assert done.stdout

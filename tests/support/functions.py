@@ -76,3 +76,22 @@ class NeedsTwoError(Exception):
 
 def raise_needs_two() -> None:
     raise NeedsTwoError(1, 2)
+
+
+class Model:
+    """A callable object that holds its data."""
+
+    def __init__(self, size: int) -> None:
+        self.data = np.ones(size)
+        self.pickled = 0
+
+    def __getstate__(self) -> dict[str, Any]:
+        self.pickled += 1
+        return self.__dict__
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        setups.append((threading.get_ident(), self.data.size))
+
+    def __call__(self, factor: float) -> float:
+        return float(self.data.sum()) * factor

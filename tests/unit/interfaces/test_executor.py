@@ -169,3 +169,22 @@ def test_options_that_cannot_be():
                 executor.map(functions.square, [1], **words)
         with pytest.raises(TypeError):
             executor.map(functions.square, [1], buffersize="2")
+
+
+@pytest.mark.parametrize(("size", "most"), [(10, 60), (100_000, 3)])
+def test_large_callable_object_reaches_each_worker_once_for_a_map(size, most):
+    functions.setups.clear()
+    with Executor() as executor:
+        model = functions.Model(size)
+        assert list(executor.map(model, range(60))) == [size * n for n in range(60)]
+        assert 1 <= len(functions.setups) <= most
+        assert list(executor.map(model.__call__, [2.0])) == [2.0 * size]
+    assert not executor._crew._blocks
+
+
+def test_large_callable_object_that_no_worker_can_read_breaks_nothing(monkeypatch):
+    with Executor() as executor:
+        monkeypatch.setattr(functions.Model, "__setstate__", functions.refuse)
+        with pytest.raises(TypeError):
+            list(executor.map(functions.Model(100_000), range(3)))
+        assert executor.submit(functions.square, 3).result(PATIENCE) == 9
