@@ -38,7 +38,7 @@ def _run(request: Request, settings: ExecSettings, here: Launch) -> int:
     program = module_program(name) if settings.module else file_program(name)
     offer_workers_of(here, settings.parallel)
     try:
-        return run_program(program, arguments)
+        return run_program(program, arguments, lambda: close_all(drop=True))
     finally:
         close_all()
 

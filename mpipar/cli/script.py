@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 from mpipar.errors import InputError, MissingInputError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from importlib.machinery import ModuleSpec
 
 __all__ = ["Program", "file_program", "module_program", "run_program"]
@@ -71,14 +71,19 @@ def _spec(name: str) -> ModuleSpec | None:
     return spec
 
 
-def run_program(program: Program, arguments: Sequence[str]) -> int:
-    """Run it to its end, functions registered with atexit included; return its exit code."""
+def run_program(program: Program, arguments: Sequence[str], interrupted: Callable[[], None]) -> int:
+    """Run it to its end, functions registered with atexit included; return its exit code.
+
+    interrupted   called after ^C, before anything is waited for
+    """
     main = types.ModuleType("__main__")
     main.__dict__.update(__file__=program.file, __builtins__=__builtins__, **program.names)
     sys.modules["__main__"] = main
     sys.argv[:] = [program.file, *arguments]
     sys.path[0] = program.folder
     code = _outcome(program.code, main.__dict__)
+    if code == INTERRUPTED:
+        interrupted()
     for thread in threading.enumerate():
         if thread is not threading.main_thread() and not thread.daemon:
             thread.join()

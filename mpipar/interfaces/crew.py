@@ -12,6 +12,7 @@ from __future__ import annotations
 import atexit
 import itertools
 import math
+import sys
 import threading
 from collections.abc import Callable
 from dataclasses import replace
@@ -73,6 +74,7 @@ class Crew:
         self._numbers = itertools.count()
         self._tasks = itertools.count()
         self._touched: dict[Feed, None] = {}
+        self._losses_told = len(pool.losses)
         self._supplying = False
         self._closed = False
         self._error: BaseException | None = None
@@ -138,14 +140,16 @@ class Crew:
         self._running = policy
         self._stream = self._pool.stream(CallStage(main), {}, self, policy=policy)
 
-    def close(self) -> None:
-        """Wait until all calls have been answered, then let the workers go."""
+    def close(self, *, drop: bool = False) -> None:
+        """Let the workers go, after all calls have been answered; or `drop` those calls."""
         with self._opening:
             if self._closed:
                 return
             self._closed = True
+        if drop and self._stream is not None:
+            self._stream.abort()
         with self._lock:
-            self._lock.wait_for(lambda: self._error is not None or self._is_quiet)
+            self._lock.wait_for(lambda: drop or self._error is not None or self._is_quiet)
         if self._stream is not None:
             self._stream.close()
         self._pool.close()
@@ -227,6 +231,7 @@ class Crew:
 
     def deliver(self, results: Sequence[tuple[int, Any]]) -> None:
         """Hand out what came of bundles."""
+        self._tell_losses()
         for task, result in results:
             context, bundle = self._flying[task]
             self._touched[bundle.feed] = None
@@ -261,8 +266,15 @@ class Crew:
         for feed in touched:
             feed.settle()
 
+    def _tell_losses(self) -> None:
+        """Say which workers died: their calls are made again, so nothing else would."""
+        for loss in self._pool.losses[self._losses_told :]:
+            sys.stderr.write(f"mpipar: {loss}\n")
+            self._losses_told += 1
+
     def ended(self, error: BaseException | None) -> None:
         """No more results will come."""
+        self._tell_losses()
         if error is None and not self._flying:
             return
         error = error or RuntimeError("the calls under way were dropped")
@@ -330,10 +342,10 @@ def crew(parallel: str | None = None, workers: int | None = None) -> Crew:
         return _crews[text]
 
 
-def close_all() -> None:
-    """Wait for all calls of all crews, then let their workers go."""
+def close_all(*, drop: bool = False) -> None:
+    """Let the workers of all crews go, after their calls have been answered or dropped."""
     with _lock:
         crews = list(_crews.values())
         _crews.clear()
     for each in crews:
-        each.close()
+        each.close(drop=drop)

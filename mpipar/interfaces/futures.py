@@ -21,6 +21,7 @@ from mpipar.interfaces.submissions import Ledger, Submissions
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
+    from types import TracebackType
 
     from typing_extensions import Self
 
@@ -165,6 +166,16 @@ class Executor(futures.Executor):
         if failed or len(pieces[0]) + sum(len(view.raw()) for view in pieces[3]) < KEPT_BYTES:
             return None
         return self._crew.context(functools.partial(_hold, fn), passes_setup=True, **self._words)
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Shut down. After ^C, drop the calls that wait, and do not wait for those under way."""
+        interrupted = isinstance(error, KeyboardInterrupt)
+        self.shutdown(wait=not interrupted, cancel_futures=interrupted)
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """Take no more calls; wait until those that were taken are finished.

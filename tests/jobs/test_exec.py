@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+import signal
+import subprocess
 import sys
 
 import pytest
 
-from tests.jobs.test_launch import MPIRUN, ROOT, complaints, mpirun, run
+from tests.jobs.test_launch import MPIRUN, ROOT, complaints, environment, mpirun, run
 
 EXEC = [sys.executable, "-m", "mpipar", "exec"]
 TOLERANT = ["--with-ft", "ulfm"]
@@ -82,6 +84,8 @@ def test_killed_worker_costs_no_call(script):
     done = job(4, script, "killed", options=TOLERANT)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith(f"{sum(range(300))} 2\n")
+    (line,) = complaints(done)
+    assert "is lost" in line
 
 
 @pytest.mark.parametrize("act", ["late", "raise", "7"])
@@ -129,6 +133,37 @@ def test_what_is_wrong_is_said_in_one_line(words, code, says):
     (line,) = complaints(done)
     assert says in line
     assert "Traceback" not in done.stderr
+
+
+NAPPING = """
+import time
+from mpipar import Executor
+
+if __name__ == "__main__":
+    with Executor() as executor:
+        made = [executor.submit(time.sleep, 100) for _ in range(20)]
+        print("waiting", flush=True)
+        made[-1].result()
+"""
+
+
+@pytest.mark.parametrize("ranks", [1, 3])
+def test_interrupt_drops_calls_and_ends_all(tmp_path, ranks):
+    script = tmp_path / "napping.py"
+    script.write_text(NAPPING)
+    start = mpirun(ranks) if ranks > 1 else []
+    with subprocess.Popen(
+        [str(word) for word in [*start, *EXEC, script]],
+        env=environment(),
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as job:
+        assert job.stdout.readline() == "waiting\n"
+        job.send_signal(signal.SIGINT)
+        assert job.wait(30) != 0
+        assert ranks > 1 or "KeyboardInterrupt" in job.stderr.read()
 
 
 PAGE = (ROOT / "docs" / "executor.md").read_text()

@@ -89,8 +89,16 @@ def _unpack_mpi4py(folder: Path) -> None:
     wanted = {f"demo/futures/{MPI4PY}.py", "test/mpitestutil.py", "LICENSE.rst"}
     with tempfile.TemporaryDirectory() as scratch:
         source = f"mpi4py=={version('mpi4py')}"
-        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
-        command += ["--no-binary=mpi4py", f"--dest={scratch}", source]
+        command = [
+            sys.executable,
+            "-m",
+            "pip",
+            "download",
+            "--quiet",
+            "--retries=1",
+            "--timeout=10",
+        ]
+        command += ["--no-deps", "--no-binary=mpi4py", f"--dest={scratch}", source]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         for archive in Path(scratch).glob("mpi4py-*.tar.gz"):
             with tarfile.open(archive) as tar:

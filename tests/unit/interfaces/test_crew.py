@@ -152,6 +152,7 @@ class Script:
 
     def __init__(self):
         self.client = None
+        self.losses = []
 
     def serve(self, source):
         pass
@@ -193,6 +194,15 @@ def test_failed_bundle_is_sent_again_call_by_call(script):
     singles = pool.client.supply(8)
     pool.client.deliver([died(task) for task in singles])
     assert [type(answer) for answer in caller.take(8)] == [Failed] * 8
+
+
+def test_lost_worker_is_told_once(script, capsys):
+    pool, crew = script
+    crew.context()
+    pool.losses.append("rank 2 is lost")
+    pool.client.deliver([])
+    pool.client.deliver([])
+    assert capsys.readouterr().err == "mpipar: rank 2 is lost\n"
 
 
 def test_end_of_the_stream_breaks_what_is_under_way_and_what_waits(script):
