@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from mpipar.runtime.environment import single_threaded_blas
 from mpipar.runtime.messages import POLICY
-from mpipar.runtime.prepared import InProcess, Isolated, PreparedStage
+from mpipar.runtime.prepared import Burst, InProcess, Isolated, PreparedStage
 from mpipar.runtime.reduction import check_sums
 from mpipar.runtime.trouble import StartFailedError, Trouble
 
@@ -85,6 +85,7 @@ class Computed:
     seconds: float  # together
     troubles: tuple[tuple[int, Trouble], ...] = ()
     left: tuple[Task, ...] = ()  # not begun: the others took longer than was thought
+    more: bool = False  # the order goes on: it takes long, and these results need not wait
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +110,8 @@ class Engine:
         self._orders: queue.SimpleQueue[Prepare | Compute | Gather | None] = queue.SimpleQueue()
         self._events: deque[EngineEvent] = deque()
         self._stages: dict[int, PreparedStage] = {}
+        self._bursts: dict[int, tuple[int, Burst]] = {}  # under way, by thread
+        self._peeling = threading.Lock()
         self._threads = [
             threading.Thread(target=self._work, args=(index,), name=f"compute-{index}", daemon=True)
             for index in range(threads)
@@ -130,6 +133,15 @@ class Engine:
         found = []
         while self._events:
             found.append(self._events.popleft())
+        return found + self._peeled() if self._bursts else found
+
+    def _peeled(self) -> list[EngineEvent]:
+        """What bursts that take long have brought so far."""
+        found: list[EngineEvent] = []
+        with self._peeling:
+            for serial, burst in self._bursts.values():
+                if results := burst.overdue():
+                    found.append(Computed(serial, results, 0.0, more=True))
         return found
 
     def close(self, patience: float) -> bool:
@@ -174,12 +186,20 @@ class Engine:
         stage = self._stages.get(order.serial)
         if stage is None:  # the run is over
             return Computed(order.serial, (), 0.0)
+        burst = Burst(len(order.work))
+        with self._peeling:
+            self._bursts[thread] = order.serial, burst
         try:
-            burst = stage.run(thread, order.work)
+            stage.run(thread, order.work, burst)
         except StartFailedError as error:  # of another child; a task's own errors are no raise
-            failed = tuple((task.id, error.trouble) for task, _ in order.work)
+            told = dict(burst.results[: burst.told])
+            ids = [task.id for task, _ in order.work if task.id not in told]
+            failed = tuple((task, error.trouble) for task in ids)
             return Computed(order.serial, (), 0.0, failed)
-        results, troubles = tuple(burst.results), tuple(burst.troubles)
+        finally:
+            with self._peeling:
+                del self._bursts[thread]
+        results, troubles = tuple(burst.results[burst.told :]), tuple(burst.troubles)
         return Computed(order.serial, results, burst.seconds, troubles, tuple(burst.left))
 
     def _gather(self, order: Gather) -> Gathered:

@@ -23,16 +23,30 @@ LONGEST_BURST = 0.01
 class Burst:
     """What has come of tasks that were run one after the other."""
 
+    size: int  # how many tasks there are
     results: list[tuple[int, Any]] = field(default_factory=list)
     troubles: list[tuple[int, Trouble]] = field(default_factory=list)
     seconds: float = 0.0  # together
     left: Sequence[Task] = ()  # not begun: the others took longer than was thought
+    told: int = 0  # results that were told before the end
+    began: float = field(default_factory=time.perf_counter)
+
+    def overdue(self) -> tuple[tuple[int, Any], ...]:
+        """Results that shall not wait for the end any longer; by another thread, each once."""
+        results = tuple(self.results[self.told :])
+        is_last = len(results) + self.told + len(self.troubles) == self.size
+        if is_last or time.perf_counter() - self.began < LONGEST_BURST:
+            return ()
+        self.told += len(results)
+        return results
 
 
 class PreparedStage(Protocol):
     """What compute threads need of it; `thread` is the number of the one that calls."""
 
-    def run(self, thread: int, work: Sequence[tuple[Task, Block | None]]) -> Burst: ...
+    def run(self, thread: int, work: Sequence[tuple[Task, Block | None]], burst: Burst) -> None:
+        """Run the tasks; what comes of each is in `burst` at once."""
+        ...
 
     def sums(self) -> Sums | None: ...
 
@@ -49,9 +63,9 @@ class InProcess:
         self._slowdown = slowdown
         self._state = stage.start(shared)
 
-    def run(self, thread: int, work: Sequence[tuple[Task, Block | None]]) -> Burst:
+    def run(self, thread: int, work: Sequence[tuple[Task, Block | None]], burst: Burst) -> None:
         del thread
-        burst, clock = Burst(), time.perf_counter
+        clock = time.perf_counter
         run, state, results = self._stage.run, self._state, burst.results
         start = now = clock()
         for begun, (task, block) in enumerate(work):
@@ -59,14 +73,14 @@ class InProcess:
                 burst.left = [task for task, _ in work[begun:]]
                 break
             try:
-                results.append((task.id, run(task, block, state)))
+                result = run(task, block, state)
+                if self._slowdown > 1:
+                    time.sleep((self._slowdown - 1) * (clock() - now))
+                results.append((task.id, result))
             except BaseException as error:  # a task's SystemExit is that task's failure
                 burst.troubles.append((task.id, Trouble.of(error)))
-            if self._slowdown > 1:
-                time.sleep((self._slowdown - 1) * (clock() - now))
             now = clock()
         burst.seconds = now - start
-        return burst
 
     def sums(self) -> Sums | None:
         return self._stage.partial(self._state)
@@ -87,8 +101,8 @@ class Isolated:
         self._closed = False
         self._child(thread).start()
 
-    def run(self, thread: int, work: Sequence[tuple[Task, Block | None]]) -> Burst:
-        burst, ended = Burst(), set()
+    def run(self, thread: int, work: Sequence[tuple[Task, Block | None]], burst: Burst) -> None:
+        ended = set()
         for ran in self._child(thread).run(work, longest=LONGEST_BURST):
             ended.add(ran.task)
             burst.seconds += ran.seconds
@@ -97,7 +111,6 @@ class Isolated:
             else:
                 burst.troubles.append((ran.task, ran.trouble))
         burst.left = [task for task, _ in work if task.id not in ended]
-        return burst
 
     def sums(self) -> Sums | None:
         return None

@@ -295,7 +295,7 @@ class Worker:
 
     def _on_computed(self, run: Run, event: Computed) -> list[Action]:
         ended = [task for task, _ in (*event.results, *event.troubles)]
-        run.bursts -= 1
+        run.bursts -= not event.more
         run.running.difference_update(ended, (task.id for task in event.left))
         run.deque.tasks.extendleft(reversed(event.left))
         run.done += len(ended)

@@ -111,6 +111,17 @@ def test_order_that_takes_longer_than_was_thought_gives_the_rest_back(engine):
     assert list(event.left) == tasks[len(event.results) :]
 
 
+def test_results_do_not_wait_for_a_long_task_of_their_order(engine):
+    engine.perform(Prepare(1, Adder(), {}))
+    engine.perform(Compute(1, ((Task(0, None, None), None), (Task(1, None, 0.3), None))))
+    early, last = [event for event in events(engine, 3) if isinstance(event, Computed)]
+    assert [task for task, _ in early.results] == [0]
+    assert (early.more, early.seconds) == (True, 0.0)
+    assert [task for task, _ in last.results] == [1]
+    assert not last.more
+    assert last.seconds > 0.3
+
+
 def test_start_that_raises_is_reported(engine):
     engine.perform(Prepare(1, Adder(), {"broken": True}))
     (event,) = events(engine, 1)
