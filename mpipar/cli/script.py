@@ -11,7 +11,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from mpipar.errors import InputError, MissingInputError
+from mpipar.errors import InputError, MissingInputError, MpiparError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -105,5 +105,8 @@ def _outcome(code: types.CodeType, names: dict[str, Any]) -> int:
         trace = error.__traceback__
         error.__traceback__ = trace and trace.tb_next  # without our own line, which is the first
         sys.excepthook(type(error), error, error.__traceback__)
+        for found in (error, error.__cause__):
+            if isinstance(found, MpiparError):  # ours to name: no worker is left, for one
+                return found.exit_code
         return INTERRUPTED if isinstance(error, KeyboardInterrupt) else 1
     return 0

@@ -48,9 +48,13 @@ class Ledger:
         """
         try:
             (own or self.context).offer(feed)
-        except BaseException:
+        except RuntimeError:  # closed meanwhile
             self.finish(calls)
             raise
+        except Exception as error:
+            self.finish(calls)
+            self.broken = str(error)
+            raise BrokenWorkersError(self.broken) from error
 
     def check(self) -> None:
         """Raise what keeps new calls from being made."""

@@ -26,6 +26,9 @@ LEVEL = 3
 def here(n):
     return n * LEVEL, os.getpid()
 
+def die(n):
+    os.kill(os.getpid(), signal.SIGKILL)
+
 def die_once(n):
     time.sleep(0.002)
     if n == 60:
@@ -50,6 +53,8 @@ if __name__ == "__main__":
     elif act == "killed":
         Path("marker").touch()
         print(sum(executor.map(die_once, range(300))), executor.num_workers)
+    elif act == "all":
+        list(executor.map(die, range(9)))
     elif act == "late":
         executor.submit(late, "written")
     elif act == "raise":
@@ -86,6 +91,13 @@ def test_killed_worker_costs_no_call(script):
     assert done.stdout.startswith(f"{sum(range(300))} 2\n")
     (line,) = complaints(done)
     assert "is lost" in line
+
+
+def test_without_a_worker_left_the_job_may_be_requeued(script):
+    done = job(3, script, "all", options=TOLERANT)
+    assert done.returncode == 75
+    assert "BrokenWorkersError" in done.stderr
+    assert "no worker is left" in done.stderr
 
 
 @pytest.mark.parametrize("act", ["late", "raise", "7"])

@@ -14,7 +14,7 @@ from concurrent import futures
 import numpy as np
 import pytest
 
-from mpipar.errors import LaunchError
+from mpipar.errors import LaunchError, RequeueError
 from mpipar.interfaces.futures import BrokenWorkersError, Executor
 from tests.support import functions
 
@@ -188,3 +188,14 @@ def test_large_callable_object_that_no_worker_can_read_breaks_nothing(monkeypatc
         with pytest.raises(TypeError):
             list(executor.map(functions.Model(100_000), range(3)))
         assert executor.submit(functions.square, 3).result(PATIENCE) == 9
+
+
+def test_executor_whose_workers_are_gone_is_broken(installed):
+    with Executor() as executor:
+        assert executor.submit(functions.square, 2).result(PATIENCE) == 4
+        installed._error = RequeueError("no worker is left")
+        with pytest.raises(BrokenWorkersError, match="no worker is left"):
+            executor.submit(functions.square, 2)
+        with pytest.raises(BrokenWorkersError, match="no worker is left"):
+            executor.map(functions.square, [1])
+        assert executor.num_workers == 0
