@@ -1,0 +1,72 @@
+"""Which workers an executor gets, by what this process is."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from mpipar.errors import LaunchError, UsageError
+from mpipar.interfaces import crew
+from mpipar.launch import interfaces
+from mpipar.launch.parallel import Parallel
+from mpipar.launch.start import Launch
+
+
+@pytest.fixture(autouse=True)
+def alone(monkeypatch):
+    """Nothing is installed, and no launcher started us."""
+    monkeypatch.setattr(crew, "_opener", None)
+    monkeypatch.setattr(crew, "_resolver", None)
+    for name in list(os.environ):
+        if name.startswith(("OMPI_", "PMI", "SLURM", "NSLOTS", "MV2_")):
+            monkeypatch.delenv(name)
+
+
+def resolve(text=None, workers=None):
+    return crew._resolver(text, workers)
+
+
+def test_alone_an_executor_has_as_many_processes_as_it_wants():
+    interfaces.offer_own_workers()
+    assert resolve() == f"thread:{len(os.sched_getaffinity(0))}"
+    assert resolve(workers=5) == "thread:5"
+    assert resolve("threads:2", workers=5) == "thread:2"
+    assert resolve("serial") == "serial"
+
+
+def test_what_exec_was_told_wins_over_what_an_executor_wants():
+    interfaces.offer_workers_of(Launch(Parallel("thread", 3)), "thread:3")
+    interfaces.offer_own_workers()  # as the first use of mpipar.Executor does
+    assert resolve(workers=5) == "thread:3"
+
+
+def test_exec_in_one_process_without_a_word_leaves_the_choice():
+    interfaces.offer_workers_of(Launch(Parallel("serial")), None)
+    assert resolve(workers=4) == "thread:4"
+
+
+@pytest.mark.parametrize(
+    ("text", "error", "says"),
+    [
+        ("five", UsageError, "the types are"),
+        ("mpi:4", LaunchError, "mpipar exec --parallel=mpi:4 script.py"),
+    ],
+)
+def test_what_cannot_be_had_is_said(text, error, says):
+    interfaces.offer_own_workers()
+    with pytest.raises(error, match=says):
+        resolve(text)
+
+
+def test_one_of_several_processes_gets_no_workers_of_its_own(monkeypatch):
+    monkeypatch.setenv("OMPI_COMM_WORLD_SIZE", "4")
+    monkeypatch.setenv("OMPI_COMM_WORLD_RANK", "2")
+    interfaces.offer_own_workers()
+    with pytest.raises(LaunchError, match="mpirun -n N python -m mpipar exec"):
+        resolve()
+
+
+def test_crew_says_so_when_nothing_was_offered():
+    with pytest.raises(LaunchError, match="nothing says"):
+        crew.crew()
