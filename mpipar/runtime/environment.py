@@ -87,7 +87,7 @@ def patience() -> float:
 
 
 def knobs() -> Knobs:
-    """Return the test knobs MPIPAR_SLOW ("rank:factor,..") and MPIPAR_SHUFFLE (a seed)."""
+    """Return MPIPAR_SLOW ("rank:factor,.."), MPIPAR_SHUFFLE (a seed), MPIPAR_NODE_MEMORY (off)."""
     slow, seed = os.environ.get("MPIPAR_SLOW", ""), os.environ.get("MPIPAR_SHUFFLE", "")
     try:
         pairs = [item.split(":") for item in slow.split(",") if item.strip()]
@@ -98,4 +98,12 @@ def knobs() -> Knobs:
             f"MPIPAR_SLOW must look like 2:4,3:1.5 and MPIPAR_SHUFFLE like 17, "
             f"not {slow!r} and {seed!r}"
         ) from None
-    return Knobs(factors, shuffle)
+    return Knobs(factors, shuffle, node_memory())
+
+
+def node_memory() -> bool:
+    """Return whether ranks of one host shall map the same large arrays (MPIPAR_NODE_MEMORY)."""
+    text = os.environ.get("MPIPAR_NODE_MEMORY", "on")
+    if text not in {"on", "off"}:
+        raise UsageError(f"MPIPAR_NODE_MEMORY must be on or off, not {text!r}")
+    return text == "on"

@@ -15,11 +15,12 @@ Pure: messages in, sends out. Without sums a run goes from PLACING to OVER direc
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 from enum import Enum, auto
 from typing import TYPE_CHECKING, Any
 
 from mpipar.errors import MpiparError, ProtocolError, RequeueError, TaskFailedError
-from mpipar.runtime.broadcast import children_of
+from mpipar.runtime.broadcast import children_of, grouped
 from mpipar.runtime.fileserver import FileServer
 from mpipar.runtime.messages import (
     MASTER,
@@ -40,6 +41,7 @@ from mpipar.runtime.messages import (
     Idle,
     Knobs,
     Layout,
+    NeedArrays,
     Partial,
     Rank,
     Send,
@@ -93,13 +95,24 @@ class Run:
 class Master:
     """All of rank 0's decisions."""
 
-    def __init__(self, ranks: Iterable[Rank], *, threads: int, knobs: Knobs) -> None:
+    def __init__(
+        self,
+        ranks: Iterable[Rank],
+        *,
+        threads: int,
+        knobs: Knobs,
+        hosts: Mapping[Rank, str] | None = None,
+    ) -> None:
+        """`hosts`: ranks, the master included, that say the same have their memory in common."""
         self.ranks = sorted(ranks)
         self.files = FileServer()
         self.run: Run | None = None
         self.home: dict[int, Rank] = {}  # block -> the worker that used it last
         self._threads = threads
         self._dice = None if knobs.shuffle is None else random.Random(knobs.shuffle)
+        self._plain = not knobs.node_memory
+        self._hosts = dict(hosts or {})
+        self._blind: set[tuple[Rank, Rank]] = set()  # the first cannot map what the second lends
         self._serial = 0
 
     # From the pool
@@ -120,8 +133,9 @@ class Master:
     ) -> list[Send]:
         """Start a run; the one before must be over. If it is not sealed, tasks can be added."""
         self._serial += 1
-        tree = (MASTER, *self.ranks)
-        begin = Begin(self._serial, self.files.generation, stage, shared, tree, policy)
+        alone = {rank for rank, _ in self._blind}
+        tree = grouped(self.ranks, self._hosts, alone)
+        begin = Begin(self._serial, self.files.generation, stage, shared, tree, policy, self._plain)
         scheduler = Scheduler(
             self._serial,
             self.ranks,
@@ -191,9 +205,18 @@ class Master:
             case Hello() | Bye() | Beat():
                 pass  # being heard at all is what counts
             case _:
-                if self.run is not None and self.run.begin.serial == message.serial:
-                    return self._in_run(self.run, source, message)
+                run = self.run
+                if run is None or run.begin.serial != message.serial:
+                    return []
+                if isinstance(message, NeedArrays):
+                    return self._on_need_arrays(run, source, message)
+                return self._in_run(run, source, message)
         return []
+
+    def _on_need_arrays(self, run: Run, source: Rank, message: NeedArrays) -> list[Send]:
+        if message.lender in (MASTER, *self.ranks):  # else it is dead, which explains it
+            self._blind.add((source, message.lender))
+        return [Send(source, replace(run.begin, plain=True))]
 
     def _in_run(
         self,
@@ -306,6 +329,7 @@ class Master:
             return []
         self.ranks.remove(rank)
         self.files.rank_lost(rank)
+        self._blind = {pair for pair in self._blind if rank not in pair}
         self.home = {block: r for block, r in self.home.items() if r != rank}
         sends = [Send(other, Gone(rank)) for other in self.ranks]
         run = self.run

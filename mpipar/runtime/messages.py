@@ -34,6 +34,7 @@ class Knobs:
 
     slow: tuple[tuple[Rank, float], ...] = ()  # MPIPAR_SLOW: rank, factor
     shuffle: int | None = None  # MPIPAR_SHUFFLE: seed of random placement, victims and amounts
+    node_memory: bool = True  # MPIPAR_NODE_MEMORY: whether ranks of a host map the same arrays
 
     def slowdown(self, rank: Rank) -> float:
         """Return how many times longer a task shall take on this rank."""
@@ -50,6 +51,7 @@ class Hello:
     host: str
     process: int
     cores: int  # that this process may use
+    memory: str = ""  # what ranks that can map each other's memory say alike
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,15 +104,25 @@ class Gone:
 class Begin:
     """Master -> worker -> worker: a run begins. Each receiver passes it on to its children.
 
-    `tree` is the broadcast tree as a heap: the children of position i are FAN*i+1 .. FAN*i+FAN.
+    `tree` has the ranks host by host; `broadcast.py` says who is whose child. `plain`: the large
+    arrays are sent as they are also between ranks of one host.
     """
 
     serial: int
     generation: int  # of the block source; caches of another one are void
     stage: Stage
     shared: Mapping[str, Any]
-    tree: tuple[Rank, ...]
+    tree: tuple[tuple[Rank, ...], ...]
     policy: Policy = POLICY
+    plain: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class NeedArrays:
+    """Worker -> master: what the lender has lodged cannot be mapped here; send Begin plain."""
+
+    serial: int
+    lender: Rank
 
 
 @dataclass(frozen=True, slots=True)
@@ -320,6 +332,7 @@ ToMaster: TypeAlias = (
     | Beat
     | Crashed
     | Started
+    | NeedArrays
     | Finished
     | Failed
     | Idle

@@ -28,6 +28,7 @@ from mpipar.runtime import codec, serving
 from mpipar.runtime.ending import end_job, flush_output, give_up, kill_ranks, leave
 from mpipar.runtime.environment import calm_process, wants_fault_tolerance
 from mpipar.runtime.pool import Pool, stop_workers
+from mpipar.runtime.sharing import SharingTransport
 from mpipar.runtime.transport import Backoff, UnsendableError
 
 if TYPE_CHECKING:
@@ -282,7 +283,8 @@ class _Job:
         self.tolerant = wants_fault_tolerance() and _vendor()[0] == "Open MPI"
         # A communicator of our own is made by all ranks together, of which one may be dead by now.
         communicator = MPI.COMM_WORLD if self.tolerant else MPI.COMM_WORLD.Dup()
-        self.transport = MpiTransport(communicator, fault_tolerant=self.tolerant)
+        plain = MpiTransport(communicator, fault_tolerant=self.tolerant)
+        self.transport = SharingTransport(plain)
         self.parted = self.transport.rank != 0 or self.transport.size == 1
         self.silent: list[Rank] = []
         self.crew: Mapping[Rank, Hello] = {}

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import socket
 import time
 from typing import TYPE_CHECKING, Any
 
 from mpipar.errors import RequeueError, UnavailableError, UsageError
 from mpipar.runtime import environment
+from mpipar.runtime.depot import memory_name
 from mpipar.runtime.loop import Loop
 from mpipar.runtime.master import Master
-from mpipar.runtime.messages import POLICY, Bye, Hello, Stop, Welcome
+from mpipar.runtime.messages import MASTER, POLICY, Bye, Hello, Stop, Welcome
 from mpipar.runtime.reports import Loss, Outcome, Snapshot, StageStatistics
 from mpipar.runtime.stage import frozen
 from mpipar.runtime.stream import Stream
@@ -68,7 +70,7 @@ class Pool:
         self.hosts = self._greet()
         self._welcome(knobs, cache_bytes)
         self.description = self._describe(vendor)
-        self._master = Master(self.hosts, threads=threads, knobs=knobs)
+        self._master = Master(self.hosts, threads=threads, knobs=knobs, hosts=self._memories())
         self._loop = Loop(transport, self._master, self.hosts, self.losses, self._patience)
         self._stream: Stream | None = None
         self._closed = False
@@ -111,6 +113,11 @@ class Pool:
             crowding = hosts.count(hello.host) / hello.cores
             welcome = Welcome(self.threads, cache_bytes, knobs, crowding)
             self._transport.send(rank, welcome)
+
+    def _memories(self) -> dict[Rank, str]:
+        """Say alike for ranks of one host that can map each other's memory."""
+        names = {rank: f"{hello.host} {hello.memory}" for rank, hello in self.hosts.items()}
+        return {**names, MASTER: f"{socket.gethostname()} {memory_name()}"}
 
     def _describe(self, vendor: str | None) -> str:
         each = f", {self.threads} threads each" if self.threads > 1 else ""

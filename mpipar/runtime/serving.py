@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from mpipar.errors import UnavailableError
 from mpipar.runtime.compute import Engine
+from mpipar.runtime.depot import memory_name
 from mpipar.runtime.environment import patience
 from mpipar.runtime.messages import (
     MASTER,
@@ -127,7 +128,8 @@ class _Service:
         """Say hello and return the answer; None if it is to stop."""
         transport = self._transport
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-        transport.send(MASTER, Hello(socket.gethostname(), os.getpid(), cores or 1))
+        hello = Hello(socket.gethostname(), os.getpid(), cores or 1, memory_name())
+        transport.send(MASTER, hello)
         bound = GREETING_PATIENCES * patience()
         until = time.monotonic() + bound
         while time.monotonic() < until:

@@ -169,14 +169,29 @@ MOMENTS = [
     "1:starts 2:receives:Begin:1 3:receives:Collect:1",
 ]
 
+LEADERS = [  # ranks 1 and 3 are a host, of which 1 lodges the shared arrays
+    "hosts:2 1:receives:Begin:1",
+    "hosts:2 1:sent:Begin:1",
+    "hosts:2 3:late 1:sent:Begin:1",  # when 3 looks for them
+    "hosts:2 1:sent:Finished:2",  # while 3 maps them
+    "hosts:2 1:sent:Begin:2 3:receives:Begin:2",
+    "hosts:2 2:receives:Begin:1",
+    "4:late 1:sent:Begin:1",  # one host: 1 passes on what rank 0 has lodged
+]
+
 
 @pytest.mark.parametrize("moment", [*MOMENTS[4:7], "1:sent:Partial:3"])
 def test_death_at_a_certain_message(moment: str) -> None:
     die_at(moment)
 
 
+@pytest.mark.parametrize("moment", LEADERS[2:4])
+def test_death_of_the_rank_that_lodged_the_shared_arrays(moment: str) -> None:
+    die_at(moment)
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("moment", MOMENTS)
+@pytest.mark.parametrize("moment", MOMENTS + LEADERS)
 def test_death_at_each_message(moment: str) -> None:
     die_at(moment)
 
@@ -189,7 +204,8 @@ def die_at(moment: str) -> None:
         done = started.finish(LIMIT)
         assert leaves_nothing(started)
     at_the_end = "Stop" in moment or "Bye" in moment
-    assert at_the_end or done.stdout.count("is lost; ") == len(moment.split()), done.stdout
+    deaths = [word for word in moment.split() if word.count(":") == 3 or "starts" in word]
+    assert at_the_end or done.stdout.count("is lost; ") == len(deaths), done.stdout
     assert (done.returncode, done.stdout.splitlines()[-1]) == (0, "all right"), done.stdout
 
 

@@ -11,6 +11,7 @@ from mpipar.errors import InputError, TaskFailedError
 from mpipar.runtime import serving
 from mpipar.runtime.mpi import MpiTransport
 from mpipar.runtime.pool import Pool
+from mpipar.runtime.sharing import SharingTransport
 from tests.support.ranks import assert_on_all_ranks
 from tests.support.stages import Fails, Numbers, Total, Truncated, Where, Wide, tasks_of
 
@@ -20,7 +21,7 @@ COUNT = 60
 
 def on_pool(world, program, *, threads=1, cache_bytes=1 << 28):
     """Run `program(pool)` on rank 0 while the others serve; its verdict holds on all ranks."""
-    transport = MpiTransport(world)
+    transport = SharingTransport(MpiTransport(world))
     if world.rank:
         departure = serving.serve(transport)
         assert_on_all_ranks(world, departure.code == 0, f"{departure}")

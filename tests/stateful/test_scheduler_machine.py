@@ -44,7 +44,8 @@ class AnyOrder(RuleBasedStateMachine):
         shuffle=st.none() | st.integers(0, 9),
     )
     def start(self, workers, threads, count, with_blocks, cache_bytes, shuffle):
-        self.cluster = Cluster(workers, threads=threads, cache_bytes=cache_bytes, shuffle=shuffle)
+        words = {"threads": threads, "cache_bytes": cache_bytes, "shuffle": shuffle}
+        self.cluster = Cluster(workers, **words, hosts=1 + workers % 3)
         self.count = count
         self.tasks = make_tasks(count, with_blocks)
         self.begin()

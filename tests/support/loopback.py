@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mpipar.runtime.broadcast import is_neighbour
 from mpipar.runtime.compute import (
     Compute,
     Computed,
@@ -26,14 +27,23 @@ from mpipar.runtime.compute import (
     Trouble,
 )
 from mpipar.runtime.master import Master
-from mpipar.runtime.messages import MASTER, Finished, Knobs, Message, Send, Welcome
+from mpipar.runtime.messages import (
+    MASTER,
+    Begin,
+    Finished,
+    Knobs,
+    Message,
+    NeedArrays,
+    Send,
+    Welcome,
+)
 from mpipar.runtime.reduction import check_sums
 from mpipar.runtime.stage import Policy, Stage, Task
 from mpipar.runtime.worker import Worker
 
 if TYPE_CHECKING:
     import random
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Collection, Iterable, Mapping, Sequence
 
     from mpipar.runtime.master import Run
 
@@ -112,11 +122,16 @@ class Cluster:
         threads: int = 1,
         cache_bytes: int = 1 << 20,
         shuffle: int | None = None,
+        hosts: int = 1,
+        blind: Collection[int] = (),
     ) -> None:
+        """Ranks are dealt out to hosts; `blind` ones cannot map what others have lodged there."""
         knobs = Knobs(shuffle=shuffle)
         welcome = Welcome(threads, cache_bytes, knobs, 1.0)
         ranks = range(1, workers + 1)
-        self.master = Master(ranks, threads=threads, knobs=knobs)
+        names = {rank: f"host {rank % hosts}" for rank in range(workers + 1)}
+        self.master = Master(ranks, threads=threads, knobs=knobs, hosts=names)
+        self.blind = blind
         self.workers = {rank: Worker(rank, welcome) for rank in ranks}
         self.threads = {rank: Threads() for rank in ranks}
         self.wires: dict[tuple[int, int], deque[Message]] = {}
@@ -161,8 +176,16 @@ class Cluster:
             self._post(MASTER, self.master.handle(source, message))
             while (block := self.master.files.next_read()) is not None:
                 self.reading.append(block)
+        elif target in self.workers and self._is_unreadable(source, target, message):
+            self._post(target, [Send(MASTER, NeedArrays(message.serial, source))])
         elif target in self.workers:
             self._act(target, self.workers[target].handle(source, message))
+
+    def _is_unreadable(self, source: int, target: int, message: Message) -> bool:
+        """Whether `sharing` would ask the master for the arrays."""
+        if not isinstance(message, Begin) or message.plain or target not in self.blind:
+            return False
+        return is_neighbour(source, target, message.tree)
 
     def work(self, rank: int, position: int = 0, *, fails: bool = False) -> None:
         """Let a compute thread carry out one of the orders that the threads may be at."""

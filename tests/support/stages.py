@@ -6,17 +6,27 @@ import os
 import socket
 import threading
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from mpipar.errors import InputError
 from mpipar.runtime.stage import Stage, Task
+from tests.support.memory import inode_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from mpipar.runtime.stage import Block, Sums
+
+
+class Seeing(NamedTuple):
+    """What a task saw of an array."""
+
+    process: int
+    inode: int
+    total: float
+    flags: tuple[bool, bool]  # C order, writeable
 
 
 def tasks_of(count: int, *, blocks: bool = True) -> list[Task]:
@@ -76,6 +86,19 @@ class Where(Stage):
     def run(self, task: Task, block: Block | None, state: float) -> tuple[str, int, float]:
         time.sleep(0.005)
         return socket.gethostname(), os.getpid(), state
+
+
+class Seen(Stage):
+    """Says who ran a task, and which memory the shared array "a" was read from there."""
+
+    def start(self, shared: Mapping[str, Any]) -> Mapping[str, Any]:
+        return shared
+
+    def run(self, task: Task, block: Block | None, state: Mapping[str, Any]) -> Seeing:
+        array = state["a"]
+        flags = bool(array.flags.c_contiguous), bool(array.flags.writeable)
+        time.sleep(0.01)
+        return Seeing(os.getpid(), inode_of(array), float(array.sum()), flags)
 
 
 class Fails(Total):

@@ -3,6 +3,8 @@
 `mpirun ... python -m tests.support.summing`: rank 0 says which process each worker is, then what
 it lost, and `all right` at the end. With words such as `1:sends:Claim:2` rank 1 kills itself when
 it is about to send, has `sent`, or `receives` its second Claim; `2:starts` before it says a word.
+`hosts:2` makes ranks believe that they are on two hosts by turns, and `3:late` makes rank 3 slow to
+look for arrays that another has lodged for it.
 """
 
 from __future__ import annotations
@@ -10,6 +12,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import sys
 import time
 from typing import TYPE_CHECKING, Any
@@ -18,6 +21,7 @@ import numpy as np
 
 from mpipar.errors import MpiparError
 from mpipar.runtime import mpi
+from mpipar.runtime.depot import Depot
 from mpipar.runtime.stage import Stage, Task
 
 if TYPE_CHECKING:
@@ -75,6 +79,22 @@ def compute(pool: Pool) -> None:
     print("all right", flush=True)
 
 
+def believe_as_told(rank: int, words: list[str]) -> None:
+    """Arrange this rank's host, and how late it is."""
+    find = Depot.find
+
+    def find_late(values: Mapping[str, Any]) -> Depot:
+        time.sleep(0.3)
+        return find(values)
+
+    for who, what in (word.split(":") for word in words):
+        if who == "hosts":
+            name = f"node{rank % int(what)}"
+            socket.gethostname = lambda name=name: name
+        elif int(who) == rank:
+            Depot.find = find_late  # type: ignore[assignment, method-assign]
+
+
 def die_as_told(rank: int, words: list[str]) -> None:
     """Arrange this rank's death."""
     for mine, event, *when in (word.split(":") for word in words):
@@ -114,8 +134,10 @@ def _die_at(event: str, kind: str, count: int) -> None:
 def main(words: list[str]) -> int:
     """Rank 0's part, or a worker's."""
     rank = mpi.world().rank
+    beliefs = [word for word in words if word.startswith("hosts:") or word.endswith(":late")]
+    believe_as_told(rank, beliefs)
     if rank:
-        die_as_told(rank, words)
+        die_as_told(rank, [word for word in words if word not in beliefs])
         return mpi.serve()
     code = 0
     try:

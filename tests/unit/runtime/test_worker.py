@@ -43,7 +43,7 @@ class Plain(Stage):
 
 
 STAGE = Plain()
-BEGIN = Begin(1, 1, STAGE, {}, (0, 1))
+BEGIN = Begin(1, 1, STAGE, {}, ((0, 1),))
 
 
 def plain(count, first=0):
@@ -64,7 +64,7 @@ def ready(tasks, threads=1, begin=BEGIN, rank=1):
 
 def test_begin_is_passed_on_before_the_stage_is_started():
     worker = Worker(1, Welcome(1, 0, Knobs(), 1.0))
-    begin = Begin(1, 1, STAGE, {}, (0, 1, 2, 3, 4, 5, 6, 7))
+    begin = Begin(1, 1, STAGE, {}, ((0, 1, 2, 3, 4, 5, 6, 7),))
     assert worker.handle(MASTER, begin) == [
         Send(4, begin),
         Send(5, begin),
@@ -170,7 +170,7 @@ def test_cached_block_is_not_asked_for_again():
     worker, _ = ready(blocks(1))
     worker.handle(MASTER, BlockReply(1, 0, ARRAYS))
     worker.react(Computed(1, ((0, None),), 0.1))
-    worker.handle(MASTER, Begin(2, 1, STAGE, {}, (0, 1)))
+    worker.handle(MASTER, Begin(2, 1, STAGE, {}, ((0, 1),)))
     worker.handle(MASTER, Place(2, blocks(1)))
     assert worker.react(Prepared(2)) == [Compute(2, ((Task(0, 0, None), ARRAYS),))]
 
@@ -178,7 +178,7 @@ def test_cached_block_is_not_asked_for_again():
 def test_new_generation_voids_the_cache():
     worker, _ = ready(blocks(1))
     worker.handle(MASTER, BlockReply(1, 0, ARRAYS))
-    worker.handle(MASTER, Begin(2, 2, STAGE, {}, (0, 1)))
+    worker.handle(MASTER, Begin(2, 2, STAGE, {}, ((0, 1),)))
     worker.handle(MASTER, Place(2, blocks(1)))
     assert Send(MASTER, BlockRequest(2, 0)) in worker.react(Prepared(2))
     assert worker.handle(MASTER, BlockReply(1, 0, ARRAYS)) == []
@@ -226,7 +226,7 @@ def test_block_of_a_lost_peer_is_asked_of_the_master():
 def test_unanswered_request_of_an_old_run_is_made_again():
     worker, _ = ready(blocks(1))
     worker.handle(MASTER, Forget(1))
-    worker.handle(MASTER, Begin(2, 1, STAGE, {}, (0, 1)))
+    worker.handle(MASTER, Begin(2, 1, STAGE, {}, ((0, 1),)))
     worker.handle(MASTER, Place(2, blocks(1)))
     assert Send(MASTER, BlockRequest(1, 0)) in worker.react(Prepared(2))
 
@@ -248,7 +248,7 @@ def test_thief_of_a_run_that_is_over_here_gets_nothing():
 
 def test_message_of_a_run_that_is_over_does_nothing():
     worker, _ = ready(plain(3))
-    worker.handle(MASTER, Begin(2, 1, STAGE, {}, (0, 1)))
+    worker.handle(MASTER, Begin(2, 1, STAGE, {}, ((0, 1),)))
     for late in (Place(1, plain(1)), Granted(1, 1, (0,)), Collect(1, 1), Forget(1), BEGIN):
         assert worker.handle(MASTER, late) == []
     assert worker.react(Computed(1, ((0, None),), 0.1)) == []

@@ -1,0 +1,187 @@
+"""Memory that the ranks of one host have together: large arrays lie in it once, read-only.
+
+    Depot.lodge(values)   arrays --> a sealed file of memory, its descriptor kept open
+          .tickets        values with a Ticket for each large array, to be sent to ranks of the host
+    Depot.find(tickets)   /proc/PROCESS/fd/DESCRIPTOR --> the same memory, mapped
+
+The file (memfd_create) has no name anywhere, so there is nothing to clean up after a kill -9, and
+no small /dev/shm limits it: the kernel frees it with the last descriptor and the last mapping. Who
+finds it keeps a descriptor of its own, and can pass it on even if the one who lodged it is dead.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import mmap
+import os
+import secrets
+import stat
+from contextlib import suppress
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from numpy.typing import NDArray
+
+LARGE = 1 << 20
+"""Bytes from which an array is lodged; smaller ones are as soon sent."""
+ALIGNMENT = 64
+TOKEN_BYTES = 16
+PIECE = 1 << 30  # bytes of one write; the kernel takes less than 2 GiB at once
+
+
+class UnreachableError(Exception):
+    """Memory that another process has lodged cannot be mapped here."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ticket:
+    """Where a lodged array lies. Stands for it in messages between ranks of one host."""
+
+    process: int
+    descriptor: int
+    inode: int
+    size: int  # of the file
+    token: bytes  # its first bytes
+    offset: int
+    dtype: np.dtype[Any]
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Slot:
+    """Where in the file an array lies."""
+
+    offset: int
+    dtype: np.dtype[Any]
+    shape: tuple[int, ...]
+
+    @property
+    def end(self) -> int:
+        """The offset behind it."""
+        return self.offset + self.dtype.itemsize * prod(self.shape)
+
+
+def memory_name() -> str:
+    """Return what processes that can map each other's memory have in common; empty if none can."""
+    if not hasattr(os, "memfd_create"):
+        return ""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{boot} {Path('/proc/self/ns/pid').readlink()}"
+    except OSError:
+        return ""
+
+
+class Depot:
+    """The large arrays of one mapping of values, in memory that this process holds open."""
+
+    def __init__(self, descriptor: int, token: bytes, values: Mapping[str, Any]) -> None:
+        """Map a file; `values` has a Slot for every array that lies in it. Use `lodge`, `find`."""
+        self._descriptor = descriptor
+        status = os.fstat(descriptor)
+        slots = [value for value in values.values() if isinstance(value, Slot)]
+        memory = mmap.mmap(descriptor, status.st_size, access=mmap.ACCESS_READ)
+        if memory[:TOKEN_BYTES] != token or any(slot.end > len(memory) for slot in slots):
+            raise UnreachableError("another file")
+
+        def array(slot: Slot) -> NDArray[Any]:
+            found: NDArray[Any] = np.ndarray(slot.shape, slot.dtype, memory, slot.offset)
+            return found
+
+        def ticket(slot: Slot) -> Ticket:
+            where = os.getpid(), descriptor, status.st_ino, status.st_size, token
+            return Ticket(*where, slot.offset, slot.dtype, slot.shape)
+
+        self.values = {k: array(v) if isinstance(v, Slot) else v for k, v in values.items()}
+        """As the stage sees them. The arrays keep the memory alive even after `close`."""
+        self.tickets = {k: ticket(v) if isinstance(v, Slot) else v for k, v in values.items()}
+        """The same for another process of this host, as long as this depot is open."""
+
+    def close(self) -> None:
+        """Let nobody else find the memory."""
+        self.values, self.tickets = {}, {}
+        os.close(self._descriptor)
+
+    @classmethod
+    def lodge(cls, values: Mapping[str, Any]) -> Depot | None:
+        """Copy large arrays to where others find them; None if there is none or no such memory."""
+        slots = _slots(values)
+        if not slots or not hasattr(os, "memfd_create"):
+            return None
+        token = secrets.token_bytes(TOKEN_BYTES)
+        try:
+            file = os.memfd_create("mpipar", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+            try:
+                _write(file, memoryview(token), 0)
+                for name, slot in slots.items():
+                    _write(file, memoryview(values[name].reshape(-1).view(np.uint8)), slot.offset)
+                seals = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW
+                fcntl.fcntl(file, fcntl.F_ADD_SEALS, seals | fcntl.F_SEAL_SEAL)
+                # Opened anew: what is sealed can be mapped only through a read-only descriptor.
+                return cls._open(f"/proc/self/fd/{file}", token, {**values, **slots})
+            finally:
+                os.close(file)
+        except (OSError, UnreachableError):
+            return None
+
+    @classmethod
+    def find(cls, values: Mapping[str, Any]) -> Depot:
+        """Map what another process has lodged; `values` are its `tickets`."""
+        tickets = {name: value for name, value in values.items() if isinstance(value, Ticket)}
+        ticket = next(iter(tickets.values()))
+        path = f"/proc/{ticket.process}/fd/{ticket.descriptor}"
+        slots = {name: Slot(t.offset, t.dtype, t.shape) for name, t in tickets.items()}
+        try:
+            # Looked at before it is opened: the number may be another file by now, or a pipe.
+            status = Path(path).stat()
+            if (status.st_ino, status.st_size) != (ticket.inode, ticket.size):
+                raise UnreachableError(f"{path} is another file")
+            if not stat.S_ISREG(status.st_mode):
+                raise UnreachableError(f"{path} is no file")
+            return cls._open(path, ticket.token, {**values, **slots})
+        except (OSError, ValueError) as error:
+            raise UnreachableError(f"{path}: {error}") from error
+
+    @classmethod
+    def _open(cls, path: str, token: bytes, values: Mapping[str, Any]) -> Depot:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        try:
+            return cls(descriptor, token, values)
+        except BaseException:
+            with suppress(OSError):
+                os.close(descriptor)
+            raise
+
+
+def has_tickets(values: Mapping[str, Any]) -> bool:
+    """Whether some of the values lie in the memory of another process."""
+    return any(isinstance(value, Ticket) for value in values.values())
+
+
+def _slots(values: Mapping[str, Any]) -> dict[str, Slot]:
+    """Lay out the arrays that are worth it: read-only ones, which nobody expects to change."""
+    slots: dict[str, Slot] = {}
+    offset = ALIGNMENT
+    for name, value in values.items():
+        if type(value) is np.ndarray and value.nbytes >= LARGE and _is_plain(value):
+            slots[name] = Slot(offset, value.dtype, value.shape)
+            offset = slots[name].end + -slots[name].end % ALIGNMENT
+    return slots
+
+
+def _is_plain(array: NDArray[Any]) -> bool:
+    flags = array.flags
+    return flags.c_contiguous and not flags.writeable and not array.dtype.hasobject
+
+
+def _write(file: int, data: memoryview, offset: int) -> None:
+    done = 0
+    while done < len(data):
+        done += os.pwrite(file, data[done : done + PIECE], offset + done)

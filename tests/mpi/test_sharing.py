@@ -1,0 +1,70 @@
+"""Ranks of one host read the shared arrays from the same memory, or from their own if they must."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from mpipar.runtime import pool as pool_module
+from mpipar.runtime import serving
+from mpipar.runtime.depot import Depot, UnreachableError
+from tests.mpi.test_pool import on_pool
+from tests.support.stages import Seen, tasks_of
+
+pytestmark = pytest.mark.mpi(min_size=2)
+SHARED = {"a": np.ones((600, 400)).T, "b": np.arange(3)}
+TOTAL = 240_000.0
+
+
+def memories(pool, runs=1):
+    """Inodes of the array's memory by rank, as the tasks of the last run saw it; {} if wrong."""
+    for _ in range(runs):
+        found = pool.run(Seen(), SHARED, tasks_of(8 * pool.workers, blocks=False)).results
+        if {(seen.total, seen.flags) for seen in found} != {(TOTAL, (True, False))}:
+            return {}
+    ranks = {hello.process: rank for rank, hello in pool.hosts.items()}
+    seen = {ranks[seen.process]: seen.inode for seen in found}
+    return seen if len(seen) == pool.workers else {}
+
+
+def test_all_ranks_read_the_same_memory(world):
+    def program(pool):
+        seen = set(memories(pool, runs=3).values())
+        return len(seen) == 1 and seen != {0}
+
+    on_pool(world, program)
+
+
+def test_who_cannot_map_reads_its_own(world, monkeypatch):
+    def fail(values):
+        raise UnreachableError
+
+    if world.rank == 1:
+        monkeypatch.setattr(Depot, "find", fail)
+
+    def program(pool):
+        once, again = memories(pool), memories(pool, runs=2)
+        others = {again[rank] for rank in again if rank != 1}
+        return once[1] == again[1] == 0 and len(others) == (world.size > 2) and 0 not in others
+
+    on_pool(world, program)
+
+
+def test_each_host_has_its_own_memory(world, monkeypatch):
+    for module in (serving, pool_module):
+        monkeypatch.setattr(module.socket, "gethostname", lambda: f"node{world.rank % 2}")
+
+    def program(pool):
+        seen = memories(pool, runs=2)
+        # On two ranks, rank 1 is alone on its node and needs nobody else's memory.
+        if world.size == 2:
+            return seen == {1: 0}
+        nodes = [{seen[rank] for rank in seen if rank % 2 == node} for node in (0, 1)]
+        return [len(node) for node in nodes] == [1, 1] and nodes[0] != nodes[1]
+
+    on_pool(world, program)
+
+
+def test_knob_keeps_memory_apart(world, monkeypatch):
+    monkeypatch.setenv("MPIPAR_NODE_MEMORY", "off")
+    on_pool(world, lambda pool: set(memories(pool).values()) == {0})
