@@ -21,6 +21,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from mpipar.runtime.depot import Depot, has_tickets
 from mpipar.runtime.environment import single_threaded_blas
 from mpipar.runtime.framing import Reader, pack, unpack
 from mpipar.runtime.stage import frozen
@@ -170,7 +171,12 @@ class _Server:
         try:
             setup: Setup = unpack(packet)
             self._stage = setup.stage
-            self._state = setup.stage.start(frozen(setup.shared))
+            shared = setup.shared
+            if has_tickets(shared):
+                depot = Depot.find(shared)
+                shared = depot.values
+                depot.close()  # the arrays themselves keep the memory
+            self._state = setup.stage.start(frozen(shared))
             single_threaded_blas()  # `start` may have loaded a library
         except BaseException as error:
             trouble = Trouble.of(error)

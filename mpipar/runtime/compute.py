@@ -112,6 +112,7 @@ class Engine:
         self._stages: dict[int, PreparedStage] = {}
         self._bursts: dict[int, tuple[int, Burst]] = {}  # under way, by thread
         self._peeling = threading.Lock()
+        self._closed = False
         self._threads = [
             threading.Thread(target=self._work, args=(index,), name=f"compute-{index}", daemon=True)
             for index in range(threads)
@@ -151,6 +152,9 @@ class Engine:
         until = time.monotonic() + patience
         for thread in self._threads:
             thread.join(max(0.0, until - time.monotonic()))
+        self._closed = True
+        for stage in list(self._stages.values()):
+            stage.close()
         return not any(thread.is_alive() for thread in self._threads)
 
     def _work(self, thread: int) -> None:
@@ -171,11 +175,15 @@ class Engine:
     def _prepare(self, order: Prepare, thread: int) -> Prepared:
         stage, shared, policy = order.stage, order.shared, order.policy
         try:
+            prepared: PreparedStage
             if policy.isolate:
-                self._stages[order.serial] = Isolated(stage, shared, policy.timeout, thread)
+                prepared = Isolated(stage, shared, policy.timeout, thread)
             else:
-                self._stages[order.serial] = InProcess(stage, shared, self._slowdown)
+                prepared = InProcess(stage, shared, self._slowdown)
+            self._stages[order.serial] = prepared
             single_threaded_blas()  # `start` may have loaded another library
+            if self._closed:
+                prepared.close()
         except StartFailedError as error:
             return Prepared(order.serial, error.trouble)
         except BaseException as error:  # even SystemExit must not end this thread

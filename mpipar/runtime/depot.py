@@ -16,6 +16,7 @@ import mmap
 import os
 import secrets
 import stat
+import sys
 from contextlib import suppress
 from dataclasses import dataclass
 from math import prod
@@ -68,9 +69,13 @@ class Slot:
         return self.offset + self.dtype.itemsize * prod(self.shape)
 
 
+def _has_memory_files() -> bool:
+    return sys.platform == "linux" and hasattr(os, "memfd_create")
+
+
 def memory_name() -> str:
     """Return what processes that can map each other's memory have in common; empty if none can."""
-    if not hasattr(os, "memfd_create"):
+    if not _has_memory_files():
         return ""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
@@ -103,9 +108,11 @@ class Depot:
         """As the stage sees them. The arrays keep the memory alive even after `close`."""
         self.tickets = {k: ticket(v) if isinstance(v, Slot) else v for k, v in values.items()}
         """The same for another process of this host, as long as this depot is open."""
+        _OPEN[id(self.values)] = self
 
     def close(self) -> None:
         """Let nobody else find the memory."""
+        _OPEN.pop(id(self.values), None)
         self.values, self.tickets = {}, {}
         os.close(self._descriptor)
 
@@ -113,7 +120,7 @@ class Depot:
     def lodge(cls, values: Mapping[str, Any]) -> Depot | None:
         """Copy large arrays to where others find them; None if there is none or no such memory."""
         slots = _slots(values)
-        if not slots or not hasattr(os, "memfd_create"):
+        if not slots or not _has_memory_files():
             return None
         token = secrets.token_bytes(TOKEN_BYTES)
         try:
@@ -158,6 +165,17 @@ class Depot:
             with suppress(OSError):
                 os.close(descriptor)
             raise
+
+
+_OPEN: dict[int, Depot] = {}
+"""By the identity of their values."""
+
+
+def for_child(values: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return tickets if these are the values of an open depot, else the values. From any thread."""
+    depot = _OPEN.get(id(values))
+    tickets = {} if depot is None else depot.tickets
+    return tickets or values
 
 
 def has_tickets(values: Mapping[str, Any]) -> bool:

@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from mpipar.runtime.child import Burst, Ran, Ready, Setup, Skipped
+from mpipar.runtime.depot import for_child
 from mpipar.runtime.environment import patience
 from mpipar.runtime.framing import unpack
 from mpipar.runtime.process import Process
@@ -36,6 +37,7 @@ AHEAD_BYTES = 1 << 20
 HASTE_BYTES = 1 << 11
 STARTS = 3
 """Times that a process is started which ends before its stage has started."""
+AGAIN = {"Died", "UnreachableError"}
 
 
 @dataclass(slots=True)
@@ -123,21 +125,22 @@ class Child:
                 if self._closed.is_set():
                     return None
                 process = self._process = Process()
-            trouble = self._start_stage(process)
+            trouble = self._start_stage(process, plain=attempt > 1)
             if trouble is None or self._closed.is_set():
                 return None if self._closed.is_set() else process
-            if trouble.kind != "Died" or attempt == STARTS:
+            if trouble.kind not in AGAIN or attempt == STARTS:
                 self._drop()
                 raise StartFailedError(trouble)
         return None
 
-    def _start_stage(self, process: Process) -> Trouble | None:
+    def _start_stage(self, process: Process, *, plain: bool) -> Trouble | None:
         """Wait for the interpreter, then for the stage; return what went wrong."""
         bound = patience()
         if process.wait_for(bound) is None:
             return process.trouble("while it started", bound)
         try:
-            process.push(Setup(self._stage, self._shared))
+            shared = self._shared if plain else for_child(self._shared)
+            process.push(Setup(self._stage, shared))
         except Exception as error:
             text = f"the stage or what it shares cannot be pickled: {error}"
             return replace(Trouble.of(error), text=text)

@@ -13,6 +13,7 @@ from mpipar.errors import UsageError
 from mpipar.runtime.environment import calm_process
 from mpipar.runtime.pool import PARTING_SECONDS, Pool, stop_workers
 from mpipar.runtime.serving import serve
+from mpipar.runtime.sharing import SharingTransport
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -90,7 +91,8 @@ def open_pool(workers: int, *, threads: int = 1, cache_bytes: int = 1 << 30) -> 
             worker.join(0.0 if silent else PARTING_SECONDS)
 
     try:
-        return Pool(ends[0], threads=threads, cache_bytes=cache_bytes, farewell=part)
+        rank_0 = SharingTransport(ends[0], one_process=True)
+        return Pool(rank_0, threads=threads, cache_bytes=cache_bytes, farewell=part)
     except BaseException:
         part(stop_workers(ends[0], range(1, workers + 1)))
         raise

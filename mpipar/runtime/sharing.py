@@ -25,8 +25,10 @@ if TYPE_CHECKING:
 class SharingTransport:
     """Another transport, but for the shared arrays in Begin."""
 
-    def __init__(self, plain: Transport) -> None:
+    def __init__(self, plain: Transport, *, one_process: bool = False) -> None:
+        """`one_process`: all ranks are in it, so only their child processes need memory to find."""
         self._plain = plain
+        self._one_process = one_process
         self._depot: Depot | None = None
         self._tried = 0  # the serial of the run whose arrays lie there, if they can
         self._admitted = 0  # the serial of the latest Begin that was received
@@ -54,8 +56,12 @@ class SharingTransport:
     def _leaving(self, rank: Rank, begin: Begin) -> Begin:
         if begin.plain or not is_neighbour(self.rank, rank, begin.tree):
             return begin
+        if self._one_process and not begin.policy.isolate:
+            return begin
         depot = self._lodge(begin)
-        return begin if depot is None else replace(begin, shared=depot.tickets)
+        if depot is None:
+            return begin
+        return replace(begin, shared=depot.values if self._one_process else depot.tickets)
 
     def _lodge(self, begin: Begin) -> Depot | None:
         """Return where the arrays of this run lie; None if they cannot, which is found out once."""

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import os
 import threading
+from contextlib import contextmanager
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from mpipar.errors import UsageError
-from mpipar.runtime import environment, serving, sharing
-from mpipar.runtime.depot import Depot, Ticket, UnreachableError
+from mpipar.runtime import environment, isolation, local, serving, sharing
+from mpipar.runtime.depot import Depot, Ticket, UnreachableError, for_child
 from mpipar.runtime.local import local_cluster
 from mpipar.runtime.messages import Begin, Forget, Idle, NeedArrays, Place
 from mpipar.runtime.pool import Pool
 from mpipar.runtime.sharing import SharingTransport
-from mpipar.runtime.stage import Stage, frozen
-from tests.support.stages import Where, tasks_of
+from mpipar.runtime.stage import Policy, Stage, frozen
+from tests.support.stages import Seen, Where, tasks_of
 
 SHARED = frozen({"a": np.arange(1 << 18, dtype=np.int64), "n": 3})
 ONE_HOST = ((0, 1, 2, 3, 4),)
@@ -166,6 +169,22 @@ def test_everything_else_goes_through_as_it_is():
     assert (worker.rank, worker.size, worker.backlog(), worker.lost()) == (1, 5, 0, [])
 
 
+@contextmanager
+def pool_of_sharing_ranks():
+    """As over MPI: every rank has a sharing transport of its own."""
+    transports, _ = ends()
+    crew = [
+        threading.Thread(target=serving.serve, args=(end,), name=str(end.rank))
+        for end in transports[1:]
+    ]
+    for worker in crew:
+        worker.start()
+    with Pool(transports[0], threads=1, cache_bytes=0) as pool:
+        yield pool
+    for worker in crew:
+        worker.join(5)
+
+
 @pytest.mark.parametrize("blind", [set(), {2}, {1, 2, 3, 4}])
 def test_whole_runs_are_right_whoever_cannot_map(monkeypatch, blind):
     plain_find = Depot.find
@@ -179,22 +198,45 @@ def test_whole_runs_are_right_whoever_cannot_map(monkeypatch, blind):
         return plain_find(values)
 
     monkeypatch.setattr(Depot, "find", find)
-    transports, _ = ends()
-    crew = [
-        threading.Thread(target=serving.serve, args=(end,), name=str(end.rank))
-        for end in transports[1:]
-    ]
-    for worker in crew:
-        worker.start()
     shared = {"a": np.ones(1 << 18), "b": np.ones(1 << 17)}
-    with Pool(transports[0], threads=1, cache_bytes=0) as pool:
+    with pool_of_sharing_ranks() as pool:
         for _ in range(3):
             outcome = pool.run(Where(), shared, tasks_of(30, blocks=False))
             assert {total for _, _, total in outcome.results} == {3.0 * (1 << 17)}
-    for worker in crew:
-        worker.join(5)
     assert all(found.count(rank) <= 1 for rank in blind)
     assert found.count(3) >= (3 not in blind)
+
+
+def seen_by_children(opened):
+    """In which memory isolated tasks see a shared array."""
+    with opened as pool:
+        tasks = tasks_of(8, blocks=False)
+        found = pool.run(Seen(), SHARED, tasks, policy=Policy(isolate=True)).results
+    assert {seen.total for seen in found} == {float(SHARED["a"].sum())}
+    assert {seen.flags for seen in found} == {(True, False)}
+    assert os.getpid() not in {seen.process for seen in found}
+    return {seen.inode for seen in found}
+
+
+@pytest.mark.parametrize("opener", [lambda: local.open_pool(2), pool_of_sharing_ranks])
+def test_child_processes_map_the_same_memory(opener):
+    (inode,) = seen_by_children(opener())
+    assert inode != 0
+
+
+def test_child_process_that_cannot_map_is_sent_the_arrays(monkeypatch):
+    def forged(values):
+        tickets = {**for_child(values)}
+        tickets["a"] = replace(tickets["a"], token=bytes(16))
+        return tickets
+
+    monkeypatch.setattr(isolation, "for_child", forged)
+    assert seen_by_children(local.open_pool(1)) == {0}
+
+
+def test_child_processes_have_their_own_arrays_if_told_so(monkeypatch):
+    monkeypatch.setenv("MPIPAR_NODE_MEMORY", "off")
+    assert seen_by_children(local.open_pool(1)) == {0}
 
 
 @pytest.mark.parametrize(("text", "wanted"), [("on", True), ("off", False)])
