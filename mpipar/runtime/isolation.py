@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from mpipar.runtime.child import Burst, Ran, Ready, Setup, Skipped
-from mpipar.runtime.depot import for_child
+from mpipar.runtime.depot import UnreachableError, for_child
 from mpipar.runtime.environment import patience
 from mpipar.runtime.framing import unpack
 from mpipar.runtime.process import Process
@@ -37,7 +37,8 @@ AHEAD_BYTES = 1 << 20
 HASTE_BYTES = 1 << 11
 STARTS = 3
 """Times that a process is started which ends before its stage has started."""
-AGAIN = {"Died", "UnreachableError"}
+UNREACHABLE = UnreachableError.__name__
+"""What a child says that cannot map the shared arrays; the next one is sent them."""
 
 
 @dataclass(slots=True)
@@ -59,6 +60,7 @@ class Child:
         """`timeout`: seconds that one task may take. Nothing is started yet."""
         self._stage = stage
         self._shared = shared
+        self._plain = False
         self._timeout = timeout
         self._process: Process | None = None
         self._lock = threading.Lock()  # of `_busy` and `_process`
@@ -125,21 +127,22 @@ class Child:
                 if self._closed.is_set():
                     return None
                 process = self._process = Process()
-            trouble = self._start_stage(process, plain=attempt > 1)
+            trouble = self._start_stage(process)
             if trouble is None or self._closed.is_set():
                 return None if self._closed.is_set() else process
-            if trouble.kind not in AGAIN or attempt == STARTS:
+            self._plain = self._plain or trouble.kind == UNREACHABLE
+            if trouble.kind not in {"Died", UNREACHABLE} or attempt == STARTS:
                 self._drop()
                 raise StartFailedError(trouble)
         return None
 
-    def _start_stage(self, process: Process, *, plain: bool) -> Trouble | None:
+    def _start_stage(self, process: Process) -> Trouble | None:
         """Wait for the interpreter, then for the stage; return what went wrong."""
         bound = patience()
         if process.wait_for(bound) is None:
             return process.trouble("while it started", bound)
         try:
-            shared = self._shared if plain else for_child(self._shared)
+            shared = self._shared if self._plain else for_child(self._shared)
             process.push(Setup(self._stage, shared))
         except Exception as error:
             text = f"the stage or what it shares cannot be pickled: {error}"
