@@ -4,56 +4,31 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from mpipar import launch
-from mpipar.cli.outcome import attempt
+from mpipar.cli.job import Job, run_job
 from mpipar.cli.request import Command, Request
 from mpipar.settings import RefineSettings
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from mpipar.launch import Launch
+    from mpipar.views import View
 
 __all__ = ["COMMAND"]
 
 
 def run(request: Request) -> int:
     """Refine on rank 0, serve on the others."""
-    around, words = request.around, request.words
-    if around.is_alone:
-        settings = request.read(RefineSettings)
-        threads = settings.threads
-        here = launch.start(around, settings.parallel, threads=threads, arguments=words)
-        return _finish(here, lambda: _refine(settings, here))
-    # Of several ranks only rank 0 may open a settings file, and what it finds wrong there must not
-    # leave the others waiting: so join the world first.
-    here = launch.start(around, request.flags.get("parallel"), threads=1, arguments=words)
-    return here.serve() if here.rank > 0 else _finish(here, lambda: _read_late(request, here))
+    return run_job(request, lambda: _job(request))
 
 
-def _finish(here: Launch, action: Callable[[], int]) -> int:
-    """Run rank 0's part, say what went wrong in it, and only then let the other ranks go."""
-    code = attempt(action, rank=0)
-    here.finish(code)
-    return code
-
-
-def _read_late(request: Request, here: Launch) -> int:
+def _job(request: Request) -> Job:
     settings = request.read(RefineSettings)
-    here.confirm(settings.parallel)
-    return _refine(settings, here)
 
+    def program(here: Launch, view: View) -> None:
+        from mpipar.programs import refine
 
-def _refine(settings: RefineSettings, here: Launch) -> int:
-    from mpipar.programs import refine
-    from mpipar.views import open_view
-
-    with open_view(settings.verbose) as view:
-        view.say(here.description)
-        if here.note:
-            view.say(f"note: {here.note}")
         refine.run(settings, here.open_pool, view)
-    return 0
+
+    return Job(settings.parallel, settings.threads, settings.verbose, program)
 
 
 COMMAND = Command(RefineSettings, run, is_parallel=True)

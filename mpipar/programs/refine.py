@@ -2,25 +2,20 @@
 
 from __future__ import annotations
 
-import errno
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mpipar.cryoem import reconstruction, symmetry
 from mpipar.cryoem.fourier import filter_shells, largest_radius, lowpass_gain
 from mpipar.cryoem.search_plan import plan_search
 from mpipar.cryoem.symmetry_check import CONVINCING, fitting_setting
-from mpipar.errors import MissingInputError, MpiparError, RequeueError
-from mpipar.programs import dataset, exports, iteration, saved
+from mpipar.programs import dataset, exports, folder, iteration, saved
 from mpipar.programs.convergence import Next, Step, decide
 from mpipar.programs.inputs import RefineInputs, read_inputs
 from mpipar.programs.stages import AlignStage, SpectrumStage
-from mpipar.store.folder import next_free
-from mpipar.store.project import Project
 from mpipar.views.progress import View, duration
 
 if TYPE_CHECKING:
@@ -33,6 +28,7 @@ if TYPE_CHECKING:
     from mpipar.runtime.reports import Outcome, Snapshot
     from mpipar.runtime.stage import Stage, Task
     from mpipar.settings import RefineSettings
+    from mpipar.store.project import Project
 
 MEGABYTE = 1_000_000
 OpenPool = Callable[[int, int], "Pool"]
@@ -107,7 +103,9 @@ def run(settings: RefineSettings, open_pool: OpenPool, view: View) -> None:
     project: Project | None = None
     try:
         if settings.resume:
-            project, settings = _resume(settings, view)
+            project, settings = folder.reopen(
+                settings, settings.path, writer=not settings.check, say=view.say
+            )
         symmetry.canonical_name(settings.sym)  # before any file is opened
         with clock.phase("reading and checking input"):
             inputs = read_inputs(settings)
@@ -116,7 +114,7 @@ def run(settings: RefineSettings, open_pool: OpenPool, view: View) -> None:
         if settings.check:
             view.say("input checked; nothing was written")
             return
-        project = project or _create(settings)
+        project = project or folder.create(settings, settings.path)
         view.say(f"results go to {project.path}")
         pool = open_pool(settings.threads, settings.cache * MEGABYTE)
         session = Session(settings, inputs, project, pool, view, clock)
@@ -124,51 +122,11 @@ def run(settings: RefineSettings, open_pool: OpenPool, view: View) -> None:
         _refine(session, data, state)
         project.verdict("done", "refinement finished")
     except BaseException as error:
-        _give_up(project, error)
+        folder.give_up(project, error, keep=project is not None and bool(project.commits()))
         raise
     finally:
         if project is not None:
             project.close()
-
-
-def _give_up(project: Project | None, error: BaseException) -> None:
-    """Leave a verdict; a run that kept nothing leaves no folder."""
-    if project is None or not project.is_writer:
-        return
-    if isinstance(error, MpiparError) and not project.commits():
-        project.abandon()
-        return
-    temporary = isinstance(error, RequeueError | KeyboardInterrupt) or _is_orphaned(error)
-    with suppress(MpiparError):  # a writer that was passed over, or a full disk: the error says it
-        project.verdict("requeue" if temporary else "failed", f"{type(error).__name__}: {error}")
-
-
-def _is_orphaned(error: BaseException) -> bool:
-    """Whether output can go nowhere: mpirun, or the batch system's end of it, has died."""
-    return isinstance(error, OSError) and error.errno in (errno.EIO, errno.EPIPE)
-
-
-def _resume(settings: RefineSettings, view: View) -> tuple[Project, RefineSettings]:
-    """Open an earlier run for writing and take its settings."""
-    path = settings.path
-    if path is None:
-        runs = sorted(Path.cwd().glob("refine_[0-9]*"), key=lambda p: (len(p.name), p.name))
-        if not runs:
-            raise MissingInputError(
-                f"--resume: there is no refine_NN in {Path.cwd()}; name it with --path"
-            )
-        path = runs[-1]
-    project = Project.open(path, writer=not settings.check, say=view.say)
-    try:
-        return project, settings.over(project.settings, where=str(path))
-    except BaseException:
-        project.close()
-        raise
-
-
-def _create(settings: RefineSettings) -> Project:
-    path = settings.path or next_free(Path.cwd(), "refine")
-    return Project.create(path, settings=settings.to_mapping(), kind="refine")
 
 
 def _symmetry(
