@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import ClassVar
 
 __all__ = [
+    "CommandsFailedError",
     "CorruptStoreError",
     "DiskFullError",
     "InputError",
@@ -65,6 +66,12 @@ class ProtocolError(MpiparError):
 
 class TaskFailedError(MpiparError):
     """A task raised on every rank that tried it. The message ends with the remote traceback."""
+
+    exit_code = 70
+
+
+class CommandsFailedError(MpiparError):
+    """Some commands of `mpipar run` failed on every try; the others are done and kept."""
 
     exit_code = 70
 

@@ -9,6 +9,7 @@ import dataclasses
 import difflib
 import json
 import math
+import re
 import sys
 import types
 from dataclasses import dataclass, field
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 
     from typing_extensions import Self
 
-__all__ = ["Option", "Settings", "option", "read_settings_file"]
+__all__ = ["Option", "Settings", "option", "read_settings_file", "seconds_of"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,6 +149,17 @@ class Settings:
         return dataclasses.replace(before, given=self.given, **values)
 
 
+def seconds_of(flag: str, text: str) -> float:
+    """Seconds of a time such as 90, 90s, 10m, 1.5h, 2d or 1h30m. Raises UsageError."""
+    parts = re.findall(r"(\d+\.?\d*|\.\d+)([smhd]?)", text)
+    units = [unit for _, unit in parts]
+    whole = "".join(number + unit for number, unit in parts) == text
+    seconds = sum(float(number) * _SECONDS[unit] for number, unit in parts)
+    if not whole or seconds <= 0 or ("" in units and len(parts) > 1):
+        raise UsageError(f"{flag} {text}: must be a time such as 90, 90s, 10m, 1.5h, 2d or 1h30m")
+    return seconds
+
+
 def read_settings_file(path: Path, command: str) -> dict[str, Any]:
     """Values for one command from a TOML file: the top level, then the table [command]."""
     try:
@@ -208,6 +220,7 @@ def _convert(flag: str, value: Any, kind: type) -> Any:
         raise UsageError(f"{flag} {value!r}: must be {_KINDS[kind]}") from None
 
 
+_SECONDS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
 _KINDS = {
     bool: "true or false",
     int: "a whole number",

@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import ClassVar
 
 from mpipar.errors import UsageError
-from mpipar.options import Settings, option
+from mpipar.options import Settings, option, seconds_of
 
-__all__ = ["CheckSettings", "ExecSettings", "RefineSettings", "UnlockSettings"]
+__all__ = ["CheckSettings", "ExecSettings", "RefineSettings", "RunSettings", "UnlockSettings"]
 
+FILES, TRIES = "files and folders", "when a command fails"
 INPUT, SAMPLE, SEARCH, RUNNING = "input and output", "the particle", "the refinement", "how it runs"
 
 
@@ -158,6 +159,140 @@ examples:
         for name in ("input", "model"):
             if getattr(self, name) is None and not self.resume:
                 raise UsageError(f"{self.flag(name)} is required (or --resume to go on with a run)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunSettings(Settings):
+    """Run a list of shell commands over all workers, one line of a file each."""
+
+    command: ClassVar[str] = "run"
+    epilog: ClassVar[str] = """\
+The file has one shell command per line; # begins a comment line, a backslash at the end continues a
+line. Each command runs in /bin/bash (or /bin/sh) on the next free worker; lines share nothing.
+Exit code 0: all done. 70: some failed. 75: cut off, --resume goes on.
+
+examples:
+  # 64 ranks: one master that writes all logs, 63 workers with one command each at a time
+  mpirun -n 64 python -m mpipar run commands.txt
+
+  # a workstation without MPI: 8 commands at a time, 10 minutes each at most, no second try
+  python -m mpipar run commands.txt --parallel=thread:8 --timeout 10m --retries 0
+
+  # go on where the newest run_NN, or a named one, stopped; lines may have been added or changed
+  mpirun -n 64 python -m mpipar run commands.txt --resume
+  mpirun -n 64 python -m mpipar run --resume --path run_01
+
+  # SLURM in one line (a script to copy, with requeue and resume: slurm/run.sbatch)
+  sbatch -n 64 --wrap "srun python -m mpipar run commands.txt"
+"""
+
+    commands: Path | None = option(
+        None,
+        help="file of commands; with --resume by default that of the earlier run",
+        metavar="FILE",
+        positional=True,
+        changeable=True,
+    )
+    path: Path | None = option(
+        None,
+        help="folder for logs, table and journal",
+        default_text="the next free run_NN; with --resume the newest",
+        metavar="FOLDER",
+        group=FILES,
+        changeable=True,
+    )
+    resume: bool = option(
+        False,
+        help="go on with an earlier run: skip the commands that are done, known by their text",
+        group=FILES,
+        changeable=True,
+    )
+    check: bool = option(
+        False, help="say what would be run, run and write nothing", group=FILES, changeable=True
+    )
+    cwd: Path | None = option(
+        None,
+        help="working folder of the commands",
+        default_text="where mpipar is started",
+        metavar="FOLDER",
+        group=FILES,
+        changeable=True,
+    )
+    output: float = option(
+        4.0,
+        help="output of one command that is kept: the first and the last half of so much",
+        units="MB",
+        minimum=0.001,
+        metavar="MB",
+        group=FILES,
+        changeable=True,
+    )
+    retries: int = option(
+        2,
+        help="how often a command that fails is tried again, on another worker if there is one",
+        minimum=0,
+        metavar="N",
+        group=TRIES,
+        changeable=True,
+    )
+    timeout: str | None = option(
+        None,
+        help="how long one command may take: 90, 90s, 10m, 2h or 1d; then it is ended and failed",
+        default_text="as long as it wants",
+        metavar="TIME",
+        group=TRIES,
+        changeable=True,
+    )
+    on_error: str = option(
+        "continue",
+        help="when a command has failed for good: continue with the others, or stop, which lets "
+        "those that run finish and begins no other",
+        choices=("continue", "stop"),
+        metavar="WHAT",
+        group=TRIES,
+        changeable=True,
+    )
+    parallel: str | None = option(
+        None,
+        help="serial, thread:N, mpi, or mpi:N (N ranks including the master; starts mpirun itself)",
+        default_text="mpi under mpirun or srun, else serial",
+        metavar="TYPE",
+        group=RUNNING,
+        changeable=True,
+    )
+    per_worker: int = option(
+        1,
+        help="commands at a time on each worker",
+        minimum=1,
+        metavar="N",
+        group=RUNNING,
+        changeable=True,
+    )
+    verbose: int = option(
+        0,
+        help="say more; -1: say nothing but errors",
+        short="-v",
+        count=True,
+        minimum=-1,
+        group=RUNNING,
+        changeable=True,
+    )
+
+    def check_together(self) -> None:
+        if self.commands is None and not self.resume:
+            raise UsageError("a file of commands is required (or --resume to go on with a run)")
+        if self.timeout is not None:
+            seconds_of(self.flag("timeout"), self.timeout)
+
+    @property
+    def seconds(self) -> float | None:
+        """How long one command may take; None: no limit."""
+        return None if self.timeout is None else seconds_of(self.flag("timeout"), self.timeout)
+
+    @property
+    def tries(self) -> int:
+        """How often a command is tried in one run, at most."""
+        return self.retries + 1
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,7 +7,7 @@ from contextlib import redirect_stdout
 from io import StringIO
 from typing import TYPE_CHECKING, Final
 
-from mpipar.cli import check, refine, unlock
+from mpipar.cli import check, refine, run, unlock
 from mpipar.cli import exec as exec_
 from mpipar.cli.outcome import attempt
 from mpipar.cli.parser import command_parser, main_parser, parse_flags, split_rest
@@ -24,6 +24,7 @@ __all__ = ["main"]
 
 COMMANDS: Final[dict[str, Command]] = {
     "refine": refine.COMMAND,
+    "run": run.COMMAND,
     "exec": exec_.COMMAND,
     "check": check.COMMAND,
     "unlock": unlock.COMMAND,

@@ -18,11 +18,14 @@ if TYPE_CHECKING:
 
 __all__ = ["command_parser", "main_parser", "parse_flags", "split_rest"]
 
-DESCRIPTION = "Cryo-EM refinement on shared computing clusters, as one MPI job."
+DESCRIPTION = (
+    "Cryo-EM refinement, and lists of commands, on shared computing clusters as one MPI job."
+)
 EPILOG = """\
 `mpipar COMMAND --help` explains a command, with examples.
 exit codes: 0 done, 64 wrong option, 65 and 66 bad or missing input, 69 something is not installed,
-71 started in a way that cannot work, 73 and 74 cannot write, 75 temporary (run it again), 70 a bug
+71 started in a way that cannot work, 73 and 74 cannot write, 75 temporary (run it again), 70 a bug,
+or commands of `run` that failed
 """
 
 
@@ -91,7 +94,8 @@ def command_parser(kind: type[Settings], summary: str) -> Parser:
     for name in kind.options():
         explained = kind.option_of(name)
         if explained.positional:
-            parser.add_argument(name, help=explained.help, metavar=explained.metavar)
+            nargs = None if kind.default_of(name) is dataclasses.MISSING else "?"
+            parser.add_argument(name, help=explained.help, metavar=explained.metavar, nargs=nargs)
             continue
         if explained.group not in groups:
             groups[explained.group] = parser.add_argument_group(explained.group)

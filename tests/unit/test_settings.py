@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mpipar.errors import InputError, MissingInputError, UsageError
-from mpipar.options import read_settings_file
-from mpipar.settings import CheckSettings, RefineSettings
+from mpipar.options import read_settings_file, seconds_of
+from mpipar.settings import CheckSettings, RefineSettings, RunSettings
 
 GIVEN = {"input": "particles.star", "model": "init.mrc"}
 
@@ -129,3 +129,29 @@ def test_settings_file_that_is_missing_or_no_toml(tmp_path):
     (tmp_path / "binary.toml").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(InputError, match="not a text file"):
         read_settings_file(tmp_path / "binary.toml", "refine")
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [
+        ("90", 90),
+        ("0.5", 0.5),
+        ("90s", 90),
+        ("10m", 600),
+        ("1.5h", 5400),
+        ("1h30m", 5400),
+        ("2d", 172800),
+    ],
+)
+def test_times(text, seconds):
+    assert seconds_of("--timeout", text) == seconds
+
+
+@pytest.mark.parametrize("text", ["0", "-5", "5x", "10 m", "m", "1h30", "nan", "1e9", "5m!", "0s"])
+def test_what_is_no_time(text):
+    with pytest.raises(UsageError, match=r"--timeout .*: must be a time such as"):
+        seconds_of("--timeout", text)
+
+
+def test_all_options_of_run_may_change_when_it_is_resumed():
+    assert all(RunSettings.option_of(name).changeable for name in RunSettings.options())

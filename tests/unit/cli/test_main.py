@@ -40,7 +40,12 @@ def program(monkeypatch):
 def test_help_lists_every_command_with_one_line(capsys):
     assert main(["--help"]) == 0
     out = capsys.readouterr().out
-    for line in ("  refine  Refine particle poses", "  check   Check that", "  unlock  Declare"):
+    for line in (
+        "  refine  Refine particle poses",
+        "  run     Run a list",
+        "  check   Check that",
+        "  unlock  Declare",
+    ):
         assert line in out
 
 
@@ -73,6 +78,9 @@ def test_help_of_a_command_has_units_defaults_and_examples(capsys):
         ([*WORDS, "--iter"], "argument --iter: expected one argument"),
         ([*WORDS, "--iter", "0"], "--iter 0: must be at least 1"),
         (["refine"], "--input is required (or --resume"),
+        (["run"], "a file of commands is required (or --resume"),
+        (["run", "c.txt", "--timeout", "1 week"], "--timeout 1 week: must be a time such as 90"),
+        (["run", "c.txt", "--on-error", "ask"], "--on-error ask: must be one of continue, stop"),
         (["check"], "the following arguments are required: FOLDER"),
         ([*WORDS, "--parallel=dc:host"], "there is no dc type"),
     ],

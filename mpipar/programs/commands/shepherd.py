@@ -1,0 +1,348 @@
+"""The shepherd: a small process that runs one command at a time for a worker, and ends it with it.
+
+    worker --order--> shepherd --fork, exec--> shell --> whatever the command starts
+           <-- started, ended, output --       (a session of its own)
+
+A worker does not start commands itself: it is large, has threads and has initialised MPI, and none
+of that goes well with fork; and when it is killed nobody would be left to end its command. The
+shepherd sees that in the end of the pipe its orders come through. It adopts whatever a command
+leaves behind (PR_SET_CHILD_SUBREAPER), so that nothing escapes; a shepherd that is itself killed
+takes the shell with it (PR_SET_PDEATHSIG).
+
+This file is run as a script by `python -I -S`, so that it starts in some 20 ms: it must import
+nothing but small modules of the standard library.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import select
+import signal
+import struct
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, NoReturn
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+ORDERS: Final = 0
+ANSWERS: Final = 1
+LENGTH: Final = struct.Struct(">I")
+CHUNK: Final = 1 << 16
+KILL_EVERY: Final = 0.05  # seconds between two rounds of SIGKILL
+KILL_PATIENCE: Final = 10.0  # seconds; what SIGKILL has not ended by then hangs in the kernel
+ORPHANS_GRACE: Final = 1.0  # seconds; a job that ends has no time
+CANNOT_RUN: Final = 126  # exit code, as shells use it
+PR_SET_PDEATHSIG: Final = 1
+PR_SET_CHILD_SUBREAPER: Final = 36
+EASIER_TO_KILL: Final = b"300"  # oom_score_adj: short of memory, the kernel takes the command
+IGNORED: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
+
+
+class Kept:
+    """The beginning and the end of an output, of `limit` bytes together."""
+
+    def __init__(self, limit: int) -> None:
+        self.head = bytearray()
+        self.tail = bytearray()
+        self.dropped = 0
+        self._head_limit = limit // 2
+        self._tail_limit = limit - limit // 2
+
+    def add(self, data: bytes) -> None:
+        """Take the next piece."""
+        room = self._head_limit - len(self.head)
+        self.head += data[:room]
+        self.tail += data[room:]
+        if len(self.tail) > 2 * self._tail_limit + CHUNK:  # so that few bytes are moved per byte
+            self.cut()
+
+    def cut(self) -> None:
+        """Let go of what is beyond the limit."""
+        beyond = max(0, len(self.tail) - self._tail_limit)
+        self.dropped += beyond
+        del self.tail[:beyond]
+
+
+class Run:
+    """One command from its start to the end of its last process."""
+
+    def __init__(self, order: dict[str, Any], prctl: Callable[..., int]) -> None:
+        self.order = order
+        self.kept = Kept(order["limit"])
+        self.status: int | None = None  # of the shell, as waitpid gives it
+        self.timed_out = False
+        self.orphaned = False  # the worker is gone
+        self.left_behind = 0  # processes that outlived the shell
+        self.unkillable = False
+        self._killing_since: float | None = None
+        self._term_at: float | None = None
+        self._began = time.monotonic()
+        self.ended = self._began  # when the shell did
+        self._output, end = os.pipe()
+        self.pid = os.fork()
+        if self.pid == 0:
+            execute(order, end, prctl)
+        os.close(end)
+        os.set_blocking(self._output, False)
+
+    def watch(self, woken: int) -> None:
+        """Return when no process of the command is left, or none that can be ended.
+
+        woken   readable after SIGCHLD
+        """
+        poll = select.poll()
+        poll.register(self._output, select.POLLIN)
+        poll.register(woken, select.POLLIN)
+        poll.register(ORDERS, select.POLLIN)
+        while not self._is_over():
+            self._act()
+            ready = {fd for fd, _ in poll.poll(self._pause() * 1000)}
+            if woken in ready:
+                with contextlib.suppress(BlockingIOError):
+                    os.read(woken, CHUNK)
+            if self._output in ready and not self._read():
+                poll.unregister(self._output)
+            if ORDERS in ready:  # nothing is ordered meanwhile: the worker has hung up
+                poll.unregister(ORDERS)
+                self.orphaned = True
+        self._read_rest()
+        os.close(self._output)
+        self.kept.cut()
+
+    def _is_over(self) -> bool:
+        """Reap what has ended; whether nothing is left."""
+        while True:
+            try:
+                pid, status = os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError:
+                break
+            if pid == 0:
+                return self.unkillable
+            if pid == self.pid:
+                self.status, self.ended = status, time.monotonic()
+        return self.unkillable or not group_exists(self.pid)
+
+    def _pause(self) -> float:
+        """Seconds until there is something to do unasked."""
+        now = time.monotonic()
+        if self._killing_since is not None:
+            return KILL_EVERY
+        if self._term_at is not None:
+            return max(0.0, self._term_at + self._grace - now)
+        timeout = self.order["timeout"]
+        return 3600.0 if timeout is None else max(0.0, self._began + timeout - now)
+
+    def _act(self) -> None:
+        """End the command if it is time to: SIGTERM first, SIGKILL after the grace."""
+        now = time.monotonic()
+        timeout = self.order["timeout"]
+        if self._killing_since is not None:
+            self.unkillable = now > self._killing_since + KILL_PATIENCE
+            end(self.pid, signal.SIGKILL)
+        elif self._term_at is not None:
+            if now >= self._term_at + self._grace:
+                self._killing_since = now
+                end(self.pid, signal.SIGKILL)
+        elif self.status is None and timeout is not None and now >= self._began + timeout:
+            self.timed_out = True
+            self._terminate(now)
+        elif self.orphaned:
+            self._terminate(now)
+        elif self.status is not None:
+            self.left_behind = len(descendants(os.getpid()))
+            self._terminate(now)
+
+    @property
+    def _grace(self) -> float:
+        """Seconds between SIGTERM and SIGKILL."""
+        grace = float(self.order["grace"])
+        return min(grace, ORPHANS_GRACE) if self.orphaned else grace
+
+    def _terminate(self, now: float) -> None:
+        self._term_at = now
+        end(self.pid, signal.SIGTERM)
+
+    def _read(self) -> bool:
+        """Take a piece of output; False at its end."""
+        try:
+            data = os.read(self._output, CHUNK)
+        except BlockingIOError:
+            return True
+        self.kept.add(data)
+        return bool(data)
+
+    def _read_rest(self) -> None:
+        """What is still in the pipe; a process that cannot be ended may keep it open."""
+        while True:
+            try:
+                data = os.read(self._output, CHUNK)
+            except BlockingIOError:
+                return
+            if not data:
+                return
+            self.kept.add(data)
+
+    def answer(self) -> tuple[dict[str, Any], bytes]:
+        """How it went, and the output."""
+        status = self.status
+        facts = {
+            "code": os.WEXITSTATUS(status) if status is not None and os.WIFEXITED(status) else None,
+            "signal": os.WTERMSIG(status)
+            if status is not None and os.WIFSIGNALED(status)
+            else None,
+            "timed_out": self.timed_out,
+            "left_behind": self.left_behind,
+            "unkillable": self.unkillable,
+            "seconds": self.ended - self._began if status is not None else None,
+            "dropped": self.kept.dropped,
+            "head": len(self.kept.head),
+            "tail": len(self.kept.tail),
+        }
+        return facts, bytes(self.kept.head + self.kept.tail)
+
+
+def execute(order: dict[str, Any], output: int, prctl: Callable[..., int]) -> NoReturn:
+    """Become the command's shell. Whatever is wrong is written to its output."""
+    shepherd = os.getppid()
+    try:
+        os.setsid()
+        prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+        if os.getppid() != shepherd:
+            os._exit(CANNOT_RUN)
+        for number in (*IGNORED, signal.SIGPIPE, signal.SIGXFSZ, signal.SIGCHLD):
+            signal.signal(number, signal.SIG_DFL)
+        os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+        os.dup2(output, 1)
+        os.dup2(output, 2)
+        be_easier_to_kill()
+        os.chdir(order["cwd"])
+        shell, text = order["shell"], order["command"].encode("utf-8", "surrogateescape")
+        os.execve(shell, [shell, "-c", text], order["environment"])
+    except BaseException as error:  # nothing may return from here into the shepherd's code
+        os.write(2, f"mpipar: the command cannot be started: {error}\n".encode(errors="replace"))
+    os._exit(CANNOT_RUN)
+
+
+def be_easier_to_kill() -> None:
+    """Let the kernel choose this process before its worker when memory is short."""
+    with contextlib.suppress(OSError):
+        fd = os.open("/proc/self/oom_score_adj", os.O_WRONLY)
+        os.write(fd, EASIER_TO_KILL)
+        os.close(fd)
+
+
+def end(group: int, number: int) -> None:
+    """Send a signal to the command's group, and to descendants that have left it."""
+    with contextlib.suppress(OSError):
+        os.killpg(group, number)
+    for pid in descendants(os.getpid()):
+        with contextlib.suppress(OSError):
+            if os.getpgid(pid) != group:
+                os.kill(pid, number)
+
+
+def group_exists(group: int) -> bool:
+    """Whether a process of the group is left."""
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # it runs as another user (setuid)
+        return True
+    return True
+
+
+def descendants(ancestor: int) -> list[int]:
+    """Processes that come from this one, as far as their parents still live or were adopted."""
+    children: dict[int, list[int]] = {}
+    entries: list[Path] = []
+    with contextlib.suppress(OSError):  # without /proc there is only the group
+        entries = list(Path("/proc").iterdir())
+    for entry in entries:
+        if entry.name.isdecimal():
+            with contextlib.suppress(OSError):
+                # "pid (name) state parent ...": the name may hold anything, so search from the end
+                rest = (entry / "stat").read_bytes().rpartition(b")")[2].split()
+                if rest[0] != b"Z":
+                    children.setdefault(int(rest[1]), []).append(int(entry.name))
+    found = list(children.get(ancestor, []))
+    for pid in found:  # it grows meanwhile
+        found += children.get(pid, [])
+    return found
+
+
+def find_prctl() -> Callable[..., int]:
+    """The system call, or a stand-in that does nothing where there is no ctypes."""
+    try:
+        import ctypes
+
+        found: Callable[..., int] = ctypes.CDLL(None, use_errno=True).prctl
+    except (ImportError, OSError, AttributeError):
+        return lambda *_: -1
+    return found
+
+
+def read_exactly(count: int) -> bytes:
+    """Bytes of an order; fewer if the worker has hung up."""
+    data = b""
+    while len(data) < count:
+        piece = os.read(ORDERS, count - len(data))
+        if not piece:
+            break
+        data += piece
+    return data
+
+
+def read_order() -> dict[str, Any] | None:
+    """The next order; None if no more will come."""
+    head = read_exactly(LENGTH.size)
+    if len(head) < LENGTH.size:
+        return None
+    (length,) = LENGTH.unpack(head)
+    body = read_exactly(length)
+    if len(body) < length:
+        return None
+    order: dict[str, Any] = json.loads(body)
+    return order
+
+
+def answer(facts: dict[str, Any], output: bytes = b"") -> None:
+    """Tell the worker."""
+    body = json.dumps(facts).encode()
+    view = memoryview(LENGTH.pack(len(body)) + body + output)
+    while view:
+        view = view[os.write(ANSWERS, view) :]
+
+
+def main() -> None:
+    """Run what is ordered until the worker hangs up."""
+    signal.pthread_sigmask(signal.SIG_SETMASK, [])
+    for number in IGNORED:  # they may be meant for a whole job; the worker decides for us
+        signal.signal(number, signal.SIG_IGN)
+    signal.signal(signal.SIGCHLD, lambda *_: None)
+    woken, waker = os.pipe()
+    os.set_blocking(woken, False)
+    os.set_blocking(waker, False)
+    signal.set_wakeup_fd(waker, warn_on_full_buffer=False)
+    prctl = find_prctl()
+    prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    while (order := read_order()) is not None:
+        run = Run(order, prctl)
+        with contextlib.suppress(BrokenPipeError):
+            answer({"pid": run.pid})
+        run.watch(woken)
+        if run.orphaned:
+            return
+        answer(*run.answer())
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except BrokenPipeError:  # the worker has hung up
+        sys.exit(0)
