@@ -1,0 +1,296 @@
+"""How far does one rank 0 go? The real machines of rank 0 and of all workers, in simulated time.
+
+    python jobs/scaling/simulate.py                            the table of docs/scaling.md
+    python jobs/scaling/simulate.py --ranks 64 1024 --tasks 20 --mean 0.3 --sigma 0.5
+
+Nothing of the scheduler is modelled: `Master` and `Worker` are those that run under MPI, and what
+rank 0 takes to handle a message is the processor time that its Python code takes here, measured
+at each message. Modelled are the tasks (log-normal durations), the network (one latency), when a
+worker's loop looks for messages (`transport.Backoff`), and what MPI and pickle cost rank 0 for
+each message (measured once, see RECEIVE and SEND). So run it on a machine that is otherwise idle.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import gc
+import random
+import sys
+import time
+from collections import deque
+from dataclasses import asdict, dataclass, fields
+from heapq import heappop, heappush
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from mpipar.runtime.compute import Compute, Computed, Drop, Prepare, Prepared
+from mpipar.runtime.loop import TICK_SECONDS
+from mpipar.runtime.master import Master
+from mpipar.runtime.messages import MASTER, Knobs, Send, Welcome
+from mpipar.runtime.stage import Stage, Task
+from mpipar.runtime.tempo import beat_seconds
+from mpipar.runtime.transport import Backoff
+from mpipar.runtime.worker import Worker
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from mpipar.runtime.stage import Block
+
+LATENCY = 30e-6
+"""Seconds from one rank's MPI to another's: 1 KB over TCP; InfiniBand and shared memory take 2."""
+RECEIVE = 20e-6
+SEND = 30e-6
+"""Seconds of rank 0 for receiving and decoding, for encoding and sending a small message."""
+HANDLE = 40e-6
+"""Seconds of a worker for a message."""
+
+ARRIVAL, TURN, DONE, TICK = range(4)
+
+
+@dataclass(frozen=True)
+class Case:
+    """What to simulate."""
+
+    ranks: int  # workers
+    tasks: int = 20  # per rank
+    mean: float = 0.3  # seconds of a task
+    sigma: float = 0.5  # of the logarithm of that
+    steal: bool = True
+    seed: int = 1
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What came of it."""
+
+    ranks: int
+    tasks: int
+    mean: float
+    sigma: float
+    seconds: float  # of the run
+    efficiency: float  # computing time of all ranks / (ranks * seconds)
+    possible: float  # the same, if one knew all durations beforehand
+    static: float  # the same, without stealing
+    load: float  # share of the run for which rank 0 is busy
+    wait: float  # longest time for which a message waited for rank 0, in seconds
+    messages: float  # to rank 0, per task
+    handling: float  # microseconds of the scheduler per message
+    steals: int
+
+
+class Sleeps(Stage):
+    """Never run: a task's duration is in the simulation."""
+
+    def run(self, task: Task, block: Block | None, state: Any) -> None:
+        raise AssertionError
+
+
+class Simulation:
+    """Rank 0, its workers, and a list of what happens when."""
+
+    def __init__(self, case: Case, durations: Sequence[float]) -> None:
+        self.case = case
+        self.durations = durations
+        self.now = 0.0
+        knobs = Knobs()
+        ranks = range(1, case.ranks + 1)
+        self.master = Master(ranks, threads=1, knobs=knobs)
+        self.workers = [Worker(rank, Welcome(1, 1 << 20, knobs, 1.0)) for rank in ranks]
+        self.inboxes: list[deque[tuple[int, Any]]] = [deque() for _ in ranks]
+        self.turning = [False] * case.ranks  # whether its next turn is in the list
+        self.active = [0.0] * case.ranks  # when it last had anything to do
+        self.orders: list[deque[Compute]] = [deque() for _ in ranks]
+        self.events: list[tuple[float, int, int, int, Any]] = []
+        self.counter = 0
+        self.dice = random.Random(case.seed)
+        self.free = self.busy = self.handled = self.longest = 0.0  # rank 0
+        self.received = 0
+
+    def run(self) -> float:
+        """Simulate the run; return its seconds."""
+        tasks = [Task(number, None, None) for number in range(len(self.durations))]
+        start = time.thread_time()
+        sends = self.master.begin(Sleeps(), {}, tasks)
+        run = self.master.run
+        assert run is not None
+        self._say(0.0, time.thread_time() - start, sends)
+        self._note(TICK_SECONDS, TICK, MASTER, None)
+        while not run.over:
+            self.now, _, kind, rank, item = heappop(self.events)
+            if kind == TURN:
+                self._turn(rank)
+            elif kind == DONE:
+                self._done(rank, item)
+            elif kind == TICK:
+                self._tick()
+            elif rank == MASTER:
+                self._hear(*item)
+            else:
+                self._arrive(rank, item)
+        return self.free
+
+    def _note(self, when: float, kind: int, rank: int, item: Any) -> None:
+        self.counter += 1
+        heappush(self.events, (when, self.counter, kind, rank, item))
+
+    # Rank 0: one message after the other
+
+    def _hear(self, source: int, message: Any) -> None:
+        idle = self.now - self.free
+        begin = self.now + self._unnoticed(idle, Backoff.CAP) if idle > 0 else self.free
+        self.longest = max(self.longest, begin - self.now)
+        self.received += 1
+        start = time.thread_time()
+        sends = self.master.handle(source, message)
+        spent = time.thread_time() - start
+        self.handled += spent
+        self._say(begin + RECEIVE, spent, sends)
+        self.busy += RECEIVE
+
+    def _tick(self) -> None:
+        start = time.thread_time()
+        sends = self.master.tick(TICK_SECONDS)
+        self._say(max(self.now, self.free), time.thread_time() - start, sends)
+        self._note(max(self.now + TICK_SECONDS, self.free), TICK, MASTER, None)
+
+    def _say(self, begin: float, spent: float, sends: list[Send]) -> None:
+        """Rank 0 has computed for some seconds, and then sends."""
+        when = begin + spent
+        for send in sends:
+            when += SEND
+            self._note(when + LATENCY, ARRIVAL, send.rank, (MASTER, send.message))
+        self.busy += when - begin
+        self.free = when
+
+    def _unnoticed(self, idle: float, cap: float) -> float:
+        """How long a message lies there: a loop that has been idle sleeps a third as long."""
+        return self.dice.random() * min(cap * (1 if idle < Backoff.LONG_IDLE else 2), idle / 3)
+
+    # Workers
+
+    def _arrive(self, rank: int, item: tuple[int, Any]) -> None:
+        """A message arrives; the loop sees it at its next turn."""
+        self.inboxes[rank - 1].append(item)
+        if not self.turning[rank - 1]:
+            self.turning[rank - 1] = True
+            computing = self.workers[rank - 1].is_computing
+            cap = Backoff.CAP * (Backoff.RELAXED if computing else 1)
+            wait = self._unnoticed(self.now - self.active[rank - 1], cap)
+            self._note(self.now + wait, TURN, rank, None)
+
+    def _turn(self, rank: int) -> None:
+        worker, inbox = self.workers[rank - 1], self.inboxes[rank - 1]
+        self.turning[rank - 1] = False
+        when = self.active[rank - 1] = self.now
+        while inbox:
+            source, message = inbox.popleft()
+            when += HANDLE
+            if self.case.steal or message.__class__.__name__ != "StealFrom":
+                self._act(rank, when, worker.handle(source, message))
+        self._act(rank, when, worker.report())
+
+    def _done(self, rank: int, event: Computed | Prepared) -> None:
+        worker = self.workers[rank - 1]
+        if isinstance(event, Computed):
+            self.orders[rank - 1].popleft()
+            self._start(rank)
+        self.active[rank - 1] = self.now
+        actions = worker.react(event)
+        self._act(rank, self.now + HANDLE, [*worker.report(), *actions])
+
+    def _act(self, rank: int, when: float, actions: Sequence[Any]) -> None:
+        for action in actions:
+            if isinstance(action, Send):
+                self._note(when + LATENCY, ARRIVAL, action.rank, (rank, action.message))
+            elif isinstance(action, Prepare):
+                self._note(when, DONE, rank, Prepared(action.serial))
+            elif isinstance(action, Compute):
+                self.orders[rank - 1].append(action)
+                if len(self.orders[rank - 1]) == 1:
+                    self._start(rank)
+            else:
+                assert isinstance(action, Drop)
+
+    def _start(self, rank: int) -> None:
+        """The compute thread takes its next order."""
+        if self.orders[rank - 1]:
+            order = self.orders[rank - 1][0]
+            numbers = [task.id for task, _ in order.work]
+            seconds = sum(self.durations[number] for number in numbers)
+            results = tuple((number, None) for number in numbers)
+            self._note(self.now + seconds, DONE, rank, Computed(order.serial, results, seconds))
+
+
+def durations_of(case: Case) -> np.ndarray[Any, np.dtype[np.float64]]:
+    """Draw the durations of all tasks."""
+    dice = np.random.default_rng(case.seed)
+    location = np.log(case.mean) - case.sigma**2 / 2
+    return dice.lognormal(location, case.sigma, case.ranks * case.tasks)
+
+
+def simulate(case: Case) -> Verdict:
+    """Simulate one case."""
+    durations = durations_of(case)
+    simulation = Simulation(case, durations.tolist())
+    gc.collect()
+    gc.disable()  # of the millions of objects most are not rank 0's
+    try:
+        seconds = simulation.run()
+    finally:
+        gc.enable()
+    work = float(durations.sum())
+    beats = float(np.floor(durations / beat_seconds(case.ranks)).sum()) * RECEIVE
+    assert simulation.master.run is not None
+    return Verdict(
+        ranks=case.ranks,
+        tasks=case.tasks,
+        mean=case.mean,
+        sigma=case.sigma,
+        seconds=seconds,
+        efficiency=work / case.ranks / seconds,
+        possible=work / case.ranks / max(work / case.ranks, float(durations.max())),
+        static=work / case.ranks / float(durations.reshape(case.ranks, -1).sum(1).max()),
+        load=(simulation.busy + beats) / seconds,
+        wait=simulation.longest,
+        messages=simulation.received / durations.size,
+        handling=1e6 * simulation.handled / simulation.received,
+        steals=simulation.master.run.scheduler.steals,
+    )
+
+
+def main() -> None:
+    """Simulate what the command line says, and print a table."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--ranks", type=int, nargs="+", default=[64, 1024, 16384, 100_000])
+    parser.add_argument("--tasks", type=int, nargs="+", default=[20, 100], help="per rank")
+    parser.add_argument("--mean", type=float, nargs="+", default=[0.1, 1.0], help="seconds")
+    parser.add_argument("--sigma", type=float, default=0.5, help="of the logarithm of a duration")
+    parser.add_argument("--csv", type=Path, help="keep the table here")
+    args = parser.parse_args()
+    names = [field.name for field in fields(Verdict)]
+    print("  ".join(f"{name:>10}" for name in names))
+    verdicts = []
+    for mean in args.mean:
+        for tasks in args.tasks:
+            for ranks in args.ranks:
+                verdict = simulate(Case(ranks, tasks, mean, args.sigma))
+                verdicts.append(verdict)
+                print("  ".join(f"{value:10.4g}" for value in asdict(verdict).values()), flush=True)
+    if args.csv:
+        with args.csv.open("w", newline="", encoding="utf-8") as file:
+            table = csv.writer(file)
+            table.writerow(names)
+            table.writerows(asdict(verdict).values() for verdict in verdicts)
+
+
+if __name__ == "__main__":
+    main()
