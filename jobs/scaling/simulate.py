@@ -20,7 +20,7 @@ import sys
 import time
 from collections import deque
 from dataclasses import asdict, dataclass, fields
-from heapq import heappop, heappush
+from heapq import heappop, heappush, heapreplace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,7 +34,7 @@ from mpipar.runtime.loop import TICK_SECONDS
 from mpipar.runtime.master import Master
 from mpipar.runtime.messages import MASTER, Knobs, Send, Welcome
 from mpipar.runtime.stage import Stage, Task
-from mpipar.runtime.tempo import beat_seconds
+from mpipar.runtime.tempo import beat_seconds, first_report, report_seconds
 from mpipar.runtime.transport import Backoff
 from mpipar.runtime.worker import Worker
 
@@ -51,7 +51,7 @@ SEND = 30e-6
 HANDLE = 40e-6
 """Seconds of a worker for a message."""
 
-ARRIVAL, TURN, DONE, TICK = range(4)
+ARRIVAL, TURN, DONE, FLUSH, TICK = range(5)
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ class Verdict:
     sigma: float
     seconds: float  # of the run
     efficiency: float  # computing time of all ranks / (ranks * seconds)
-    possible: float  # the same, if one knew all durations beforehand
+    free: float  # the same, if all took from one queue and that cost nothing
     static: float  # the same, without stealing
     load: float  # share of the run for which rank 0 is busy
     wait: float  # longest time for which a message waited for rank 0, in seconds
@@ -105,6 +105,9 @@ class Simulation:
         self.workers = [Worker(rank, Welcome(1, 1 << 20, knobs, 1.0)) for rank in ranks]
         self.inboxes: list[deque[tuple[int, Any]]] = [deque() for _ in ranks]
         self.turning = [False] * case.ranks  # whether its next turn is in the list
+        self.due = report_seconds(case.ranks)
+        self.reported = [-first_report(rank, case.ranks) for rank in ranks]  # when it last did
+        self.waiting = [False] * case.ranks  # whether it will when that is due
         self.active = [0.0] * case.ranks  # when it last had anything to do
         self.orders: list[deque[Compute]] = [deque() for _ in ranks]
         self.events: list[tuple[float, int, int, int, Any]] = []
@@ -128,6 +131,8 @@ class Simulation:
                 self._turn(rank)
             elif kind == DONE:
                 self._done(rank, item)
+            elif kind == FLUSH:
+                self._flush(rank)
             elif kind == TICK:
                 self._tick()
             elif rank == MASTER:
@@ -194,7 +199,21 @@ class Simulation:
             when += HANDLE
             if self.case.steal or message.__class__.__name__ != "StealFrom":
                 self._act(rank, when, worker.handle(source, message))
-        self._act(rank, when, worker.report())
+        self._act(rank, when, self._report(rank, worker))
+
+    def _report(self, rank: int, worker: Worker) -> list[Any]:
+        last = self.reported[rank - 1]
+        report = worker.report(due=self.now >= last + self.due)
+        if report:
+            self.reported[rank - 1] = self.now
+        elif worker.run is not None and worker.run.finished and not self.waiting[rank - 1]:
+            self.waiting[rank - 1] = True
+            self._note(last + self.due, FLUSH, rank, None)
+        return report
+
+    def _flush(self, rank: int) -> None:
+        self.waiting[rank - 1] = False
+        self._act(rank, self.now + HANDLE, self._report(rank, self.workers[rank - 1]))
 
     def _done(self, rank: int, event: Computed | Prepared) -> None:
         worker = self.workers[rank - 1]
@@ -203,7 +222,7 @@ class Simulation:
             self._start(rank)
         self.active[rank - 1] = self.now
         actions = worker.react(event)
-        self._act(rank, self.now + HANDLE, [*worker.report(), *actions])
+        self._act(rank, self.now + HANDLE, [*self._report(rank, worker), *actions])
 
     def _act(self, rank: int, when: float, actions: Sequence[Any]) -> None:
         for action in actions:
@@ -235,6 +254,14 @@ def durations_of(case: Case) -> np.ndarray[Any, np.dtype[np.float64]]:
     return dice.lognormal(location, case.sigma, case.ranks * case.tasks)
 
 
+def one_queue(ranks: int, durations: Sequence[float]) -> float:
+    """Return the time of a run in which whoever is free takes the next task, at no cost."""
+    until = [0.0] * ranks
+    for seconds in durations:
+        heapreplace(until, until[0] + seconds)
+    return max(until)
+
+
 def simulate(case: Case) -> Verdict:
     """Simulate one case."""
     durations = durations_of(case)
@@ -255,7 +282,7 @@ def simulate(case: Case) -> Verdict:
         sigma=case.sigma,
         seconds=seconds,
         efficiency=work / case.ranks / seconds,
-        possible=work / case.ranks / max(work / case.ranks, float(durations.max())),
+        free=work / case.ranks / one_queue(case.ranks, durations.tolist()),
         static=work / case.ranks / float(durations.reshape(case.ranks, -1).sum(1).max()),
         load=(simulation.busy + beats) / seconds,
         wait=simulation.longest,

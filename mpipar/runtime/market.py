@@ -58,7 +58,8 @@ class Market:
     def note(self, rank: Rank, *, heard: bool = False) -> None:
         """Something has changed about a worker; `heard`: it is not silent just now."""
         load = self._loads[rank]
-        if load.dry or load.raids >= min(self._surplus(load), RAIDS):
+        raids = load.raids
+        if load.dry or raids >= RAIDS or raids >= len(load.placed) - self._threads:
             self._silent.pop(rank, None)
             return
         if heard or rank not in self._silent:

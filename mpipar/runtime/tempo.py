@@ -8,7 +8,9 @@ from __future__ import annotations
 
 BEAT_SECONDS = 1.0
 BEATS_PER_SECOND = 2000.0  # of all ranks together
-REPORTS_PER_SECOND = 5000.0
+REPORTS_PER_SECOND = 5000.0  # likewise
+PHASES = 64
+SHORTEST_WAIT = 0.1  # below, a result is reported at once
 
 
 def beat_seconds(ranks: int) -> float:
@@ -18,4 +20,10 @@ def beat_seconds(ranks: int) -> float:
 
 def report_seconds(ranks: int) -> float:
     """Return how long a result may wait for the next one, so that they travel together."""
-    return ranks / REPORTS_PER_SECOND
+    seconds = ranks / REPORTS_PER_SECOND
+    return seconds if seconds >= SHORTEST_WAIT else 0.0
+
+
+def first_report(rank: int, ranks: int) -> float:
+    """Return how much of that has passed at the start, lest all ranks report at once."""
+    return report_seconds(ranks) * (rank % PHASES) / PHASES
