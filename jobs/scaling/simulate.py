@@ -203,13 +203,13 @@ class Simulation:
 
     def _report(self, rank: int, worker: Worker) -> list[Any]:
         last = self.reported[rank - 1]
-        report = worker.report(due=self.now >= last + self.due)
-        if report:
+        messages = worker.report(due=self.now >= last + self.due)
+        if messages:
             self.reported[rank - 1] = self.now
         elif worker.run is not None and worker.run.finished and not self.waiting[rank - 1]:
             self.waiting[rank - 1] = True
             self._note(last + self.due, FLUSH, rank, None)
-        return report
+        return [Send(MASTER, message) for message in messages]
 
     def _flush(self, rank: int) -> None:
         self.waiting[rank - 1] = False

@@ -311,13 +311,13 @@ class Worker:
     def report(self, *, due: bool = True) -> list[Finished]:
         """Return messages for all tasks finished since the last ones.
 
-        Unless they are due, they can wait for more while there are tasks to start. The loop sends
-        them before the other messages of a turn, so that an Idle never overtakes the results that
-        led to it.
+        Unless due, a few can wait for more while there are tasks to start. The loop sends them
+        before the other messages of a turn: an Idle must not overtake the results that led to it.
         """
-        if self.run is None or (self.run.deque.tasks and not due):
+        run = self.run
+        if run is None or (not due and run.deque.tasks and len(run.finished) < self.most_results):
             return []
-        return self.run.report(self.most_results)
+        return run.report(self.most_results)
 
     # Blocks
 
