@@ -293,31 +293,78 @@ def simulate(case: Case) -> Verdict:
     )
 
 
-def main() -> None:
-    """Simulate what the command line says, and print a table."""
+def cases(args: argparse.Namespace) -> list[Case]:
+    """Return what the command line asks for, the small ones first."""
+    found = [
+        Case(ranks, tasks, mean, args.sigma)
+        for mean in args.mean
+        for tasks in args.tasks
+        for ranks in args.ranks
+        if ranks * tasks <= args.most
+    ]
+    return sorted(found, key=lambda case: case.ranks * case.tasks)
+
+
+def plot(verdicts: Sequence[Verdict], path: Path) -> None:
+    """Draw efficiency and load against the number of ranks."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, (left, right) = plt.subplots(1, 2, figsize=(8, 3), layout="constrained")
+    colours = iter(["C0", "C1", "C2", "C3", "C4", "C5"])
+    for mean, tasks in sorted({(v.mean, v.tasks) for v in verdicts}):
+        line = sorted((v for v in verdicts if (v.mean, v.tasks) == (mean, tasks)), key=rank_of)
+        ranks, colour = [v.ranks for v in line], next(colours, "C6")
+        label = f"{tasks} tasks of {mean:g} s per rank"
+        left.semilogx(ranks, [v.efficiency for v in line], "o-", color=colour, label=label)
+        left.semilogx(ranks, [v.free for v in line], ":", color=colour)
+        right.loglog(ranks, [v.load for v in line], "o-", color=colour)
+    left.set(xlabel="ranks", ylabel="efficiency (dotted: a queue without cost)", ylim=(0, 1))
+    left.legend(fontsize="x-small")
+    right.set(xlabel="ranks", ylabel="load of rank 0")
+    right.axhline(1.0, color="grey", linewidth=0.8)
+    figure.savefig(path, dpi=100)
+
+
+def rank_of(verdict: Verdict) -> int:
+    """Return what the lines of the plot are sorted by."""
+    return verdict.ranks
+
+
+def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
+    """Read the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--ranks", type=int, nargs="+", default=[64, 1024, 16384, 100_000])
-    parser.add_argument("--tasks", type=int, nargs="+", default=[20, 100], help="per rank")
-    parser.add_argument("--mean", type=float, nargs="+", default=[0.1, 1.0], help="seconds")
-    parser.add_argument("--sigma", type=float, default=0.5, help="of the logarithm of a duration")
-    parser.add_argument("--csv", type=Path, help="keep the table here")
-    args = parser.parse_args()
+    add = parser.add_argument
+    add("--ranks", type=int, nargs="+", default=[64, 1024, 16384, 100_000])
+    add("--tasks", type=int, nargs="+", default=[20, 100], help="per rank")
+    add("--mean", type=float, nargs="+", default=[0.1, 1.0], help="seconds")
+    add("--sigma", type=float, default=0.5, help="of the logarithm of a duration")
+    add("--most", type=int, default=2_000_000, help="leave out what has more tasks than this")
+    add("--csv", type=Path, help="keep the table here")
+    add("--plot", type=Path, help="draw it here")
+    return parser.parse_args(words)
+
+
+def main() -> None:
+    """Simulate what the command line says, and print a table."""
+    args = parse()
     names = [field.name for field in fields(Verdict)]
-    print("  ".join(f"{name:>10}" for name in names))
+    print(" ".join(f"{name:>10}" for name in names))
     verdicts = []
-    for mean in args.mean:
-        for tasks in args.tasks:
-            for ranks in args.ranks:
-                verdict = simulate(Case(ranks, tasks, mean, args.sigma))
-                verdicts.append(verdict)
-                print("  ".join(f"{value:10.4g}" for value in asdict(verdict).values()), flush=True)
+    for case in cases(args):
+        verdicts.append(simulate(case))
+        print(" ".join(f"{x:10.4g}" for x in asdict(verdicts[-1]).values()), flush=True)
     if args.csv:
         with args.csv.open("w", newline="", encoding="utf-8") as file:
             table = csv.writer(file)
             table.writerow(names)
             table.writerows(asdict(verdict).values() for verdict in verdicts)
+    if args.plot:
+        plot(verdicts, args.plot)
 
 
 if __name__ == "__main__":

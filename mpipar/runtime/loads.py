@@ -35,9 +35,12 @@ class Load:
 class Loads(dict[int, Load]):
     """All workers that are not lost."""
 
-    def __init__(self, ranks: Iterable[Rank]) -> None:
+    def __init__(self, ranks: Iterable[Rank], *, threads: int = 1, delay: float = 0.0) -> None:
+        """`delay`: seconds that a result may wait at a worker that has other tasks."""
         super().__init__((rank, Load()) for rank in ranks)
         self.now = 0.0  # seconds since the run began
+        self._threads = threads
+        self._delay = delay
         self._done = 0  # by workers that are lost, too
         self._seconds = 0.0
         self._levels: defaultdict[int, dict[Rank, None]] = defaultdict(dict)  # by tasks placed
@@ -100,8 +103,25 @@ class Loads(dict[int, Load]):
         """Return the seconds of an average task, as far as is known; 0 at first."""
         return self._seconds / self._done if self._done else 0.0
 
+    def measured(self, rank: Rank) -> float:
+        """Return the seconds of an average task here, or, while that is unknown, anywhere."""
+        load = self[rank]
+        return load.seconds / load.done if load.done else self.mean_seconds()
+
     def pace(self, rank: Rank) -> float:
         """Return the seconds that a task takes here: measured, or at least the current silence."""
         load = self[rank]
-        measured = load.seconds / load.done if load.done else self.mean_seconds()
-        return max(measured, self.now - load.since) if load.placed else measured
+        late = self.now - load.since - self._delay if load.placed else 0.0
+        return max(self.measured(rank), late)
+
+    def surplus(self, rank: Rank) -> float:
+        """Return how many tasks have probably not started here.
+
+        Some may be done and not reported yet, but not those of a worker silent beyond the delay.
+        """
+        load = self[rank]
+        surplus = float(len(load.placed) - self._threads)
+        silence, measured = self.now - load.since, self.measured(rank)
+        if silence < self._delay and measured > 0:
+            surplus -= silence / measured * self._threads
+        return max(0.0, surplus)

@@ -3,7 +3,7 @@
 With many workers neither can be looked through for every message. Victims are in a heap by their
 weight (work not started, in seconds, divided among the thieves on their way), and in a list by
 when they were last heard of, because a weight also grows with silence. A weight in the heap is
-never too small but by silence; one that is too large is put right when it comes to the top.
+never too small but by silence; one that is much too large is put right when it comes to the top.
 """
 
 from __future__ import annotations
@@ -16,13 +16,14 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import random
 
-    from mpipar.runtime.loads import Load, Loads
+    from mpipar.runtime.loads import Loads
     from mpipar.runtime.messages import Rank
 
 LOOKS = 4
 """So many victims are looked at for a thief, and so many thieves that find none, at a time."""
 RAIDS = 4
 """No more thieves than this are on their way to one victim; nor more than there is to take."""
+ALIKE = 0.8  # a weight that is not smaller than so much of that in the heap is left there
 INSTANT = 1e-9  # seconds of a task, before the first has ended
 
 
@@ -126,15 +127,12 @@ class Market:
 
     def _pays(self, own: float, victim: Rank) -> bool:
         """Whether the victim would not be done sooner than the thief with a single task."""
-        pace, surplus = self._loads.pace(victim), self._surplus(self._loads[victim])
-        return own <= pace * (1 + surplus / self._threads)
-
-    def _surplus(self, load: Load) -> int:
-        return max(0, len(load.placed) - self._threads)
+        surplus = self._loads.surplus(victim)
+        return surplus > 0 and own <= self._loads.pace(victim) * (1 + surplus / self._threads)
 
     def _weight(self, rank: Rank) -> float:
-        load = self._loads[rank]
-        return self._surplus(load) * max(self._loads.pace(rank), INSTANT) / (1 + load.raids)
+        loads = self._loads
+        return loads.surplus(rank) * max(loads.pace(rank), INSTANT) / (1 + loads[rank].raids)
 
     # The heap
 
@@ -156,7 +154,9 @@ class Market:
                 del self._weights[rank]
                 continue
             weight = self._weight(rank)
-            if weight < -negative:
+            if weight == 0:
+                del self._weights[rank]
+            elif weight < ALIKE * -negative:
                 self._push(rank, weight)
             else:
                 found.append(rank)

@@ -26,6 +26,7 @@ from mpipar.runtime.messages import (
     StealFrom,
 )
 from mpipar.runtime.stage import QUARANTINED, Failure
+from mpipar.runtime.tempo import report_seconds
 
 if TYPE_CHECKING:
     import random
@@ -50,7 +51,9 @@ class Scheduler:
     ) -> None:
         self.serial = serial
         self.entries: dict[int, Entry] = {}
-        self.loads = Loads(ranks)
+        ranks = list(ranks)
+        delay = report_seconds(len(ranks) + 1)
+        self.loads = Loads(ranks, threads=threads, delay=delay)
         self.market = Market(self.loads, threads=threads, dice=dice)
         self.failures: list[Failure] = []  # of tasks given up, and not yet taken by `take_failures`
         self.stage_failure: Failed | None = None

@@ -46,6 +46,17 @@ def test_mean_counts_those_that_are_lost_too():
     assert loads.mean_seconds() == 0.2
 
 
+def test_results_that_wait_at_a_worker_are_taken_off_what_it_has():
+    loads = Loads([1], delay=5.0)
+    loads.count(1, 4, 4.0)
+    loads.book(1, range(9))
+    assert (loads.surplus(1), loads.pace(1)) == (8, 1.0)
+    loads.now = 3.0
+    assert (loads.surplus(1), loads.pace(1)) == (5, 1.0)
+    loads.now = 7.0  # it would have reported what it had done, so it is slow
+    assert (loads.surplus(1), loads.pace(1)) == (8, 2.0)
+
+
 def test_pace_is_what_was_measured_or_a_silence_that_is_longer():
     loads = Loads([1, 2])
     loads.count(1, 2, 1.0)

@@ -5,7 +5,7 @@ import random
 import pytest
 
 from mpipar.runtime.loads import Loads
-from mpipar.runtime.market import RAIDS, Market
+from mpipar.runtime.market import ALIKE, RAIDS, Market
 
 
 def market_of(*placed, done=1, seconds=1.0):
@@ -50,7 +50,7 @@ def test_heaviest_victim_is_found_whatever_happened_before():
         market.raid(31, None)
         assert thief == 31
         best = max(range(1, 31), key=lambda rank: weight(loads, rank))
-        assert weight(loads, victim) == pytest.approx(weight(loads, best))
+        assert weight(loads, victim) >= ALIKE * weight(loads, best)
 
 
 def test_few_thieves_are_sent_to_one_victim_and_the_next_when_one_is_back():
