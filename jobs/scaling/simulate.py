@@ -1,7 +1,7 @@
 """How far does one rank 0 go? The real machines of rank 0 and of all workers, in simulated time.
 
     python jobs/scaling/simulate.py                            the table of docs/scaling.md
-    python jobs/scaling/simulate.py --ranks 64 1024 --tasks 20 --mean 0.3 --sigma 0.5
+    python jobs/scaling/simulate.py --ranks 64 1024 --tasks 20 --durations 0.3:0.5
 
 Nothing of the scheduler is modelled: `Master` and `Worker` are those that run under MPI, and what
 rank 0 takes to handle a message is the processor time that its Python code takes here, measured
@@ -296,8 +296,8 @@ def simulate(case: Case) -> Verdict:
 def cases(args: argparse.Namespace) -> list[Case]:
     """Return what the command line asks for, the small ones first."""
     found = [
-        Case(ranks, tasks, mean, args.sigma)
-        for mean in args.mean
+        Case(ranks, tasks, *durations)
+        for durations in args.durations
         for tasks in args.tasks
         for ranks in args.ranks
         if ranks * tasks <= args.most
@@ -341,8 +341,14 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
     add = parser.add_argument
     add("--ranks", type=int, nargs="+", default=[64, 1024, 16384, 100_000])
     add("--tasks", type=int, nargs="+", default=[20, 100], help="per rank")
-    add("--mean", type=float, nargs="+", default=[0.1, 1.0], help="seconds")
-    add("--sigma", type=float, default=0.5, help="of the logarithm of a duration")
+    add(
+        "--durations",
+        type=lambda word: tuple(map(float, word.split(":"))),
+        nargs="+",
+        default=[(0.1, 0.5), (1.0, 0.5), (30.0, 1.0)],
+        metavar="MEAN:SIGMA",
+        help="seconds of a task, and sigma of their logarithm",
+    )
     add("--most", type=int, default=2_000_000, help="leave out what has more tasks than this")
     add("--csv", type=Path, help="keep the table here")
     add("--plot", type=Path, help="draw it here")
