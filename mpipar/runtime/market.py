@@ -128,7 +128,7 @@ class Market:
     def _pays(self, own: float, victim: Rank) -> bool:
         """Whether the victim would not be done sooner than the thief with a single task."""
         surplus = self._loads.surplus(victim)
-        return surplus > 0 and own <= self._loads.pace(victim) * (1 + surplus / self._threads)
+        return surplus >= 1 and own <= self._loads.pace(victim) * (1 + surplus / self._threads)
 
     def _weight(self, rank: Rank) -> float:
         loads = self._loads
