@@ -45,6 +45,7 @@ LAST_TASK_SECONDS = 1.0
 FLUSH_SECONDS = 5.0
 CRASH_EXIT = 70
 ORPHAN_EXIT = 75
+BEATS_PER_PATIENCE = 4
 GREETING_PATIENCES = 30
 """Rank 0 may read a large input before it opens the pool."""
 
@@ -81,7 +82,7 @@ class _Service:
         self._engine: Engine | None = None
         self._spoke = time.monotonic()
         self._reported = self._spoke - first_report(transport.rank, transport.size)
-        self._beat_seconds = beat_seconds(transport.size)
+        self._beat_seconds = min(beat_seconds(transport.size), patience() / BEATS_PER_PATIENCE)
         self._report_seconds = report_seconds(transport.size)
         self._parted = False
 
