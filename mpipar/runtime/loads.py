@@ -37,15 +37,22 @@ class Loads(dict[int, Load]):
 
     def __init__(self, ranks: Iterable[Rank], *, threads: int = 1, delay: float = 0.0) -> None:
         """`delay`: seconds that a result may wait at a worker that has other tasks."""
-        super().__init__((rank, Load()) for rank in ranks)
+        super().__init__()
         self.now = 0.0  # seconds since the run began
         self._threads = threads
         self._delay = delay
         self._done = 0  # by workers that are lost, too
         self._seconds = 0.0
         self._levels: defaultdict[int, dict[Rank, None]] = defaultdict(dict)  # by tasks placed
-        self._levels[0] = dict.fromkeys(self)
         self._lowest = 0  # no level below it has a rank
+        for rank in ranks:
+            self.join(rank)
+
+    def join(self, rank: Rank) -> None:
+        """A worker is new."""
+        self[rank] = Load(since=self.now)
+        self._levels[0][rank] = None
+        self._lowest = 0
 
     def book(self, rank: Rank, tasks: Iterable[int]) -> None:
         """These tasks are now placed there."""

@@ -17,6 +17,8 @@ def test_ranks_come_by_what_they_have_whatever_happened_before():
             loads.unbook(rank, some[: dice.randint(0, 5)])
         if step % 400 == 399:
             loads.lose(rank)
+        elif step % 600 == 599:
+            loads.join(step)
         found = list(loads.by_need())
         assert sorted(found) == sorted(loads)
         counts = [len(loads[rank].placed) for rank in found]
