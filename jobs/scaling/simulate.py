@@ -1,6 +1,6 @@
 """How far does one rank 0 go? The real machines of rank 0 and of all workers, in simulated time.
 
-    python jobs/scaling/simulate.py                            the table of docs/scaling.md
+    python jobs/scaling/simulate.py                            what docs/scaling.md is made of
     python jobs/scaling/simulate.py --ranks 64 1024 --tasks 20 --durations 0.3:0.5
 
 Nothing of the scheduler is modelled: `Master` and `Worker` are those that run under MPI, and what
@@ -344,7 +344,7 @@ def plot(verdicts: Sequence[Verdict], path: Path) -> None:
     mpl.use("Agg")
     import matplotlib.pyplot as plt
 
-    figure, (left, right) = plt.subplots(1, 2, figsize=(8, 3), layout="constrained")
+    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.2), layout="constrained")
     colours = iter(["C0", "C1", "C2", "C3", "C4", "C5"])
     for mean, tasks in sorted({(v.mean, v.tasks) for v in verdicts}):
         line = sorted((v for v in verdicts if (v.mean, v.tasks) == (mean, tasks)), key=rank_of)
@@ -353,11 +353,12 @@ def plot(verdicts: Sequence[Verdict], path: Path) -> None:
         left.semilogx(ranks, [v.efficiency for v in line], "o-", color=colour, label=label)
         left.semilogx(ranks, [v.free for v in line], ":", color=colour)
         right.loglog(ranks, [v.load for v in line], "o-", color=colour)
-    left.set(xlabel="ranks", ylabel="efficiency (dotted: a queue without cost)", ylim=(0, 1))
+    left.plot([], [], ":", color="grey", label="a queue without cost")
+    left.set(xlabel="ranks", ylabel="efficiency", ylim=(0, 1.05))
     left.legend(fontsize="x-small")
     right.set(xlabel="ranks", ylabel="load of rank 0")
     right.axhline(1.0, color="grey", linewidth=0.8)
-    figure.savefig(path, dpi=100)
+    figure.savefig(path, dpi=80)
 
 
 def rank_of(verdict: Verdict) -> int:
