@@ -105,6 +105,7 @@ class Master:
     ) -> None:
         """`hosts`: ranks, the master included, that say the same have their memory in common."""
         self.ranks = sorted(ranks)
+        self._alive = set(self.ranks)
         self.files = FileServer()
         self.run: Run | None = None
         self.home: dict[int, Rank] = {}  # block -> the worker that used it last
@@ -195,7 +196,7 @@ class Master:
 
     def handle(self, source: Rank, message: ToMaster) -> list[Send]:
         """Take one message; return what to send."""
-        if source not in self.ranks:
+        if source not in self._alive:
             return []  # lost, but not as dead as it seemed
         match message:
             case BlockRequest():
@@ -325,9 +326,10 @@ class Master:
 
     def rank_lost(self, rank: Rank) -> list[Send]:
         """A worker is lost: its tasks go elsewhere, and a reduction under way starts again."""
-        if rank not in self.ranks:
+        if rank not in self._alive:
             return []
         self.ranks.remove(rank)
+        self._alive.remove(rank)
         self.files.rank_lost(rank)
         self._blind = {pair for pair in self._blind if rank not in pair}
         self.home = {block: r for block, r in self.home.items() if r != rank}
@@ -339,7 +341,7 @@ class Master:
             run.error = RequeueError("the last worker is lost; resume the run to go on")
             return sends
         # Its children in the broadcast tree may still be waiting for it to pass Begin on.
-        orphans = [r for r in children_of(rank, run.begin.tree) if r in self.ranks]
+        orphans = [r for r in children_of(rank, run.begin.tree) if r in self._alive]
         sends += [Send(orphan, run.begin) for orphan in orphans]
         sends += run.scheduler.rank_lost(rank)
         self._note_failures(run, rank)

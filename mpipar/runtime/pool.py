@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import time
+from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 from mpipar.errors import RequeueError, UnavailableError, UsageError
@@ -108,9 +109,9 @@ class Pool:
         return hellos
 
     def _welcome(self, knobs: Knobs, cache_bytes: int) -> None:
-        hosts = [hello.host for hello in self.hosts.values()]
+        hosts = Counter(hello.host for hello in self.hosts.values())
         for rank, hello in self.hosts.items():
-            crowding = hosts.count(hello.host) / hello.cores
+            crowding = hosts[hello.host] / hello.cores
             welcome = Welcome(self.threads, cache_bytes, knobs, crowding)
             self._transport.send(rank, welcome)
 
@@ -220,7 +221,7 @@ class Pool:
 
     def _snapshot(self, run: Run, elapsed: float) -> Snapshot:
         scheduler = run.scheduler
-        running = sum(bool(load.placed) for load in scheduler.loads.values())
+        running = scheduler.loads.running
         total = len(scheduler.entries)
         lost = len(self.losses)
         return Snapshot(scheduler.finished, total, scheduler.stolen, running, elapsed, lost)

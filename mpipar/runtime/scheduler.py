@@ -8,11 +8,11 @@ of them at a time, and says when it begins; who is lost while it runs, is lost b
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass, field
-from heapq import heapify, heapreplace
 from typing import TYPE_CHECKING
 
 from mpipar.runtime.entry import Entry, Event, State
+from mpipar.runtime.loads import Loads
+from mpipar.runtime.market import Market
 from mpipar.runtime.messages import (
     POLICY,
     Claim,
@@ -26,27 +26,14 @@ from mpipar.runtime.messages import (
     StealFrom,
 )
 from mpipar.runtime.stage import QUARANTINED, Failure
+from mpipar.runtime.tempo import report_seconds
 
 if TYPE_CHECKING:
     import random
     from collections.abc import Iterable, Sequence
 
+    from mpipar.runtime.loads import Load
     from mpipar.runtime.stage import Policy, Task
-
-
-@dataclass(slots=True)
-class Load:
-    """One worker as the scheduler sees it."""
-
-    placed: set[int] = field(default_factory=set)
-    suspect: int | None = None  # of those placed: another rank was lost with it
-    started: bool = False  # whether the suspect has begun
-    issued: int = 0  # assignments sent: Place and Granted messages
-    done: int = 0
-    seconds: float = 0.0  # of computing those
-    silence: float = 0.0  # seconds since it last finished or got a task
-    dry: bool = False  # answered a thief with nothing, and got nothing since
-    asking: Rank | None = None  # the victim that it was told to ask
 
 
 class Scheduler:
@@ -64,17 +51,16 @@ class Scheduler:
     ) -> None:
         self.serial = serial
         self.entries: dict[int, Entry] = {}
-        self.loads: dict[Rank, Load] = {rank: Load() for rank in ranks}
-        self.hungry: dict[Rank, None] = {}  # in the order in which they asked
+        ranks = list(ranks)
+        delay = report_seconds(len(ranks) + 1)
+        self.loads = Loads(ranks, threads=threads, delay=delay)
+        self.market = Market(self.loads, threads=threads, dice=dice)
         self.failures: list[Failure] = []  # of tasks given up, and not yet taken by `take_failures`
         self.stage_failure: Failed | None = None
         self.steals = 0
         self.stolen = 0
         self.finished = 0  # tasks HELD, DONE or ASIDE
         self.rerun = 0  # tasks that a lost rank had
-        self._done = 0  # by workers that are lost, too
-        self._seconds = 0.0
-        self._threads = threads
         self._policy = policy
         self._sums = sums
         self._dice = dice
@@ -117,31 +103,30 @@ class Scheduler:
             for task in tasks:
                 shares[self._dice.choice(list(shares))].append(task)
             return
-        left, position = len(tasks), 0
+        position, left = 0, len(tasks) + sum(len(share) for share in shares.values())
         by_load = sorted(shares, key=lambda rank: -len(shares[rank]))
         for index, rank in enumerate(by_load):
-            others = by_load[index:]
-            level = -(-(left + sum(len(shares[r]) for r in others)) // len(others))
-            take = min(left, max(0, level - len(shares[rank])))
+            level = -(-left // (len(by_load) - index))  # of this rank and those after it
+            take = min(len(tasks) - position, max(0, level - len(shares[rank])))
             shares[rank].extend(tasks[position : position + take])
             position += take
-            left -= take
+            left -= len(shares[rank])
 
     def _place(self, rank: Rank, tasks: Sequence[Task], *, apart: bool = False) -> Send:
-        load = self.loads[rank]
         for task in tasks:
             self.entries[task.id].move(Event.ASSIGNED, rank)
-            load.placed.add(task.id)
+        self.loads.book(rank, [task.id for task in tasks])
         self._assigned(rank)
         if tasks:
-            self.hungry.pop(rank, None)
+            self.market.feed(rank)
         return Send(rank, Place(self.serial, tuple(tasks), apart))
 
     def _assigned(self, rank: Rank) -> None:
         load = self.loads[rank]
         load.issued += 1
         load.dry = False
-        load.silence = 0.0
+        load.since = self.loads.now
+        self.market.note(rank, heard=True)
 
     def _acquit(self, load: Load) -> None:
         """The suspect of a worker may have ended there; the next one can come."""
@@ -157,15 +142,14 @@ class Scheduler:
             self.entries[number].move(Event.FINISHED, rank)
             if not self._sums:
                 self.entries[number].move(Event.BANKED, rank)
-        load.placed.difference_update(tasks)
-        load.done += len(tasks)
-        load.seconds += seconds
-        load.silence = 0.0
-        self._done += len(tasks)
-        self._seconds += seconds
+        if self._sums:
+            load.held.update(tasks)
+        self.loads.unbook(rank, tasks)
+        self.loads.count(rank, len(tasks), seconds)
+        self.market.note(rank, heard=True)
         self.finished += len(tasks)
         self._acquit(load)
-        return self._deal_suspects()
+        return self._deal_suspects(rank)
 
     def fail(self, rank: Rank, message: Failed) -> list[Send]:
         """A task raised: try it elsewhere, or give it up."""
@@ -175,13 +159,14 @@ class Scheduler:
         entry = self.entries[message.task]
         entry.move(Event.FAILED, rank)
         entry.failed_on += (rank,)
-        self.loads[rank].placed.discard(message.task)
+        self.loads.unbook(rank, [message.task])
+        self.market.note(rank)
         self._acquit(self.loads[rank])
         if len(entry.failed_on) < self._policy.tries:
             again = self._assign_waiting([entry], apart=True)
-            return again + self._deal_suspects() + self._feed()
+            return again + self._deal_suspects(rank) + self._feed()
         self._give_up(entry, message.kind, message.text, message.traceback, entry.failed_on)
-        return self._deal_suspects() + self._feed()
+        return self._deal_suspects(rank) + self._feed()
 
     def started(self, rank: Rank, task: int) -> None:
         """A worker begins with its suspect."""
@@ -202,7 +187,6 @@ class Scheduler:
 
     def claim(self, thief: Rank, message: Claim) -> list[Send]:
         """A thief asks for tasks: it gets those that its victim still owns."""
-        load = self.loads[thief]
         granted: list[int] = []
         refused: list[int] = []
         for number in message.tasks:
@@ -210,7 +194,7 @@ class Scheduler:
             mine = entry and entry.state is State.PLACED and entry.rank == message.victim
             (granted if mine else refused).append(number)
         if thief != message.victim:
-            load.asking = None
+            self.market.raid(thief, None)
             self._move(message.victim, thief, granted)
         sends = []
         if granted:
@@ -223,98 +207,49 @@ class Scheduler:
     def _move(self, victim: Rank, thief: Rank, tasks: list[int]) -> None:
         for number in tasks:
             self.entries[number].move(Event.MOVED, thief)
-            self.loads[victim].placed.discard(number)
-            self.loads[thief].placed.add(number)
+        if tasks:
+            self.loads.unbook(victim, tasks)
+            self.loads.book(thief, tasks)
+            self.market.note(victim)
         self.steals += bool(tasks)
         self.stolen += len(tasks)
 
     def idle(self, rank: Rank, message: Idle) -> list[Send]:
         """A worker has nothing to start."""
-        load = self.loads[rank]
-        load.asking = None
-        if message.dry in self.loads:
+        self.market.raid(rank, None)
+        if message.dry is not None and message.dry in self.loads:
             victim = self.loads[message.dry]
             victim.dry = victim.dry or message.seen == victim.issued
-        self.hungry[rank] = None
+            self.market.note(message.dry)
+        self.market.ask(rank)
         return self._feed()
 
-    # Stealing
-
     def _feed(self) -> list[Send]:
-        """Name a victim to every hungry worker for which there is a good one."""
-        victims = [r for r, load in self.loads.items() if self._surplus(load) and not load.dry]
-        sends = []
-        for thief in list(self.hungry) if victims else ():
-            victim = self._victim(thief, victims)
-            if victim is not None:
-                del self.hungry[thief]
-                self.loads[thief].asking = victim
-                share = self._share(thief, victim)
-                sends.append(Send(thief, StealFrom(self.serial, victim, share)))
-        return sends
-
-    def _surplus(self, load: Load) -> int:
-        return max(0, len(load.placed) - self._threads)
-
-    def _victim(self, thief: Rank, victims: list[Rank]) -> Rank | None:
-        """Return whom to rob: most work not started, by measured time, fewest other thieves."""
-        mean = self.mean_seconds()
-        if self._dice is not None:
-            others = [rank for rank in victims if rank != thief]
-            return self._dice.choice(others) if others else None
-        own = self.pace(thief, mean)
-        best, most = None, -1.0
-        for rank in victims:
-            load = self.loads[rank]
-            surplus, pace = self._surplus(load), self.pace(rank, mean)
-            if rank == thief or own > pace * (1 + surplus / self._threads):
-                continue  # never from a victim that will be done sooner than this thief would be
-            raids = sum(other.asking == rank for other in self.loads.values())
-            weight = surplus * pace / (1 + raids)
-            if weight > most:
-                best, most = rank, weight
-        return best
-
-    def mean_seconds(self) -> float:
-        """Return the seconds of an average task, as far as is known; 0 at first."""
-        return self._seconds / self._done if self._done else 0.0
-
-    def pace(self, rank: Rank, mean: float) -> float:
-        """Return the seconds that a task takes here: measured, or at least the current silence."""
-        load = self.loads[rank]
-        measured = load.seconds / load.done if load.done else mean
-        return max(measured, load.silence) if load.placed else measured
-
-    def _share(self, thief: Rank, victim: Rank) -> float:
-        """Return the thief's share, so that both would end together at their measured speeds."""
-        mean = self.mean_seconds()
-        own, its = self.pace(thief, mean), self.pace(victim, mean)
-        return its / (own + its) if own + its > 0 else 0.5
+        """Name a victim to the hungry workers for which there is a good one."""
+        return [
+            Send(thief, StealFrom(self.serial, victim, self.market.share(thief, victim)))
+            for thief, victim in self.market.match()
+        ]
 
     def tick(self, seconds: float) -> list[Send]:
         """Time has passed: a worker that is silent for long is a victim after all."""
-        for load in self.loads.values():
-            load.silence += seconds
+        self.loads.now += seconds
         return self._feed()
 
     # Loss
 
     def rank_lost(self, rank: Rank) -> list[Send]:
         """Everything that was on a lost rank, contributions included, is to be done again."""
-        load = self.loads.pop(rank)
-        self.hungry.pop(rank, None)
-        back: list[Entry] = []
-        waiting = len(self._suspects)
-        for entry in self.entries.values():
-            if entry.rank != rank or entry.state not in {State.PLACED, State.HELD}:
-                continue
-            held = entry.state is State.HELD
+        self.market.lose(rank)
+        load = self.loads.lose(rank)
+        back = [self.entries[number] for number in sorted(load.held)]
+        unfinished = [self.entries[number] for number in sorted(load.placed)]
+        for entry in (*back, *unfinished):
             entry.move(Event.RANK_LOST, rank)
-            self.finished -= held
-            if held:
-                back.append(entry)
-            else:
-                self._suspect(entry, rank, load)
+        self.finished -= len(back)
+        waiting = len(self._suspects)
+        for entry in unfinished:
+            self._suspect(entry, rank, load)
         self.rerun += len(back) + len(self._suspects) - waiting
         return self._assign_waiting(back) + self._deal_suspects() + self._feed()
 
@@ -329,38 +264,27 @@ class Scheduler:
         text = f"ranks {ranks} were lost while it ran there"
         self._give_up(entry, QUARANTINED, text, "", entry.died_on)
 
-    def _deal_suspects(self) -> list[Send]:
-        """Give each worker that has no suspect the next one."""
+    def _deal_suspects(self, rank: Rank | None = None) -> list[Send]:
+        """Give each worker that has no suspect the next one; only one worker may have changed."""
         if not self._suspects:
             return []
         sends = []
-        for rank in sorted(self.loads, key=lambda rank: len(self.loads[rank].placed)):
-            if self._suspects and self.loads[rank].suspect is None:
+        for other in list(self.loads.by_need()) if rank is None else [rank]:
+            if self._suspects and self.loads[other].suspect is None:
                 entry = self._suspects.popleft()
-                self.loads[rank].suspect = entry.task.id
-                sends.append(self._place(rank, [entry.task], apart=True))
+                self.loads[other].suspect = entry.task.id
+                sends.append(self._place(other, [entry.task], apart=True))
         return sends
 
     def _assign_waiting(self, entries: list[Entry], *, apart: bool = False) -> list[Send]:
         """Deal tasks out to where they have not failed, the least loaded first."""
         shares: dict[Rank, list[Task]] = {}
-        heap = [(len(load.placed), rank) for rank, load in self.loads.items()]
-        heapify(heap)
-        for entry in entries:
-            if not heap:
-                break
-            rank = heap[0][1]
-            if rank in entry.failed_on:
-                rank = self._elsewhere(entry, heap)
+        for entry in entries if self.loads else ():
+            others = (rank for rank in self.loads.by_need() if rank not in entry.failed_on)
+            rank = next(others, next(self.loads.by_need()))
+            self.loads.book(rank, [entry.task.id])
             shares.setdefault(rank, []).append(entry.task)
-            if rank == heap[0][1]:
-                heapreplace(heap, (heap[0][0] + 1, rank))
         return [self._place(rank, tasks, apart=apart) for rank, tasks in shares.items()]
-
-    def _elsewhere(self, entry: Entry, heap: list[tuple[int, Rank]]) -> Rank:
-        """The least loaded rank on which this task has not failed, or just the least loaded."""
-        others = [item for item in heap if item[1] not in entry.failed_on]
-        return min(others or heap)[1]
 
     # The end
 
@@ -371,10 +295,11 @@ class Scheduler:
 
     def holders(self) -> set[Rank]:
         """Return the ranks whose partials contain something."""
-        return {e.rank for e in self.entries.values() if e.state is State.HELD and e.rank}
+        return {rank for rank, load in self.loads.items() if load.held}
 
     def bank(self) -> None:
         """The sum of all partials has arrived, or there is none to wait for."""
-        for entry in self.entries.values():
-            if entry.state is State.HELD:
-                entry.move(Event.BANKED, entry.rank)
+        for rank, load in self.loads.items():
+            for number in load.held:
+                self.entries[number].move(Event.BANKED, rank)
+            load.held.clear()

@@ -26,6 +26,7 @@ from mpipar.runtime.messages import (
     Stop,
     Welcome,
 )
+from mpipar.runtime.tempo import beat_seconds, first_report, report_seconds
 from mpipar.runtime.transport import UnsendableError
 from mpipar.runtime.worker import MOST_RESULTS, Worker
 
@@ -36,7 +37,6 @@ if TYPE_CHECKING:
     from mpipar.runtime.transport import Transport
     from mpipar.runtime.worker import Action
 
-BEAT_SECONDS = 1.0
 REPORT_BYTES = 1 << 20
 """Results go in messages of about this size, and no task begins while several wait to leave: fresh
 memory costs more than what is done with it."""
@@ -45,6 +45,7 @@ LAST_TASK_SECONDS = 1.0
 FLUSH_SECONDS = 5.0
 CRASH_EXIT = 70
 ORPHAN_EXIT = 75
+BEATS_PER_PATIENCE = 4
 GREETING_PATIENCES = 30
 """Rank 0 may read a large input before it opens the pool."""
 
@@ -80,6 +81,9 @@ class _Service:
         self._inbox: deque[tuple[Rank, Message]] = deque()  # arrived, but not handled yet
         self._engine: Engine | None = None
         self._spoke = time.monotonic()
+        self._reported = self._spoke - first_report(transport.rank, transport.size)
+        self._beat_seconds = min(beat_seconds(transport.size), patience() / BEATS_PER_PATIENCE)
+        self._report_seconds = report_seconds(transport.size)
         self._parted = False
 
     def run(self) -> Departure:
@@ -157,13 +161,15 @@ class _Service:
         actions = [action for event in events for action in worker.react(event)]
         self._report(worker)
         self._perform(engine, actions)
-        if worker.run is not None and time.monotonic() - self._spoke > BEAT_SECONDS:
+        if worker.run is not None and time.monotonic() - self._spoke > self._beat_seconds:
             self._send(MASTER, Beat(worker.run.serial))
         return moved or bool(events)
 
     def _report(self, worker: Worker) -> None:
         """Send results, and learn from it how large they are."""
-        for message in worker.report():
+        now = time.monotonic()
+        for message in worker.report(due=now - self._reported >= self._report_seconds):
+            self._reported = now
             before = self._transport.backlog()
             self._send(MASTER, message)
             each = (self._transport.backlog() - before) / len(message.results)

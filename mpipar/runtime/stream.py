@@ -79,7 +79,7 @@ class Stream:
     def snapshot(self) -> Snapshot:
         """Return how far it is; `total` counts the tasks supplied so far."""
         scheduler = self._run.scheduler
-        running = sum(bool(load.placed) for load in list(scheduler.loads.values()))
+        running = scheduler.loads.running
         elapsed, lost = time.monotonic() - self._began, len(self._loop.losses)
         done, total = self._delivered, self._supplied
         return Snapshot(done, total, scheduler.stolen, running, elapsed, lost)
@@ -133,7 +133,7 @@ class Stream:
 
     def _window(self) -> int:
         """How many tasks are to be with the workers."""
-        mean = self._run.scheduler.mean_seconds()
+        mean = self._run.scheduler.loads.mean_seconds()
         fewest, most = AHEAD_TASKS
         each = most if mean == 0 else min(most, max(fewest, int(AHEAD_SECONDS / mean)))
         each = each if self._delivered else fewest

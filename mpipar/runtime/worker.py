@@ -308,13 +308,16 @@ class Worker:
             for action in self._on_trouble(run, task, trouble)
         ]
 
-    def report(self) -> list[Finished]:
-        """Return messages for all tasks finished since the last call.
+    def report(self, *, due: bool = True) -> list[Finished]:
+        """Return messages for all tasks finished since the last ones.
 
-        The loop sends them before the other messages of a turn, so that an Idle never overtakes
-        the results that led to it.
+        Unless due, a few can wait for more while there are tasks to start. The loop sends them
+        before the other messages of a turn: an Idle must not overtake the results that led to it.
         """
-        return [] if self.run is None else self.run.report(self.most_results)
+        run = self.run
+        if run is None or (not due and run.deque.tasks and len(run.finished) < self.most_results):
+            return []
+        return run.report(self.most_results)
 
     # Blocks
 

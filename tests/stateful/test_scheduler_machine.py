@@ -17,6 +17,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from mpipar.runtime.compute import Compute
 from mpipar.runtime.entry import State
+from mpipar.runtime.market import RAIDS
 from mpipar.runtime.stage import QUARANTINED, Policy, Task
 from tests.support.loopback import STEPS, Cluster, Ledger
 
@@ -30,6 +31,26 @@ def check(run, count):
     assert [run.results[number] for number in range(count)] == [7 * n for n in range(count)]
     assert run.sums["counted"].tolist() == [1] * count
     assert np.all(run.sums["value"] == 7 * count * (count - 1) // 2)
+
+
+def check_books(scheduler):
+    loads, market = scheduler.loads, scheduler.market
+    threads = market._threads
+    where = {state: {} for state in State}
+    for number, entry in scheduler.entries.items():
+        where[entry.state].setdefault(entry.rank, set()).add(number)
+    for rank, load in loads.items():
+        assert load.placed == where[State.PLACED].get(rank, set())
+        assert load.held == where[State.HELD].get(rank, set())
+        assert load.raids == sum(other.asking == rank for other in loads.values())
+        can_be_robbed = not load.dry and load.raids < min(RAIDS, len(load.placed) - threads)
+        assert (rank in market._silent) == can_be_robbed
+        assert rank not in market._silent or rank in market._weights
+    counts = [len(loads[rank].placed) for rank in loads.by_need()]
+    assert counts == sorted(len(load.placed) for load in loads.values())
+    assert market.hungry.keys() <= loads.keys()
+    asked = {(number, rank) for _, number, rank in market._thieves}
+    assert {(number, rank) for rank, number in market.hungry.items()} <= asked
 
 
 class AnyOrder(RuleBasedStateMachine):
@@ -134,6 +155,12 @@ class AnyOrder(RuleBasedStateMachine):
                             State.PLACED,
                             rank,
                         )
+
+    @invariant()
+    def books_agree(self):
+        """What the scheduler keeps at hand is what it would find if it looked through all."""
+        if hasattr(self, "cluster"):
+            check_books(self.run.scheduler)
 
     def teardown(self):
         if hasattr(self, "cluster"):

@@ -193,8 +193,8 @@ def test_hungry_rank_is_told_when_work_appears():
     scheduler.finish(2, [2], 0.1)
     scheduler.finish(3, [4], 0.1)
     assert scheduler.idle(1, Idle(1)) == []
-    assert numbers(scheduler.rank_lost(3)) == [(1, [4]), (1, [5])]
-    assert 1 not in scheduler.hungry
+    assert numbers(scheduler.rank_lost(3)) == [(1, [4]), (2, [5])]
+    assert 1 not in scheduler.market.hungry
 
 
 # Failure and loss

@@ -79,7 +79,7 @@ def test_fault_of_the_runtime_is_reported_and_the_worker_waits_to_be_stopped():
 
 
 def test_worker_that_crashes_after_its_bye_leaves_at_once(monkeypatch):
-    def broken(self):
+    def broken(self, *, due):
         raise ZeroDivisionError("a fault of ours")
 
     monkeypatch.setattr(Worker, "report", broken)
@@ -119,7 +119,7 @@ def test_pool_names_ranks_that_do_not_say_hello(monkeypatch):
 
 
 def test_crash_of_a_worker_reaches_the_program(monkeypatch):
-    def broken(self):
+    def broken(self, *, due):
         raise ZeroDivisionError("a fault of ours")
 
     pool = local.open_pool(2)

@@ -96,6 +96,21 @@ def test_finished_tasks_are_reported_together_before_anything_else():
     assert idle == []  # said already, when the first thread became free
 
 
+def test_report_that_is_not_due_waits_as_long_as_there_are_tasks():
+    worker, _ = ready(plain(3))
+    worker.react(Computed(1, ((0, "a"),), 0.5))
+    assert worker.report(due=False) == []
+    worker.react(Computed(1, ((1, "b"),), 0.5))
+    assert worker.report(due=False) == [Finished(1, ((0, "a"), (1, "b")), 1.0)]
+
+
+def test_report_of_much_does_not_wait():
+    worker, _ = ready(plain(3))
+    worker.most_results = 1
+    worker.react(Computed(1, ((0, "a"),), 0.5))
+    assert worker.report(due=False) == [Finished(1, ((0, "a"),), 0.5)]
+
+
 def test_free_thread_says_idle():
     worker, _ = ready(plain(1))
     assert worker.react(Computed(1, ((0, "a"),), 0.5)) == [Send(MASTER, Idle(1))]
