@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 LIMIT = 60.0
+LONG = f"1234.{os.getpid()}"  # seconds, and not those of another session of these tests
 REQUEUE = 75
 
 
@@ -164,16 +165,16 @@ def kill_everything(here: Here, seed: int, kills: int) -> None:
 def test_command_ends_with_its_worker_and_runs_again_on_another(here: Here) -> None:
     # The first time it waits for ever, and is deaf to all but SIGKILL.
     here.write(
-        "echo $MPIPAR_RANK >>trace; [ -e again ] || { trap '' TERM; exec sleep 1234.5; }",
+        f"echo $MPIPAR_RANK >>trace; [ -e again ] || {{ trap '' TERM; exec sleep {LONG}; }}",
         *["sleep 0.1"] * 5,
     )
     with here.job(3) as job:
         refining.wait_until(lambda: len(here.traced()) > 1, job)
         victim = int(here.traced()[0])
-        assert list(running("1234.5"))
+        assert list(running(LONG))
         (here.folder / "again").touch()
         os.kill(ranks_of(job)[victim], signal.SIGKILL)
-        wait_until_none_runs("1234.5")
+        wait_until_none_runs(LONG)
         ended = job.finish(LIMIT)
     assert ended.returncode == 0, ended.stdout + ended.stderr
     assert f"rank {victim} on " in ended.stdout
@@ -183,12 +184,12 @@ def test_command_ends_with_its_worker_and_runs_again_on_another(here: Here) -> N
 
 @tolerant
 def test_last_worker_lost_is_a_requeue(here: Here) -> None:
-    here.write("echo x >>trace", "echo x >>trace; sleep 1234.6")
+    here.write("echo x >>trace", f"echo x >>trace; sleep {LONG}")
     with here.job(2) as job:
         refining.wait_until(lambda: len(here.traced()) > 2, job)
         os.kill(ranks_of(job)[1], signal.SIGKILL)
         ended = job.finish(LIMIT)
-    wait_until_none_runs("1234.6")
+    wait_until_none_runs(LONG)
     assert ended.returncode == REQUEUE, ended.stdout + ended.stderr
     assert (read_verdict(here.path) or {})["verdict"] == "requeue"
     assert [row["result"] for row in here.table().values()] == ["not done", "done"]
@@ -206,12 +207,12 @@ def test_command_that_kills_its_workers_is_set_aside(here: Here) -> None:
 
 
 def test_workers_and_commands_end_with_rank_0(here: Here) -> None:
-    here.write(*["echo x >>trace; trap '' TERM; sleep 1234.7"] * 3)
+    here.write(*[f"echo x >>trace; trap '' TERM; sleep {LONG}"] * 3)
     with here.job(3, tolerant=False) as job:
         refining.wait_until(lambda: len(here.traced()) > 2, job)
         os.kill(ranks_of(job)[0], signal.SIGKILL)
         job.finish(LIMIT)
-        wait_until_none_runs("1234.7")
+        wait_until_none_runs(LONG)
         until = time.monotonic() + 10
         while job.pids():
             assert time.monotonic() < until
