@@ -9,11 +9,15 @@ from typing import TYPE_CHECKING, Final
 
 from mpipar import __version__
 from mpipar.errors import MpiparError, ProtocolError
+from mpipar.launch.supervision import meant
+from mpipar.runtime import interruption
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["attempt"]
+    from mpipar.launch import Launch
+
+__all__ = ["attempt", "conduct"]
 
 INTERRUPTED: Final = 130
 BUG: Final = 70
@@ -48,6 +52,23 @@ def attempt(action: Callable[[], int], rank: int) -> int:
     except Exception:
         _complain(f"{traceback.format_exc()}{PLEASE_REPORT}")
         code = BUG
+    return code
+
+
+def conduct(here: Launch, action: Callable[[], int]) -> int:
+    """Run rank 0's part, say what went wrong in it, and only then let the other ranks go.
+
+    Signals end it in good order, by StoppedError.
+    """
+
+    def whole() -> int:
+        here.begin()
+        return action()
+
+    with interruption.handled(meant):
+        code = attempt(whole, rank=0)
+        interruption.settle()
+        here.finish(code)
     return code
 
 

@@ -5,13 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from mpipar import launch
-from mpipar.cli.outcome import attempt
+from mpipar.cli.outcome import conduct
 from mpipar.cli.request import Command, Request
 from mpipar.settings import RefineSettings
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from mpipar.launch import Launch
 
 __all__ = ["COMMAND"]
@@ -24,18 +22,11 @@ def run(request: Request) -> int:
         settings = request.read(RefineSettings)
         threads = settings.threads
         here = launch.start(around, settings.parallel, threads=threads, arguments=words)
-        return _finish(here, lambda: _refine(settings, here))
+        return conduct(here, lambda: _refine(settings, here))
     # Of several ranks only rank 0 may open a settings file, and what it finds wrong there must not
     # leave the others waiting: so join the world first.
     here = launch.start(around, request.flags.get("parallel"), threads=1, arguments=words)
-    return here.serve() if here.rank > 0 else _finish(here, lambda: _read_late(request, here))
-
-
-def _finish(here: Launch, action: Callable[[], int]) -> int:
-    """Run rank 0's part, say what went wrong in it, and only then let the other ranks go."""
-    code = attempt(action, rank=0)
-    here.finish(code)
-    return code
+    return here.serve() if here.rank > 0 else conduct(here, lambda: _read_late(request, here))
 
 
 def _read_late(request: Request, here: Launch) -> int:

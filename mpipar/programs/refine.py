@@ -14,11 +14,12 @@ from mpipar.cryoem import reconstruction, symmetry
 from mpipar.cryoem.fourier import filter_shells, largest_radius, lowpass_gain
 from mpipar.cryoem.search_plan import plan_search
 from mpipar.cryoem.symmetry_check import CONVINCING, fitting_setting
-from mpipar.errors import MissingInputError, MpiparError, RequeueError
+from mpipar.errors import MissingInputError, MpiparError, RequeueError, StoppedError
 from mpipar.programs import dataset, exports, iteration, saved
 from mpipar.programs.convergence import Next, Step, decide
 from mpipar.programs.inputs import RefineInputs, read_inputs
 from mpipar.programs.stages import AlignStage, SpectrumStage
+from mpipar.runtime import interruption
 from mpipar.store.folder import next_free
 from mpipar.store.project import Project
 from mpipar.views.progress import View, duration
@@ -124,14 +125,15 @@ def run(settings: RefineSettings, open_pool: OpenPool, view: View) -> None:
         _refine(session, data, state)
         project.verdict("done", "refinement finished")
     except BaseException as error:
-        _give_up(project, error)
+        interruption.settle()  # what is left takes little time, and must not be cut off itself
+        _give_up(project, error, view)
         raise
     finally:
         if project is not None:
             project.close()
 
 
-def _give_up(project: Project | None, error: BaseException) -> None:
+def _give_up(project: Project | None, error: BaseException, view: View) -> None:
     """Leave a verdict; a run that kept nothing leaves no folder."""
     if project is None or not project.is_writer:
         return
@@ -141,6 +143,10 @@ def _give_up(project: Project | None, error: BaseException) -> None:
     temporary = isinstance(error, RequeueError | KeyboardInterrupt) or _is_orphaned(error)
     with suppress(MpiparError):  # a writer that was passed over, or a full disk: the error says it
         project.verdict("requeue" if temporary else "failed", f"{type(error).__name__}: {error}")
+    if isinstance(error, StoppedError):
+        kept = project.commits()[-1].number
+        done = f"iteration {kept}" if kept else "the first look at the images"
+        view.say(f"{error}; {done} is kept: go on with --resume --path {project.path}")
 
 
 def _is_orphaned(error: BaseException) -> bool:
@@ -237,7 +243,7 @@ def _prepare(session: Session, operators: Any) -> tuple[Dataset, RefineState]:
         )
     data = dataset.make_dataset(inputs, settings, geometry, operators, constants)
     state = dataset.first_state(inputs, data, spectra, lowpassed, cutoff)
-    with session.phase("saving"):
+    with session.phase("saving"), interruption.postponed():
         saved.commit_first(project, constants, state, fingerprint)
     return data, state
 
@@ -247,6 +253,7 @@ def _refine(session: Session, data: Dataset, state: RefineState) -> None:
     settings = session.settings
     maps: Maps | None = None
     while not (following := decide(session.history, settings.iter, settings.targetres)).stop:
+        interruption.check()
         state, maps = _iterate(session, data, state, following)
     session.view.say(following.reason)
     with session.phase("writing results"):
@@ -284,7 +291,7 @@ def _iterate(
         state, maps = _solve(data, state, plan, radius, scales, outcome)
     complete = radius == largest_radius(data.geometry.box)
     session.history.append(Step(state.resolution, state.jumped, plan.exhaustive, complete))
-    with session.phase("saving"):
+    with session.phase("saving"), interruption.postponed():
         saved.commit(session.project, state, maps, session.history)
     _report(session, state, plan, outcome, time.monotonic() - started)
     return state, maps
