@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import warnings
 from typing import TYPE_CHECKING, Final
@@ -12,9 +13,9 @@ from mpipar.launch.caches import make_scratch, use_scratch
 from mpipar.launch.launchers import check_library
 from mpipar.launch.mpirun import FAULT_TOLERANT, relaunch, tune_own_mpi
 from mpipar.launch.parallel import Parallel
-from mpipar.launch.supervision import NOTE, tell_begin, tell_end
+from mpipar.launch.supervision import NOTE, ordered, tell_begin, tell_end
 from mpipar.launch.watchdog import bounded_start
-from mpipar.runtime.interruption import leave_to_rank_0
+from mpipar.runtime.interruption import check, leave_to_rank_0
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -64,8 +65,14 @@ class Launch:
             )
 
     def begin(self) -> None:
-        """On rank 0, before anything else is done. Raises OutputError for the scratch folder."""
+        """On rank 0, before anything else is done.
+
+        Raises OutputError for the scratch folder, StoppedError if the end was asked for by now.
+        """
         tell_begin()
+        if ordered():
+            signal.raise_signal(signal.SIGUSR1)
+            check()
         if self.parallel.scratch:
             use_scratch(self.parallel.scratch)
 

@@ -22,7 +22,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from mpipar.errors import RequeueError, UnavailableError
+from mpipar.errors import CancelledError, RequeueError, StoppedError, UnavailableError
 from mpipar.runtime.environment import grace
 from mpipar.runtime.interruption import ECHO_SECONDS, SIGNALS
 
@@ -31,14 +31,13 @@ if TYPE_CHECKING:
 
     from typing_extensions import Self
 
-__all__ = ["NOTE", "meant", "supervise", "tell_begin", "tell_end"]
+__all__ = ["NOTE", "meant", "ordered", "supervise", "tell_begin", "tell_end"]
 
 NOTE: Final = "MPIPAR_RELAUNCHED"  # names the note; set for ranks of a launcher that we started
 BEGUN, CODE = "begun", "code"
 AFTER_GRACE: Final = 20.0  # seconds for rank 0 to write its verdict and to see the workers off
 BY_FORCE: Final = 10.0  # seconds from SIGTERM to SIGKILL
 ORDERS_TO_RANKS: Final = 2  # a good end, an end at once; the third is for the launcher
-INTERRUPTED: Final = 130
 PARENT_DEATH_SIGNAL: Final = 1  # PR_SET_PDEATHSIG of prctl(2)
 OWN_CODES: Final = range(64, 75)  # of errors that no signal causes
 
@@ -141,11 +140,16 @@ def tell_end(code: int) -> None:
 
 def meant(heard: signal.Signals) -> signal.Signals:
     """On rank 0: the signal that this one, passed on by the launcher, was in the beginning."""
+    return ordered() or heard
+
+
+def ordered() -> signal.Signals | None:
+    """On rank 0: the signal that asked for the end, also if no launcher passed it on so early."""
     with suppress(OSError):
         for line in _own_note().read_text(encoding="utf-8").splitlines():
             if line in signal.Signals.__members__:
                 return signal.Signals[line]
-    return heard
+    return None
 
 
 def _own_note() -> Path:
@@ -166,7 +170,8 @@ def _judge(code: int, note: Sequence[str], stopped_by: signal.Signals | None) ->
     if told:
         return int(told[-1])
     if stopped_by is not None and code not in OWN_CODES:
-        return INTERRUPTED if stopped_by == signal.SIGINT else RequeueError.exit_code
+        kind = CancelledError if stopped_by == signal.SIGINT else StoppedError
+        raise kind(f"stopped by {stopped_by.name}")
     if BEGUN in note and code == 0:
         raise RequeueError(
             "the launcher ended well, but rank 0 has not come to its end: a node was lost, or rank "
