@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from mpipar.errors import LaunchError, UnavailableError, UsageError
+from mpipar.errors import LaunchError, OutputError, UnavailableError, UsageError
 from mpipar.launch import Surroundings, start
 from mpipar.launch import start as package_start
 from mpipar.launch.launchers import Launcher, find_launcher
@@ -108,6 +108,23 @@ def test_parallel_from_a_settings_file_is_held_against_the_world(seen):
         here.confirm("thread:2")
     with pytest.raises(UsageError):
         here.confirm("dc")
+    with pytest.raises(LaunchError, match="do not read the settings file"):
+        here.confirm("mpi:4:/scratch")
+    begin(MPIRUN, "mpi:4:/scratch").confirm("mpi:4:/scratch")
+
+
+@pytest.mark.parametrize("text", ["thread:2", "mpi:1", "mpi:3"])
+def test_scratch_folder_that_cannot_be_made_is_said_before_anything_starts(
+    monkeypatch, tmp_path, text
+):
+    monkeypatch.setitem(package_start.__globals__, "relaunch", fail)
+    (tmp_path / "file").touch()
+    with pytest.raises(OutputError, match="scratch folder"):
+        begin({}, f"{text}:{tmp_path}/file/x")
+
+
+def fail(asked, arguments, around):
+    raise AssertionError
 
 
 def test_unused_slots_are_worth_a_note(seen):
