@@ -28,7 +28,15 @@ from mpipar.runtime import environment
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["check", "handled", "leave_to_rank_0", "postponed", "settle"]
+__all__ = [
+    "Meaning",
+    "check",
+    "handled",
+    "leave_to_rank_0",
+    "postponed",
+    "raised_at_once",
+    "settle",
+]
 
 SIGNALS: Final = (
     signal.SIGHUP,
@@ -94,8 +102,35 @@ class _Stop:
 _current: _Stop | None = None
 
 
+def as_sent(heard: signal.Signals) -> signal.Signals:
+    """No launcher stands between: a signal means itself."""
+    return heard
+
+
 @contextmanager
-def handled(meaning: Meaning = lambda heard: heard) -> Iterator[None]:
+def raised_at_once(meaning: Meaning = as_sent) -> Iterator[None]:
+    """Be rank 0 with code that has no safe points, a user's: raised as Python does, wherever it is.
+
+    ^C is a KeyboardInterrupt, every other signal a StoppedError. For the main thread.
+    """
+
+    def on_signal(number: int, _frame: object) -> None:
+        heard = meaning(signal.Signals(number))
+        if heard == signal.SIGINT:
+            raise KeyboardInterrupt
+        raise StoppedError(f"stopped by {heard.name}")
+
+    numbers = [n for n in SIGNALS if signal.getsignal(n) != signal.SIG_IGN]
+    before = {n: signal.signal(n, on_signal) for n in numbers if _in_main_thread()}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def handled(meaning: Meaning = as_sent) -> Iterator[None]:
     """Be rank 0: inside, signals end the run in good order. Does nothing but in the main thread.
 
     meaning   signal that arrives -> the one that was meant, where it came through a launcher

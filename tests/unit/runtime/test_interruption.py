@@ -182,3 +182,12 @@ def test_a_worker_leaves_it_to_rank_0_but_not_for_ever():
     assert done.stdout == "child True\ndeaf to SIGTERM\n", done.stderr
     assert done.returncode == -signal.SIGTERM
     assert "no word from rank 0" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("number", "kind"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGUSR1, StoppedError)]
+)
+def test_a_user_s_own_code_is_ended_at_once_as_python_would(number, kind):
+    with interruption.raised_at_once(), pytest.raises(kind):
+        send(number)
+    assert signal.getsignal(signal.SIGINT) == signal.default_int_handler
