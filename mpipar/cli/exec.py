@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from mpipar import launch
-from mpipar.cli.outcome import attempt
+from mpipar.cli.outcome import conduct
 from mpipar.cli.request import Command, Request
 from mpipar.cli.script import file_program, module_program, run_program
 from mpipar.errors import UsageError
+from mpipar.runtime.interruption import raised_at_once
 from mpipar.settings import ExecSettings
 
 if TYPE_CHECKING:
@@ -25,9 +26,7 @@ def run(request: Request) -> int:
     here = launch.start(request.around, settings.parallel, threads=1, arguments=request.words)
     if here.rank > 0:
         return here.serve()
-    code = attempt(lambda: _run(request, settings, here), rank=0)
-    here.finish(code)
-    return code
+    return conduct(here, lambda: _run(request, settings, here), raised_at_once)
 
 
 def _run(request: Request, settings: ExecSettings, here: Launch) -> int:

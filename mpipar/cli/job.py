@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from mpipar import launch
-from mpipar.cli.outcome import attempt
+from mpipar.cli.outcome import conduct
 from mpipar.views import open_view
 
 if TYPE_CHECKING:
@@ -35,18 +35,11 @@ def run_job(request: Request, read: Callable[[], Job]) -> int:
     if around.is_alone:
         job = read()
         here = launch.start(around, job.parallel, threads=job.threads, arguments=words)
-        return _finish(here, lambda: _perform(job, here))
+        return conduct(here, lambda: _perform(job, here))
     # Of several ranks only rank 0 may open a settings file, and what it finds wrong there must not
     # leave the others waiting: so join the world first.
     here = launch.start(around, request.flags.get("parallel"), threads=1, arguments=words)
-    return here.serve() if here.rank > 0 else _finish(here, lambda: _read_late(read, here))
-
-
-def _finish(here: Launch, action: Callable[[], int]) -> int:
-    """Run rank 0's part, say what went wrong in it, and only then let the other ranks go."""
-    code = attempt(action, rank=0)
-    here.finish(code)
-    return code
+    return here.serve() if here.rank > 0 else conduct(here, lambda: _read_late(read, here))
 
 
 def _read_late(read: Callable[[], Job], here: Launch) -> int:

@@ -5,16 +5,21 @@ from __future__ import annotations
 import os
 import sys
 import traceback
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Final
 
 from mpipar import __version__
 from mpipar.errors import MpiparError, ProtocolError
+from mpipar.launch.supervision import meant
+from mpipar.runtime.interruption import Meaning, handled, settle
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from mpipar.launch import Launch
 
-__all__ = ["attempt"]
+__all__ = ["attempt", "conduct"]
 
+Handling = Callable[[Meaning], AbstractContextManager[None]]
 INTERRUPTED: Final = 130
 BUG: Final = 70
 PLEASE_REPORT: Final = f"this is a bug in mpipar {__version__}; please report the lines above"
@@ -48,6 +53,23 @@ def attempt(action: Callable[[], int], rank: int) -> int:
     except Exception:
         _complain(f"{traceback.format_exc()}{PLEASE_REPORT}")
         code = BUG
+    return code
+
+
+def conduct(here: Launch, action: Callable[[], int], handling: Handling = handled) -> int:
+    """Run rank 0's part, say what went wrong in it, and only then let the other ranks go.
+
+    handling   how signals end it: in good order, or at once where a user's own code runs
+    """
+
+    def whole() -> int:
+        here.begin()
+        return action()
+
+    with handling(meant):
+        code = attempt(whole, rank=0)
+        settle()
+        here.finish(code)
     return code
 
 

@@ -25,7 +25,8 @@ EPILOG = """\
 `mpipar COMMAND --help` explains a command, with examples.
 exit codes: 0 done, 64 wrong option, 65 and 66 bad or missing input, 69 something is not installed,
 71 started in a way that cannot work, 73 and 74 cannot write, 75 temporary (run it again), 70 a bug,
-or commands of `run` that failed
+or commands of `run` that failed, 130 ended by ^C. --parallel=TYPE (serial, thread:N, mpi, mpi:N) is
+the same for every command that computes: docs/parallel.md
 """
 
 

@@ -11,7 +11,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from mpipar.errors import InputError, MissingInputError, MpiparError
+from mpipar.errors import InputError, MissingInputError, MpiparError, StoppedError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -74,7 +74,7 @@ def _spec(name: str) -> ModuleSpec | None:
 def run_program(program: Program, arguments: Sequence[str], interrupted: Callable[[], None]) -> int:
     """Run it to its end, functions registered with atexit included; return its exit code.
 
-    interrupted   called after ^C, before anything is waited for
+    interrupted   called after ^C or a signal like it, before anything is waited for
     """
     main = types.ModuleType("__main__")
     main.__dict__.update(__file__=program.file, __builtins__=__builtins__, **program.names)
@@ -82,7 +82,7 @@ def run_program(program: Program, arguments: Sequence[str], interrupted: Callabl
     sys.argv[:] = [program.file, *arguments]
     sys.path[0] = program.folder
     code = _outcome(program.code, main.__dict__)
-    if code == INTERRUPTED:
+    if code in {INTERRUPTED, StoppedError.exit_code}:
         interrupted()
     for thread in threading.enumerate():
         if thread is not threading.main_thread() and not thread.daemon:
@@ -100,6 +100,9 @@ def _outcome(code: types.CodeType, names: dict[str, Any]) -> int:
             return end.code or 0
         sys.stderr.write(f"{end.code}\n")
         return 1
+    except StoppedError as error:
+        sys.stderr.write(f"mpipar: {error}\n")
+        return error.exit_code
     except BaseException as error:
         sys.stdout.flush()
         trace = error.__traceback__

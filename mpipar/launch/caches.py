@@ -11,15 +11,18 @@ import hashlib
 import os
 import platform
 import shutil
+import socket
 import stat
 import sys
 import tempfile
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from mpipar import __version__
+from mpipar.errors import OutputError
 
-__all__ = ["prepare_process"]
+__all__ = ["make_scratch", "prepare_process", "use_scratch"]
 
 # Blocks, not matrix products, are what runs in parallel; and BLAS reserves memory per thread.
 SINGLE_THREADED = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
@@ -30,14 +33,56 @@ def prepare_process() -> None:
     for name in SINGLE_THREADED:
         os.environ.setdefault(name, "1")
     if "NUMBA_CACHE_DIR" not in os.environ:
-        os.environ["NUMBA_CACHE_DIR"] = str(_cache_folder(f"numba-{_compiler_key()}"))
+        os.environ["NUMBA_CACHE_DIR"] = str(_cache_folder(_numba_name()))
     if "MPLCONFIGDIR" not in os.environ and not os.access(Path("~").expanduser(), os.W_OK):
         os.environ["MPLCONFIGDIR"] = str(_cache_folder("matplotlib"))
 
 
+def use_scratch(scratch: Path) -> None:
+    """Keep temporary files and compiled kernels of this process, and of its children, there.
+
+    Before numba is imported. A cache of kernels that the user has chosen stays.
+
+    raises   OutputError if the folder cannot be made or written
+    """
+    kernels = make_scratch(scratch)
+    os.environ["TMPDIR"] = str(kernels.parent)
+    tempfile.tempdir = None  # looked up again at its next use
+    if Path(os.environ.get("NUMBA_CACHE_DIR", _numba_name())).name == _numba_name():
+        os.environ["NUMBA_CACHE_DIR"] = str(kernels)
+
+
+def make_scratch(scratch: Path) -> Path:
+    """Make this user's folder in `scratch`, and return the one for kernels in it."""
+    folder = scratch / _user_name()
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if not (_is_private(folder) and os.access(folder, os.W_OK)):
+            raise OutputError(
+                f"--parallel: {folder} is not a folder of yours alone; choose another scratch "
+                f"folder than {scratch}"
+            )
+        kernels = folder / _numba_name()
+        kernels.mkdir(mode=0o700, exist_ok=True)
+    except OSError as error:
+        raise OutputError(
+            f"--parallel: the scratch folder {error.filename or folder} cannot be made on "
+            f"{socket.gethostname()}: {error.strerror}; choose one that every node can have"
+        ) from error
+    return kernels
+
+
+def _user_name() -> str:
+    return f"mpipar-{os.getuid()}"
+
+
+def _numba_name() -> str:
+    return f"numba-{_compiler_key()}"
+
+
 def _cache_folder(name: str) -> Path:
     """A folder of this user alone on the node's disk; a passing one if others took the name."""
-    folder = _node_disk() / f"mpipar-{os.getuid()}"
+    folder = _node_disk() / _user_name()
     try:
         folder.mkdir(mode=0o700, exist_ok=True)
         if _is_private(folder):
@@ -67,6 +112,7 @@ def _is_private(folder: Path) -> bool:
     )
 
 
+@cache
 def _compiler_key() -> str:
     """Short name of all that machine code depends on: versions and CPU."""
     try:

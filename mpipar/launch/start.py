@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import os
+import signal
+import sys
 import warnings
 from typing import TYPE_CHECKING, Final
 
-from mpipar.errors import LaunchError, UnavailableError
-from mpipar.launch.mpirun import FAULT_TOLERANT, GUARD, check_library, relaunch, tune_own_mpi
+from mpipar.errors import LaunchError, OutputError, UnavailableError
+from mpipar.launch.caches import make_scratch, use_scratch
+from mpipar.launch.launchers import check_library
+from mpipar.launch.mpirun import FAULT_TOLERANT, relaunch, tune_own_mpi
 from mpipar.launch.parallel import Parallel
+from mpipar.launch.supervision import NOTE, ordered, tell_begin, tell_end
 from mpipar.launch.watchdog import bounded_start
+from mpipar.runtime.interruption import check, leave_to_rank_0
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -48,8 +54,27 @@ class Launch:
 
     def confirm(self, text: str | None) -> None:
         """Check a `--parallel` that was learnt late, from a settings file. Raises LaunchError."""
-        if text is not None and self._world:
-            _check_inside_world(Parallel.parse(text), self._world.size)
+        if text is None or not self._world:
+            return
+        asked = Parallel.parse(text)
+        _check_inside_world(asked, self._world.size)
+        if asked.scratch != self.parallel.scratch:
+            raise LaunchError(
+                f"--parallel={asked}: the ranks do not read the settings file, so give them the "
+                f"scratch folder on the command line: --parallel={asked}"
+            )
+
+    def begin(self) -> None:
+        """On rank 0, before anything else is done.
+
+        Raises OutputError for the scratch folder, StoppedError if the end was asked for by now.
+        """
+        tell_begin()
+        if ordered():
+            signal.raise_signal(signal.SIGUSR1)
+            check()
+        if self.parallel.scratch:
+            use_scratch(self.parallel.scratch)
 
     def open_pool(self, threads: int, cache_bytes: int) -> Pool:
         """The workers, ready for `Pool.run`; on rank 0 only.
@@ -71,10 +96,16 @@ class Launch:
         """Be a worker until rank 0 says stop; on ranks > 0 only. Returns the exit code."""
         from mpipar.runtime import mpi
 
+        if self.parallel.scratch:
+            try:
+                use_scratch(self.parallel.scratch)
+            except OutputError as error:  # this node's trouble alone, or rank 0 ends the job
+                sys.stderr.write(f"mpipar: rank {self.rank} uses its usual folder: {error}\n")
         return mpi.serve()
 
     def finish(self, code: int) -> None:
         """Let all other ranks go; on rank 0, as its last act before it exits with `code`."""
+        tell_end(code)
         if self._pool is not None:
             self._pool.close()
         if self._world:
@@ -86,7 +117,7 @@ class Launch:
 def start(
     around: Surroundings, text: str | None, *, threads: int, arguments: Sequence[str]
 ) -> Launch:
-    """Find out what this process is. Does not return if it becomes mpirun.
+    """Find out what this process is. Does not return if it starts the ranks and waits for them.
 
     around     what the environment says
     text       the user's `--parallel`, or None
@@ -100,6 +131,8 @@ def start(
     if asked is None:
         _refuse_silently_serial(around, threads)
         return Launch(SERIAL)
+    if asked.scratch:
+        make_scratch(asked.scratch)
     if asked.kind != "mpi":
         return Launch(asked)
     if asked.count is None and around.started is None:
@@ -108,12 +141,14 @@ def start(
             "..., or say --parallel=mpi:N"
         )
     if asked.count is not None and asked.count > 1:
-        relaunch(asked.count, arguments, around)
-    return Launch(SERIAL)
+        relaunch(asked, arguments, around)
+    return Launch(Parallel("serial", scratch=asked.scratch))
 
 
 def _start_in_world(around: Surroundings, asked: Parallel | None) -> Launch:
     """A rank of several, if the MPI library agrees with the launcher."""
+    if around.rank > 0:
+        leave_to_rank_0()
     if asked and asked.kind != "mpi":
         raise LaunchError(
             f"--parallel={asked} is for one process, but several were started ({around.evidence}); "
@@ -130,7 +165,8 @@ def _start_in_world(around: Surroundings, asked: Parallel | None) -> Launch:
         raise _mismatch(around, world)
     notes = (_unused_slots(around, world.size), _no_tolerance(around, world))
     note = "; ".join(note for note in notes if note)
-    return Launch(Parallel("mpi", world.size), world=world, note=note)
+    parallel = Parallel("mpi", world.size, asked.scratch if asked else None)
+    return Launch(parallel, world=world, note=note)
 
 
 def _world(around: Surroundings) -> World:
@@ -179,7 +215,7 @@ def _refuse_silently_serial(around: Surroundings, threads: int) -> None:
     given = around.tasks if around.tasks > 1 else around.slots
     if given <= 1 or (around.tasks == 1 and threads >= around.slots):
         return
-    if GUARD in os.environ:
+    if NOTE in os.environ:
         raise LaunchError(f"mpirun started one process only, not {given} ({around.evidence})")
     starter = "srun" if around.tasks > 1 else f"mpirun -n {given}"
     raise LaunchError(

@@ -32,6 +32,7 @@ class Surroundings:
     slots: int  # places that another batch system gave
     evidence: str  # the variable that says the largest number, e.g. "PMI_SIZE=4"
     unsized: bool = False  # an MPI launcher started this process but does not say how many
+    in_slurm: bool = False  # inside a SLURM allocation, whose nodes srun reaches
 
     @classmethod
     def read(cls, environ: Mapping[str, str] | None = None) -> Surroundings:
@@ -47,7 +48,7 @@ class Surroundings:
         unsized = started is None and "PMIX_RANK" in env
         if unsized:
             rank = _number(env, "PMIX_RANK") or 0
-        return cls(rank, started, tasks, slots, evidence, unsized)
+        return cls(rank, started, tasks, slots, evidence, unsized, "SLURM_JOB_ID" in env)
 
     @property
     def is_alone(self) -> bool:

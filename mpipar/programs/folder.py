@@ -7,8 +7,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from mpipar.errors import InputError, MissingInputError, MpiparError, RequeueError
+from mpipar.errors import InputError, MissingInputError, MpiparError, RequeueError, StoppedError
 from mpipar.options import Settings
+from mpipar.runtime import interruption
 from mpipar.store.folder import next_free
 from mpipar.store.project import Project
 
@@ -59,16 +60,24 @@ def _require_kind(project: Project, kind: str) -> None:
         )
 
 
-def give_up(project: Project | None, error: BaseException, *, keep: bool) -> None:
-    """Leave a verdict; or no folder at all, if there is nothing in it to keep."""
+def give_up(
+    project: Project | None, error: BaseException, kept: str, say: Callable[[str], None]
+) -> None:
+    """Leave a verdict; or no folder at all, if there is nothing in it to keep.
+
+    kept   what a resumed run goes on from, in words; empty if there is nothing
+    """
+    interruption.settle()  # what is left takes little time, and must not be cut off itself
     if project is None or not project.is_writer:
         return
-    if isinstance(error, MpiparError) and not keep:
+    if isinstance(error, MpiparError) and not kept:
         project.abandon()
         return
     temporary = isinstance(error, RequeueError | KeyboardInterrupt) or _is_orphaned(error)
     with suppress(MpiparError):  # a writer that was passed over, or a full disk: the error says it
         project.verdict("requeue" if temporary else "failed", f"{type(error).__name__}: {error}")
+    if isinstance(error, StoppedError):
+        say(f"{error}; {kept} is kept: go on with --resume --path {project.path}")
 
 
 def _is_orphaned(error: BaseException) -> bool:

@@ -16,6 +16,7 @@ from mpipar.programs import dataset, exports, folder, iteration, saved
 from mpipar.programs.convergence import Next, Step, decide
 from mpipar.programs.inputs import RefineInputs, read_inputs
 from mpipar.programs.stages import AlignStage, SpectrumStage
+from mpipar.runtime import interruption
 from mpipar.views.progress import View, duration
 
 if TYPE_CHECKING:
@@ -122,11 +123,20 @@ def run(settings: RefineSettings, open_pool: OpenPool, view: View) -> None:
         _refine(session, data, state)
         project.verdict("done", "refinement finished")
     except BaseException as error:
-        folder.give_up(project, error, keep=project is not None and bool(project.commits()))
+        folder.give_up(project, error, _kept(project), view.say)
         raise
     finally:
         if project is not None:
             project.close()
+
+
+def _kept(project: Project | None) -> str:
+    """What a resumed run would go on from; empty if nothing is committed."""
+    commits = project.commits() if project is not None else []
+    if not commits:
+        return ""
+    number = commits[-1].number
+    return f"iteration {number}" if number else "the first look at the images"
 
 
 def _symmetry(
@@ -195,7 +205,7 @@ def _prepare(session: Session, operators: Any) -> tuple[Dataset, RefineState]:
         )
     data = dataset.make_dataset(inputs, settings, geometry, operators, constants)
     state = dataset.first_state(inputs, data, spectra, lowpassed, cutoff)
-    with session.phase("saving"):
+    with session.phase("saving"), interruption.postponed():
         saved.commit_first(project, constants, state, fingerprint)
     return data, state
 
@@ -205,6 +215,7 @@ def _refine(session: Session, data: Dataset, state: RefineState) -> None:
     settings = session.settings
     maps: Maps | None = None
     while not (following := decide(session.history, settings.iter, settings.targetres)).stop:
+        interruption.check()
         state, maps = _iterate(session, data, state, following)
     session.view.say(following.reason)
     with session.phase("writing results"):
@@ -242,7 +253,7 @@ def _iterate(
         state, maps = _solve(data, state, plan, radius, scales, outcome)
     complete = radius == largest_radius(data.geometry.box)
     session.history.append(Step(state.resolution, state.jumped, plan.exhaustive, complete))
-    with session.phase("saving"):
+    with session.phase("saving"), interruption.postponed():
         saved.commit(session.project, state, maps, session.history)
     _report(session, state, plan, outcome, time.monotonic() - started)
     return state, maps

@@ -18,9 +18,10 @@ if TYPE_CHECKING:
 
 PATIENCE_SECONDS = 120.0
 SWITCH_SECONDS = 5e-4
+GRACE_SECONDS = 3.0
 LAUNCHER = re.compile(
     r"(OMPI_(?!ALLOW_RUN_AS_ROOT|MCA_(pml|btl)$)|OPAL_USER_PARAMS|PRTE_|PMIX?_|PMI2_|MPI_LOCALN?RANK"
-    r"|HYD[IT]_|I_MPI_HYDRA|PALS_|ALPS_APP|MV2_COMM_WORLD|FLUX_(TASK|PMI)|SLURM_(PROCID$|LOCALID$"
+    r"|MPIPAR_RELAUNCHED$|HYD[IT]_|I_MPI_HYDRA|PALS_|ALPS_APP|MV2_COMM_WORLD|FLUX_(TASK|PMI)|SLURM_(PROCID$|LOCALID$"
     r"|NODEID$|GTIDS$|TASK_PID$|STEP|NPROCS$|NTASKS$|PMI|SRUN_|LAUNCH_NODE|MPI_TYPE$))"
 )
 """Variables by which a launcher tells a process its rank and where the others are."""
@@ -76,13 +77,22 @@ def without_launcher(env: Mapping[str, str]) -> dict[str, str]:
 
 def patience() -> float:
     """Return how long to wait for a rank that should answer, in seconds (MPIPAR_PATIENCE)."""
-    text = os.environ.get("MPIPAR_PATIENCE", "")
+    return _seconds("MPIPAR_PATIENCE", PATIENCE_SECONDS)
+
+
+def grace() -> float:
+    """Return how long a run that is to stop may take to a safe point, in seconds (MPIPAR_GRACE)."""
+    return _seconds("MPIPAR_GRACE", GRACE_SECONDS)
+
+
+def _seconds(name: str, default: float) -> float:
+    text = os.environ.get(name, "")
     try:
-        seconds = float(text) if text else PATIENCE_SECONDS
+        seconds = float(text) if text else default
     except ValueError:
         seconds = 0.0
-    if seconds <= 0:
-        raise UsageError(f"MPIPAR_PATIENCE must be a number of seconds above 0, not {text!r}")
+    if not 0 < seconds < float("inf"):
+        raise UsageError(f"{name} must be a number of seconds above 0, not {text!r}")
     return seconds
 
 

@@ -10,7 +10,6 @@ one can hang after a failure, the other hangs mpirun.
 from __future__ import annotations
 
 import atexit
-import signal
 import sys
 import threading
 import time
@@ -27,6 +26,7 @@ from mpipar.errors import UsageError
 from mpipar.runtime import codec, serving
 from mpipar.runtime.ending import end_job, flush_output, give_up, kill_ranks, leave
 from mpipar.runtime.environment import calm_process, wants_fault_tolerance
+from mpipar.runtime.interruption import leave_to_rank_0
 from mpipar.runtime.pool import Pool, stop_workers
 from mpipar.runtime.sharing import SharingTransport
 from mpipar.runtime.transport import Backoff, UnsendableError
@@ -359,8 +359,7 @@ def serve() -> int:
     Does not return where MPI tolerates faults.
     """
     calm_process()
-    # ^C goes to every rank; rank 0 alone acts on it, and stops the others.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    leave_to_rank_0()
     job = _job()
     departure = serving.serve(job.transport)
     if job.tolerant:

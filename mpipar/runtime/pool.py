@@ -8,7 +8,7 @@ from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 from mpipar.errors import RequeueError, UnavailableError, UsageError
-from mpipar.runtime import environment
+from mpipar.runtime import environment, interruption
 from mpipar.runtime.depot import memory_name
 from mpipar.runtime.loop import Loop
 from mpipar.runtime.master import Master
@@ -211,6 +211,7 @@ class Pool:
     def _wait(self, run: Run, start: float, watch: Callable[[Snapshot], None] | None) -> None:
         shown = start
         while not run.over:
+            interruption.check()
             self._transport.pause(moved=self._loop.turn())
             now = time.monotonic()
             if watch is not None and now - shown >= WATCH_SECONDS:

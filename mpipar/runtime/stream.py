@@ -6,6 +6,7 @@ import threading
 import time
 from typing import TYPE_CHECKING, Any, Protocol
 
+from mpipar.runtime import interruption
 from mpipar.runtime.reports import Snapshot
 
 if TYPE_CHECKING:
@@ -91,6 +92,7 @@ class Stream:
         loop, run = self._loop, self._run
         try:
             while not run.over and not self._aborting:
+                interruption.check()
                 moved = loop.turn()
                 moved = self._deliver() or moved
                 moved = self._supply() or moved

@@ -20,7 +20,7 @@ from mpipar.store.epoch import LEASE, Claim, Ownership
 from mpipar.store.folder import NewFolder, sweep
 from mpipar.store.journal import JournalWriter
 from mpipar.store.schema import COMMIT, MANIFEST, CommitInfo, Identity
-from mpipar.store.status import Heartbeat, forget_verdict, write_verdict
+from mpipar.store.status import Heartbeat, begin_verdict, write_verdict
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -132,7 +132,7 @@ class Project:
         """Start to write under a claim."""
         project = cls(path, claim.identity, _Writer(path, claim))
         try:
-            forget_verdict(path)
+            begin_verdict(project._owner().ownership)
             commits = project.commits()
             sweep(path, claim.epoch, {info.segment for info in commits})
             with checkpoint.prepared(path, claim.epoch, claim.identity, commits) as publish:

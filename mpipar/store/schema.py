@@ -34,6 +34,7 @@ SMALL_FILE: Final = 4096  # bytes that a claim, a mark or a status needs, roughl
 MANIFEST: Final = "@manifest"
 COMMIT: Final = "@commit"
 VERDICTS: Final = ("done", "requeue", "failed")
+UNENDED: Final = "begun, and not ended: it is running (status.json beats), or was killed"
 
 _EPOCH_FILE: Final = re.compile(r"(\d{6,})\.(claim|released|unlocked)")
 _TEMPORARY: Final = re.compile(re.escape(TEMPORARY) + r"(\d{6,})-.+")

@@ -25,7 +25,7 @@ def read_status(project: Path) -> dict[str, Any] | None:
 
 
 def read_verdict(project: Path) -> dict[str, Any] | None:
-    """How the latest run ended; None while it runs, or if it died without a word."""
+    """How the latest run ended; `requeue` while it runs, and if it died without a word."""
     return _read(project / schema.VERDICT)
 
 
@@ -118,10 +118,9 @@ def write_verdict(ownership: Ownership, verdict: str, reason: str) -> None:
     _replace(ownership.project / schema.VERDICT, claim.epoch, schema.encode(value), sync=True)
 
 
-def forget_verdict(project: Path) -> None:
-    """A new run begins: the older one's verdict no longer tells how the latest run ended."""
-    with contextlib.suppress(FileNotFoundError):
-        (project / schema.VERDICT).unlink()
+def begin_verdict(ownership: Ownership) -> None:
+    """A new run begins: what its verdict is if nobody lives to write another one."""
+    write_verdict(ownership, "requeue", schema.UNENDED)
 
 
 def _replace(path: Path, epoch: int, data: bytes, *, sync: bool) -> None:

@@ -248,6 +248,13 @@ class Job:
             if number in text.split(b"\0") and conf in text and word.encode() in _command(pid)
         ]
 
+    def nodes(self, word: str) -> set[str]:
+        """The nodes of those processes."""
+        environments = dict(_environments())
+        found = [environments.get(pid, b"").split(b"\0") for pid in self.processes(word)]
+        mark = b"SLURMD_NODENAME="
+        return {v.removeprefix(mark).decode() for e in found for v in e if v.startswith(mark)}
+
     def story(self) -> str:
         """Log, job and daemons, for a failure."""
         job = self.slurm.run("scontrol", "show", "job", self.number, check=False)

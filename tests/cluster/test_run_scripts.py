@@ -115,7 +115,7 @@ def test_grid_engine_queues_a_run_that_was_cut_off_again(folder: Path) -> None:
     wait_for(lambda: halfway(folder) or script.poll() is not None, 60, log.read_text)
     launcher = launcher_of(script.pid)
     assert launcher, log.read_text()
-    os.kill(launcher, signal.SIGTERM)
+    os.kill(launcher, signal.SIGUSR1)  # as it does itself when STOP_AFTER is over
     assert script.wait(60) == AGAIN, log.read_text()
     script, log = start(folder, RESTARTED="1")
     assert script.wait(90) == 0, log.read_text()

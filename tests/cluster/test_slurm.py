@@ -6,7 +6,10 @@ import json
 import os
 import re
 import signal
+import subprocess
 import sys
+import sysconfig
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -64,14 +67,17 @@ def assert_resumed_to_the_same(job: Job, reference: Reference, run: str) -> None
     assert results(reference.folder / run) == reference.results
 
 
-@pytest.mark.parametrize("launch", ["mpirun", "srun --mpi=pmix"])
+@pytest.mark.parametrize("launch", ["", "srun --mpi=pmix"])
 def test_job_gives_what_an_interactive_run_gives(
     slurm: Slurm, reference: Reference, launch: str, request: pytest.FixtureRequest
 ) -> None:
     if "pmix" in launch:
         request.getfixturevalue("pmix")
-    run = launch.split(maxsplit=1)[0]
+    run = launch.partition(" ")[0] or "found"
     job = submit(slurm, reference, run, nodes=3, LAUNCH=launch)
+    job.wait_for_pattern(FIRST_ITERATION)
+    assert job.nodes("--parallel=mpi:3") == {"n1", "n2", "n3"}, job.story()
+    assert bool(job.processes("prted")) == (launch == "")
     assert job.wait() == "COMPLETED", job.story()
     log = job.said()
     assert table(log) == table(reference.log)
@@ -99,18 +105,18 @@ def test_job_that_nears_its_time_limit_queues_itself_again(
     job.wait_for_pattern(FIRST_ITERATION)
     slurm.run("scancel", "--batch", "--signal=USR1", job.number)  # as --signal=B:USR1@120 does
     assert_resumed_to_the_same(job, reference, "limit")
-    assert "stopped by USR1" in job.said()
+    assert "refine: verdict requeue, exit code 75, stopped by USR1\n" in job.said()
 
 
 def test_job_that_lost_a_node_queues_itself_again(slurm: Slurm, reference: Reference) -> None:
-    """Open MPI's mpirun ends with 0 when it loses its daemon on a node; a verdict it has none."""
+    """Open MPI's mpirun ends with 0 when it loses its daemon on a node."""
     job = submit(slurm, reference, "lost")
     job.wait_for_pattern(FIRST_ITERATION)
     daemons = job.processes("prted")
     assert daemons, job.story()
     os.kill(daemons[-1], signal.SIGKILL)
     assert_resumed_to_the_same(job, reference, "lost")
-    assert "refine: verdict none, exit code 0\n" in job.said()
+    assert "refine: verdict requeue, exit code 75\n" in job.said()
 
 
 def test_second_writer_is_refused_with_the_name_of_the_first(
@@ -145,3 +151,29 @@ def test_job_with_wrong_input_is_not_queued_again(slurm: Slurm, reference: Refer
     assert job["ExitCode"] == "66:0"
     assert job["Restarts"] == "0"
     assert not (reference.folder / "wrong").exists()
+
+
+@pytest.mark.usefixtures("pmix")
+def test_srun_is_found_where_the_environment_brings_no_mpirun(slurm: Slurm, tmp_path: Path) -> None:
+    """As with a site's MPI: the same Python and library, but not beside an mpirun of its own."""
+    own, packages = Path(sys.prefix), Path(sysconfig.get_path("purelib"))
+    python = tmp_path / "venv" / "bin" / "python"
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", python.parents[1]], check=True)
+    (site,) = python.parents[1].glob("lib/python*/site-packages")
+    (site / "ours.pth").write_text(f"{packages}\n{ROOT}\n")
+    script = tmp_path / "job.sh"
+    words = "refine --input none.star --model none.mrc --parallel=mpi:3"
+    script.write_text(f"#!/bin/bash\nPATH=/usr/bin:/bin exec {python} -m mpipar {words}\n")
+    (library,) = own.glob("lib/libmpi.so.40")
+    job = slurm.submit(
+        script,
+        tmp_path,
+        *("--nodes=3", "--ntasks-per-node=1", "--mem-per-cpu=100", "--output=refine-%j.log"),
+        MPI4PY_LIBMPI=str(library),
+        OPAL_PREFIX=str(own),
+    )
+    assert job.wait() == "FAILED", job.story()
+    log = job.said()
+    assert log.startswith("MPI, 3 ranks: 1 master + 2 workers (Open MPI"), job.story()
+    assert len(complaints(job)) == 1
+    assert job["ExitCode"] == "66:0"

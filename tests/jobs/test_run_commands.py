@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import csv
+import json
 import os
 import sys
+import time
 from typing import TYPE_CHECKING
 
 import pytest
@@ -78,6 +80,29 @@ def test_mpipar_starts_mpirun_itself_and_the_time_out_holds(tmp_path: Path) -> N
     code, said = run(tmp_path, ["seq 200000", "true"], "--resume", ranks=2)
     assert code == 0, said
     assert "1 are done, 1 are to be run; no longer in the file: 3" in said
+
+
+@pytest.mark.parametrize("parallel", ["mpi:3", "thread:2"])
+def test_signal_ends_the_run_in_good_order_and_its_commands_with_it(
+    tmp_path: Path, parallel: str
+) -> None:
+    (tmp_path / "commands.txt").write_text("echo x >>trace\nsleep 1234.8\n")
+    words = ["mpipar", "run", "commands.txt", "--path", "run", f"--parallel={parallel}"]
+    trace, log = tmp_path / "trace", tmp_path / "run" / "logs" / "000001.log"
+    with refining.Job(words, cwd=tmp_path) as job:
+        refining.wait_until(log.exists, job)
+        job.process.terminate()
+        done = job.finish()
+        until = time.monotonic() + 10
+        while job.pids():
+            assert time.monotonic() < until, "something outlives the run"
+            time.sleep(0.02)
+    assert done.returncode == 75, done.stdout + done.stderr
+    assert "what is done is kept: go on with --resume --path run" in done.stdout
+    assert json.loads((tmp_path / "run" / "verdict.json").read_text())["verdict"] == "requeue"
+    code, said = run(tmp_path, ["echo x >>trace", "true"], "--resume", ranks=2)
+    assert code == 0, said
+    assert trace.read_text() == "x\n"
 
 
 def test_what_is_wrong_is_one_line_and_no_rank_is_left(tmp_path: Path) -> None:

@@ -53,7 +53,7 @@ def run(settings: RunSettings, open_pool: OpenPool, view: View) -> None:
     raises      CommandsFailedError if some have failed; other MpiparError
     """
     project: Project | None = None
-    keep = settings.resume
+    kept = "what is done" if settings.resume else ""
     try:
         if settings.resume:
             project, settings = folder.reopen(
@@ -70,13 +70,13 @@ def run(settings: RunSettings, open_pool: OpenPool, view: View) -> None:
         project = project or folder.create(settings, settings.path)
         view.say(f"logs and table go to {project.path}")
         pool = open_pool(settings.per_worker, 0)
-        keep = True
+        kept = "what is done"
         _export(project, COPY, text)
         session = Session(settings, project, pool, view, commands, outcomes)
         session.run(waiting)
         project.verdict("done", f"{len(commands)} commands done")
     except BaseException as error:
-        folder.give_up(project, error, keep=keep)
+        folder.give_up(project, error, kept, view.say)
         raise
     finally:
         if project is not None:

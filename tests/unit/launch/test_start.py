@@ -6,10 +6,12 @@ from types import SimpleNamespace
 
 import pytest
 
-from mpipar.errors import LaunchError, UnavailableError, UsageError
+from mpipar.errors import LaunchError, OutputError, UnavailableError, UsageError
 from mpipar.launch import Surroundings, start
 from mpipar.launch import start as package_start
-from mpipar.launch.mpirun import Launcher, find_launcher, launch_command, launch_environment
+from mpipar.launch.launchers import Launcher, find_launcher
+from mpipar.launch.mpirun import launch_command, launch_environment
+from mpipar.launch.parallel import Parallel
 
 MPIRUN = {"OMPI_COMM_WORLD_SIZE": "4", "OMPI_COMM_WORLD_RANK": "2"}
 
@@ -106,6 +108,23 @@ def test_parallel_from_a_settings_file_is_held_against_the_world(seen):
         here.confirm("thread:2")
     with pytest.raises(UsageError):
         here.confirm("dc")
+    with pytest.raises(LaunchError, match="do not read the settings file"):
+        here.confirm("mpi:4:/scratch")
+    begin(MPIRUN, "mpi:4:/scratch").confirm("mpi:4:/scratch")
+
+
+@pytest.mark.parametrize("text", ["thread:2", "mpi:1", "mpi:3"])
+def test_scratch_folder_that_cannot_be_made_is_said_before_anything_starts(
+    monkeypatch, tmp_path, text
+):
+    monkeypatch.setitem(package_start.__globals__, "relaunch", fail)
+    (tmp_path / "file").touch()
+    with pytest.raises(OutputError, match="scratch folder"):
+        begin({}, f"{text}:{tmp_path}/file/x")
+
+
+def fail(asked, arguments, around):
+    raise AssertionError
 
 
 def test_unused_slots_are_worth_a_note(seen):
@@ -135,72 +154,141 @@ def fake(folder, name, says):
     return program
 
 
-def test_own_mpirun_comes_first_then_srun_in_an_allocation(monkeypatch, tmp_path):
-    own, site = tmp_path / "own", tmp_path / "site"
-    (own / "bin").mkdir(parents=True)
-    site.mkdir()
-    monkeypatch.setattr("sys.prefix", str(own))
-    monkeypatch.setenv("PATH", f"{site}:{os.environ['PATH']}")
-    mpirun = fake(site, "mpirun", "HYDRA build details:")
-    srun = fake(site, "srun", "slurm")
-    assert find_launcher(Surroundings.read({})) == Launcher(mpirun, is_open_mpi=False)
-    assert find_launcher(Surroundings.read({"SLURM_NTASKS": "4"})) == Launcher(
-        srun, is_open_mpi=False
-    )
-    mine = fake(own / "bin", "mpirun", "mpirun (Open MPI) 5.0.11")
-    assert find_launcher(Surroundings.read({})) == Launcher(mine, is_open_mpi=True)
+OPEN_MPI, HYDRA = "mpirun (Open MPI) 5.0.11", "HYDRA build details:"
 
 
-def test_open_mpi_is_told_to_oversubscribe_only_where_it_must(tmp_path):
-    open_mpi = Launcher(tmp_path / "mpirun", is_open_mpi=True)
+@pytest.fixture
+def site(monkeypatch, tmp_path):
+    """A folder of programs on the PATH, and an interpreter that brings no MPI."""
+    folder = tmp_path / "site"
+    folder.mkdir()
+    (tmp_path / "own" / "bin").mkdir(parents=True)
+    monkeypatch.setattr("sys.prefix", str(tmp_path / "own"))
+    monkeypatch.setenv("PATH", f"{folder}:/usr/bin:/bin")
+    monkeypatch.delenv("MPIPAR_LAUNCHER", raising=False)
+    monkeypatch.delenv("OMPI_MCA_pml", raising=False)
+    return folder
+
+
+def test_own_mpirun_comes_first(site, tmp_path):
+    mpirun = fake(site, "mpirun", HYDRA)
+    found = find_launcher(Surroundings.read({}))
+    assert (found.program, found.is_open_mpi) == (mpirun, False)
+    mine = fake(tmp_path / "own" / "bin", "mpirun", OPEN_MPI)
+    found = find_launcher(Surroundings.read({"SLURM_JOB_ID": "1", "SLURM_NTASKS": "4"}))
+    assert (found.program, found.is_open_mpi) == (mine, True)
+
+
+@pytest.mark.parametrize(
+    ("library", "offered", "options"),
+    [
+        ("Open MPI v4.1.4", "none pmi2 pmix pmix_v4", ("--mpi=pmix",)),
+        ("MPICH Version: 5.0.2", "none, pmi2, pmix", ("--mpi=pmi2",)),
+        ("MPICH Version: 5.0.2", "none", None),
+        ("Some MPI", "pmi2", None),
+    ],
+)
+def test_a_site_s_srun_is_told_what_the_library_understands(
+    site, monkeypatch, library, offered, options
+):
+    mpirun, srun = fake(site, "mpirun", HYDRA), fake(site, "srun", offered)
+    monkeypatch.setattr("mpipar.launch.launchers._library", lambda: library)
+    assert find_launcher(Surroundings.read({})).program == mpirun
+    inside = find_launcher(Surroundings.read({"SLURM_JOB_ID": "1"}))
+    assert inside == (Launcher(srun, options) if options else Launcher(mpirun))
+
+
+def test_a_site_s_mpirun_that_tolerates_faults_comes_before_srun(site, monkeypatch):
+    fake(site, "srun", "pmix")
+    mpirun = fake(site, "mpirun", OPEN_MPI)
+    monkeypatch.setattr("mpipar.launch.launchers._library", lambda: "Open MPI v5.0.1")
+    inside = Surroundings.read({"SLURM_JOB_ID": "1"})
+    assert find_launcher(inside).is_srun
+    fake(site, "ompi_info", "FT MPI support: yes")
+    assert find_launcher(inside).program == mpirun
+
+
+def test_the_user_s_launcher_is_taken_as_it_is(site, monkeypatch, tmp_path):
+    mine = fake(tmp_path / "own" / "bin", "mpirun", OPEN_MPI)
+    srun = fake(site, "srun", "")
+    monkeypatch.setenv("MPIPAR_LAUNCHER", "srun --mpi=pmix 'a b'")
+    assert find_launcher(Surroundings.read({})) == Launcher(srun, ("--mpi=pmix", "a b"))
+    monkeypatch.setenv("MPIPAR_LAUNCHER", "mpirun")
+    assert find_launcher(Surroundings.read({})) == Launcher(mine)
+    monkeypatch.setenv("MPIPAR_LAUNCHER", "aprun")
+    with pytest.raises(UnavailableError, match="there is no program aprun"):
+        find_launcher(Surroundings.read({}))
+    monkeypatch.setenv("MPIPAR_LAUNCHER", "mpirun 'x")
+    with pytest.raises(UsageError, match="no command line"):
+        find_launcher(Surroundings.read({}))
+
+
+def ranks(count, scratch=None):
+    return Parallel("mpi", count, scratch)
+
+
+def test_open_mpi_is_told_to_oversubscribe_only_where_it_must(site):
+    open_mpi = Launcher(fake(site, "mpirun", OPEN_MPI))
     alone = Surroundings.read({})
-    assert "--oversubscribe" in launch_command(open_mpi, 100_000, ["refine"], alone)
-    assert "--oversubscribe" not in launch_command(open_mpi, 1, ["refine"], alone)
+    assert "--oversubscribe" in launch_command(open_mpi, ranks(100_000), ["refine"], alone)
+    assert "--oversubscribe" not in launch_command(open_mpi, ranks(1), ["refine"], alone)
     slots = Surroundings.read({"SLURM_NTASKS": "200000"})
-    assert "--oversubscribe" not in launch_command(open_mpi, 100_000, ["refine"], slots)
-    mpich = Launcher(tmp_path / "mpirun", is_open_mpi=False)
-    command = launch_command(mpich, 100_000, ["refine", "--iter", "3"], alone)
-    assert command[:3] == [str(tmp_path / "mpirun"), "-n", "100000"]
-    assert command[-5:] == ["-m", "mpipar", "refine", "--iter", "3"]
+    assert "--oversubscribe" not in launch_command(open_mpi, ranks(100_000), ["refine"], slots)
 
 
-def test_grid_engine_s_hosts_reach_open_mpi(monkeypatch, tmp_path):
+def test_ranks_run_the_same_command_and_learn_the_type_from_it(site):
+    mpich = Launcher(fake(site, "mpirun", HYDRA))
+    words = ["refine", "--settings", "s.toml"]
+    command = launch_command(mpich, ranks(3, Path("/Scratch")), words, Surroundings.read({}))
+    assert command[:3] == [str(site / "mpirun"), "-n", "3"]
+    assert command[4:] == ["-m", "mpipar", "refine", "--parallel=mpi:3:/Scratch", *words[1:]]
+
+
+def test_srun_gets_the_threads_of_the_job(site, monkeypatch):
+    monkeypatch.setenv("SLURM_CPUS_PER_TASK", "4")
+    srun = Launcher(fake(site, "srun", ""), ("--mpi=pmix",))
+    command = launch_command(srun, ranks(3), ["refine"], Surroundings.read({}))
+    assert command[1:5] == ["--mpi=pmix", "--kill-on-bad-exit=1", "--cpus-per-task=4", "-n"]
+
+
+def test_grid_engine_s_hosts_reach_open_mpi(monkeypatch, site, tmp_path):
     hosts = tmp_path / "pe_hostfile"
     hosts.write_text("m1 2 all.q@m1 UNDEFINED\nm2 3 all.q@m2 UNDEFINED\n")
     monkeypatch.setenv("PE_HOSTFILE", str(hosts))
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     around = Surroundings.read({"NSLOTS": "5"})
-    command = launch_command(Launcher(tmp_path / "mpirun", is_open_mpi=True), 5, ["refine"], around)
+    open_mpi = Launcher(fake(site, "mpirun", OPEN_MPI))
+    command = launch_command(open_mpi, ranks(5), ["refine"], around)
     made = command[command.index("--hostfile") + 1]
     assert Path(made).read_text() == "m1 slots=2\nm2 slots=3\n"
     assert command[command.index("plm_ssh_agent") + 1].startswith("qrsh -inherit")
 
 
-def test_what_the_user_set_is_kept(monkeypatch, tmp_path):
-    (tmp_path / "bin").mkdir()
-    fake(tmp_path / "bin", "mpirun", "")
-    monkeypatch.setattr("sys.prefix", str(tmp_path))
+def test_what_the_user_set_is_kept(monkeypatch, site, tmp_path):
+    mine = fake(tmp_path / "own" / "bin", "mpirun", OPEN_MPI)
     monkeypatch.setattr("os.geteuid", lambda: 0)
-    launcher = Launcher(tmp_path / "bin" / "mpirun", is_open_mpi=True)
-    made = launch_environment(launcher, {"OMPI_MCA_pml": "ucx"})
+    made = launch_environment(Launcher(mine), {"OMPI_MCA_pml": "ucx"})
     assert made["OMPI_MCA_pml"] == "ucx"
     assert made["OMPI_MCA_btl"] == "self,sm,tcp"
     assert made["OMPI_ALLOW_RUN_AS_ROOT_CONFIRM"] == "1"
-    mpich = launch_environment(Launcher(tmp_path / "bin" / "mpirun", is_open_mpi=False), {})
-    assert mpich == {"MPIPAR_RELAUNCHED": "1"}
+    assert launch_environment(Launcher(fake(site, "mpirun", HYDRA)), {"A": "b"}) == {"A": "b"}
 
 
-def test_open_mpi_that_can_is_started_with_fault_tolerance(monkeypatch, tmp_path):
-    monkeypatch.delenv("OMPI_MCA_pml", raising=False)
-    around, open_mpi = Surroundings.read({}), Launcher(tmp_path / "mpirun", is_open_mpi=True)
+def test_open_mpi_that_can_is_started_with_fault_tolerance(monkeypatch, site):
+    fake(site, "mpirun", OPEN_MPI)
     wanted = ["--with-ft", "ulfm"]
-    assert wanted[0] not in launch_command(open_mpi, 1, ["refine"], around)  # no ompi_info
-    fake(tmp_path, "ompi_info", "          FT MPI support: no")
-    assert wanted[0] not in launch_command(open_mpi, 1, ["refine"], around)
-    fake(tmp_path, "ompi_info", "          FT MPI support: yes")
-    assert launch_command(open_mpi, 1, ["refine"], around)[3:5] == wanted
+
+    def command():
+        launcher = Launcher(site / "mpirun")  # a new one: it remembers what it was told
+        return launch_command(launcher, ranks(1), ["refine"], Surroundings.read({}))
+
+    assert wanted[0] not in command()  # no ompi_info
+    fake(site, "ompi_info", "          FT MPI support: no")
+    assert wanted[0] not in command()
+    fake(site, "ompi_info", "          FT MPI support: yes")
+    assert command()[1:5] == ["--bind-to", "none", *wanted]
     monkeypatch.setenv("OMPI_MCA_pml", "ucx")  # with which it would not start
-    assert wanted[0] not in launch_command(open_mpi, 1, ["refine"], around)
+    assert wanted[0] not in command()
 
 
 @pytest.mark.parametrize(

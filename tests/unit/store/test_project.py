@@ -264,19 +264,22 @@ def test_a_status_that_does_not_fit_on_the_disk_is_no_reason_to_end(project, mon
     assert read_status(project.path)["iteration"] == 2
 
 
-def test_the_verdict_is_of_the_latest_run(path, monkeypatch):
+def test_the_verdict_is_of_the_latest_run_and_requeue_until_it_says_more(path, monkeypatch):
     monkeypatch.setenv("SLURM_JOB_ID", "17")
     monkeypatch.setenv("SLURM_RESTART_COUNT", "2")
     with create(path) as project:
-        assert read_verdict(path) is None
+        assert read_verdict(path)["verdict"] == "requeue"
+        assert read_verdict(path)["job"] == "17"
         project.verdict("requeue", "time limit")
         found = read_verdict(path)
         assert (found["verdict"], found["reason"]) == ("requeue", "time limit")
         assert (found["system"], found["job"], found["restarts"]) == ("slurm", "17", 2)
         with pytest.raises(StoreError, match="done, requeue, failed"):
             project.verdict("perhaps", "")
+        project.verdict("done", "")
     with Project.open(path, writer=True):
-        assert read_verdict(path) is None
+        found = read_verdict(path)
+        assert (found["verdict"], found["reason"]) == ("requeue", schema.UNENDED)
 
 
 def test_an_export_appears_whole(project):
