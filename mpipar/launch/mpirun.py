@@ -32,7 +32,11 @@ GUARD: Final = "MPIPAR_RELAUNCHED"
 
 # For Open MPI from this environment: without these, every start probes fabrics for more than a
 # second, and fault tolerance is dependable on this transport only. A site's MPI knows its fabric.
-TRANSPORT: Final = {"OMPI_MCA_pml": "ob1", "OMPI_MCA_btl": "self,sm,tcp"}
+TRANSPORT: Final = {
+    "OMPI_MCA_pml": "ob1",
+    "OMPI_MCA_btl": "self,sm,tcp",
+    "PRTE_MCA_state_base_recoverable": "1",  # also when a rank is lost that was spawned
+}
 FAULT_TOLERANT: Final = ["--with-ft", "ulfm"]
 
 

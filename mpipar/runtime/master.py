@@ -15,6 +15,7 @@ Pure: messages in, sends out. Without sums a run goes from PLACING to OVER direc
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 from enum import Enum, auto
 from typing import TYPE_CHECKING, Any
 
@@ -40,6 +41,7 @@ from mpipar.runtime.messages import (
     Idle,
     Knobs,
     Layout,
+    Overdue,
     Partial,
     Rank,
     Send,
@@ -199,11 +201,11 @@ class Master:
         self,
         run: Run,
         source: Rank,
-        message: Started | Finished | Failed | Idle | Claim | Collected | Partial,
+        message: Started | Finished | Failed | Overdue | Idle | Claim | Collected | Partial,
     ) -> list[Send]:
         match message:
-            case Started():
-                run.scheduler.started(source, message.task)
+            case Started() | Overdue():
+                run.scheduler.note(source, message)
                 return []
             case Finished():
                 sends = self._on_finished(run, source, message)
@@ -298,7 +300,17 @@ class Master:
         run.phase = Phase.OVER
         return []
 
-    # Loss
+    # Gain and loss
+
+    def rank_joined(self, rank: Rank) -> list[Send]:
+        """A worker is new: it takes part in the run under way, too."""
+        self.ranks = sorted([*self.ranks, rank])
+        run = self.run
+        if run is None or run.over:
+            return []
+        run.done[rank], run.seconds[rank] = 0, 0.0
+        begin = Send(rank, replace(run.begin, tree=(rank,)))  # passed on to nobody
+        return [begin, *run.scheduler.rank_joined(rank)]
 
     def rank_lost(self, rank: Rank) -> list[Send]:
         """A worker is lost: its tasks go elsewhere, and a reduction under way starts again."""
@@ -315,7 +327,8 @@ class Master:
             run.error = RequeueError("the last worker is lost; resume the run to go on")
             return sends
         # Its children in the broadcast tree may still be waiting for it to pass Begin on.
-        orphans = [r for r in children_of(rank, run.begin.tree) if r in self.ranks]
+        tree = run.begin.tree
+        orphans = [r for r in children_of(rank, tree) if r in self.ranks] if rank in tree else []
         sends += [Send(orphan, run.begin) for orphan in orphans]
         sends += run.scheduler.rank_lost(rank)
         self._note_failures(run, rank)

@@ -19,13 +19,15 @@ from mpipar.runtime.messages import (
     Failed,
     Granted,
     Idle,
+    Overdue,
     Place,
     Rank,
     Refused,
     Send,
+    Started,
     StealFrom,
 )
-from mpipar.runtime.stage import QUARANTINED, Failure
+from mpipar.runtime.stage import QUARANTINED, TIMEOUT, Failure
 
 if TYPE_CHECKING:
     import random
@@ -41,6 +43,7 @@ class Load:
     placed: set[int] = field(default_factory=set)
     suspect: int | None = None  # of those placed: another rank was lost with it
     started: bool = False  # whether the suspect has begun
+    overdue: int | None = None  # the task because of which the worker is about to be lost
     issued: int = 0  # assignments sent: Place and Granted messages
     done: int = 0
     seconds: float = 0.0  # of computing those
@@ -183,9 +186,13 @@ class Scheduler:
         self._give_up(entry, message.kind, message.text, message.traceback, entry.failed_on)
         return self._deal_suspects() + self._feed()
 
-    def started(self, rank: Rank, task: int) -> None:
-        """A worker begins with its suspect."""
-        self.loads[rank].started = self.loads[rank].suspect == task
+    def note(self, rank: Rank, message: Started | Overdue) -> None:
+        """A worker begins with its suspect, or is about to be lost because of a task."""
+        load = self.loads[rank]
+        if isinstance(message, Started):
+            load.started = load.suspect == message.task
+        elif message.task in load.placed:
+            load.overdue = message.task
 
     def _give_up(
         self, entry: Entry, kind: str, text: str, traceback: str, ranks: tuple[Rank, ...]
@@ -297,7 +304,10 @@ class Scheduler:
             load.silence += seconds
         return self._feed()
 
-    # Loss
+    def rank_joined(self, rank: Rank) -> list[Send]:
+        """A worker is new; it will steal."""
+        self.loads[rank] = Load()
+        return [self._place(rank, [])]
 
     def rank_lost(self, rank: Rank) -> list[Send]:
         """Everything that was on a lost rank, contributions included, is to be done again."""
@@ -311,12 +321,21 @@ class Scheduler:
             held = entry.state is State.HELD
             entry.move(Event.RANK_LOST, rank)
             self.finished -= held
-            if held:
-                back.append(entry)
-            else:
+            if not held and load.overdue is None:
                 self._suspect(entry, rank, load)
+            elif entry.task.id != load.overdue or self._may_try_again(entry, rank):
+                back.append(entry)
         self.rerun += len(back) + len(self._suspects) - waiting
         return self._assign_waiting(back) + self._deal_suspects() + self._feed()
+
+    def _may_try_again(self, entry: Entry, rank: Rank) -> bool:
+        """A task took too long on a rank: whether it can be run again, else it is given up."""
+        entry.failed_on += (rank,)
+        if len(entry.failed_on) < self._policy.tries:
+            return True
+        text = f"it took longer than {self._policy.timeout:g} s"
+        self._give_up(entry, TIMEOUT, text, "", entry.failed_on)
+        return False
 
     def _suspect(self, entry: Entry, rank: Rank, load: Load) -> None:
         """A rank was lost with this task: set it aside, or let it wait for its next try."""

@@ -116,6 +116,7 @@ class Cluster:
         knobs = Knobs(shuffle=shuffle)
         welcome = Welcome(threads, cache_bytes, knobs, 1.0)
         ranks = range(1, workers + 1)
+        self.welcome = welcome
         self.master = Master(ranks, threads=threads, knobs=knobs)
         self.workers = {rank: Worker(rank, welcome) for rank in ranks}
         self.threads = {rank: Threads() for rank in ranks}
@@ -203,6 +204,11 @@ class Cluster:
         self.die(rank)
         while self.unnoticed:
             self.notice()
+
+    def join(self, rank: int) -> None:
+        """A worker is new."""
+        self.workers[rank], self.threads[rank] = Worker(rank, self.welcome), Threads()
+        self._post(MASTER, self.master.rank_joined(rank))
 
     def end(self) -> None:
         self._post(MASTER, self.master.end())
