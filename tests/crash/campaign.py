@@ -54,7 +54,7 @@ class Case:
 
     @property
     def kills(self) -> int:
-        return 1 + self.seed % min(3, self.ranks - 2)
+        return random.Random(self.seed).randint(1, min(3, self.ranks - 2))
 
 
 def started(folder: Path) -> list[int]:
