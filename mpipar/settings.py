@@ -148,6 +148,12 @@ examples:
         group=RUNNING,
         changeable=True,
     )
+    replace_lost: bool = option(
+        False,
+        help="start a new worker in the place of a lost one (Open MPI >= 5; see docs/faults.md)",
+        group=RUNNING,
+        changeable=True,
+    )
     verbose: int = option(
         0,
         help="say more; -1: say nothing but errors",

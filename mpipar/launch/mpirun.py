@@ -23,7 +23,11 @@ __all__ = ["FAULT_TOLERANT", "relaunch", "tune_own_mpi"]
 
 # For Open MPI from this environment: without these, every start probes fabrics for more than a
 # second, and fault tolerance is dependable on this transport only. A site's MPI knows its fabric.
-TRANSPORT: Final = {"OMPI_MCA_pml": "ob1", "OMPI_MCA_btl": "self,sm,tcp"}
+TRANSPORT: Final = {
+    "OMPI_MCA_pml": "ob1",
+    "OMPI_MCA_btl": "self,sm,tcp",
+    "PRTE_MCA_state_base_recoverable": "1",  # also when a rank is lost that was spawned
+}
 FAULT_TOLERANT: Final = ("--with-ft", "ulfm")
 
 # Open MPI 5 knows nothing of Grid Engine: it must be told how to start its daemons on other hosts.

@@ -63,6 +63,7 @@ class Session:
     clock: Clock
     history: list[Step] = field(default_factory=list)
     losses_told: int = 0
+    gains_told: int = 0
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
@@ -92,6 +93,9 @@ class Session:
         for loss in self.pool.losses[self.losses_told :]:
             self.view.say(str(loss))
         self.losses_told = len(self.pool.losses)
+        for gain in self.pool.gains[self.gains_told :]:
+            self.view.say(str(gain))
+        self.gains_told = len(self.pool.gains)
 
 
 def run(settings: RefineSettings, open_pool: OpenPool, view: View) -> None:
@@ -118,6 +122,10 @@ def run(settings: RefineSettings, open_pool: OpenPool, view: View) -> None:
         project = project or folder.create(settings, settings.path)
         view.say(f"results go to {project.path}")
         pool = open_pool(settings.threads, settings.cache * MEGABYTE)
+        if settings.replace_lost and not pool.replace_lost():
+            view.say(
+                "note: --replace-lost does nothing here; it needs Open MPI with fault tolerance"
+            )
         session = Session(settings, inputs, project, pool, view, clock)
         data, state = _prepare(session, operators)
         _refine(session, data, state)

@@ -9,3 +9,7 @@ if _wants_fault_tolerance():
     # Open MPI's TCP, told of several threads, locks itself out when it closes a dead connection.
     _os.environ.setdefault("MPI4PY_RC_FINALIZE", "0")
     _os.environ.setdefault("MPI4PY_RC_THREAD_LEVEL", "serialized")
+
+# Read by Open MPI. Else the first message to a rank whose node is cut off waits for that node, and
+# its sender with it, because only then is the address asked for.
+_os.environ.setdefault("OMPI_MCA_mpi_add_procs_cutoff", "1024")

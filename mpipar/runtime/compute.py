@@ -23,6 +23,7 @@ from mpipar.runtime.trouble import StartFailedError, Trouble
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+    from mpipar.runtime.prepared import Running
     from mpipar.runtime.stage import Block, Policy, Stage, Sums, Task
 
 
@@ -144,6 +145,11 @@ class Engine:
                 if results := burst.overdue():
                     found.append(Computed(serial, results, 0.0, more=True))
         return found
+
+    def running(self, serial: int) -> list[Running]:
+        """Return which tasks of a run the threads are at, and since when."""
+        stage = self._stages.get(serial)
+        return [] if stage is None else stage.running()
 
     def close(self, patience: float) -> bool:
         """End the threads; False if one is still inside a task after `patience` seconds."""

@@ -5,14 +5,28 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import subprocess
 import sys
 from contextlib import suppress
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Final, NoReturn
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
     from mpipar.runtime.messages import Hello, Rank
+
+
+INSIST: Final = """
+import os, signal, sys, time
+launcher, seconds = int(sys.argv[1]), float(sys.argv[2])
+try:
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        time.sleep(seconds)
+        if launcher > 1:
+            os.kill(launcher, number)
+except OSError:
+    pass
+"""
 
 
 def flush_output() -> None:
@@ -27,10 +41,19 @@ def leave(code: int) -> NoReturn:
     os._exit(code)
 
 
-def give_up() -> None:
+def give_up() -> NoReturn:
     """End this process as a crash would: an exit with a code wedges an mpirun with tolerance."""
     flush_output()
     os.kill(os.getpid(), signal.SIGKILL)
+    os._exit(1)
+
+
+def kill_processes(processes: Iterable[int]) -> None:
+    """Kill processes of this host."""
+    for process in processes:
+        if process != os.getpid():  # of which a rank may be a thread
+            with suppress(OSError):  # it is gone, or somebody else's
+                os.kill(process, signal.SIGKILL)
 
 
 def kill_ranks(ranks: Iterable[Rank], crew: Mapping[Rank, Hello]) -> None:
@@ -41,10 +64,10 @@ def kill_ranks(ranks: Iterable[Rank], crew: Mapping[Rank, Hello]) -> None:
         if hello is None or hello.host != here:
             everywhere = True
             continue
-        with suppress(ProcessLookupError):
-            os.kill(hello.process, signal.SIGKILL)
+        kill_processes([hello.process])
     if everywhere:
         end_job()
+        insist_on_end()
 
 
 def end_job() -> None:
@@ -53,3 +76,13 @@ def end_job() -> None:
     if launcher > 1:
         with suppress(OSError):
             os.kill(launcher, signal.SIGTERM)
+
+
+def insist_on_end(seconds: float = 2.0) -> None:
+    """Leave a process behind that ends what started this one, should it not end by itself soon.
+
+    An mpirun that was told to end waits for all nodes: for ever, if one is cut off.
+    """
+    command = [sys.executable, "-I", "-S", "-c", INSIST, str(os.getppid()), str(seconds)]
+    quiet = subprocess.DEVNULL
+    subprocess.Popen(command, stdin=quiet, stdout=quiet, stderr=quiet, start_new_session=True)

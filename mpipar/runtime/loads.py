@@ -23,6 +23,7 @@ class Load:
     held: set[int] = field(default_factory=set)
     suspect: int | None = None  # of those placed: another rank was lost with it
     started: bool = False  # whether the suspect has begun
+    overdue: int | None = None  # the task because of which the worker is about to be lost
     issued: int = 0  # assignments sent: Place and Granted messages
     done: int = 0
     seconds: float = 0.0  # of computing those

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from mpipar.errors import UsageError
 from mpipar.runtime.environment import calm_process
+from mpipar.runtime.messages import Bye, Stop
 from mpipar.runtime.pool import PARTING_SECONDS, Pool, stop_workers
 from mpipar.runtime.serving import serve
 from mpipar.runtime.sharing import SharingTransport
@@ -33,19 +34,30 @@ class LocalTransport:
         self._peers = peers
         self._inbox: deque[tuple[Rank, Message]] = deque()
         self._news = threading.Event()
+        self._cut: dict[Rank, bool] = {}  # whether it has left since
 
     @property
     def size(self) -> int:
         return len(self._peers)
 
     def send(self, rank: Rank, message: Message) -> None:
+        if rank not in self._cut:
+            self._hand(rank, message)
+
+    def _hand(self, rank: Rank, message: Message) -> None:
         peer = self._peers[rank]
         peer._inbox.append((self.rank, message))
         peer.wake()
 
     def receive(self) -> list[tuple[Rank, Message]]:
         self._news.clear()
-        return [self._inbox.popleft() for _ in range(len(self._inbox))]
+        arrived = [self._inbox.popleft() for _ in range(len(self._inbox))]
+        if not self._cut:
+            return arrived
+        for source, message in arrived:
+            if source in self._cut and isinstance(message, Bye):
+                self._cut[source] = True
+        return [item for item in arrived if item[0] not in self._cut]
 
     def pause(self, *, moved: bool, relaxed: bool = False) -> None:
         del relaxed  # a message ends this pause anyway
@@ -61,6 +73,15 @@ class LocalTransport:
     def lost(self) -> list[Rank]:
         """A thread does not die alone."""
         return []
+
+    def cut_off(self, rank: Rank, reason: str = "") -> None:
+        if rank not in self._cut:
+            self._cut[rank] = False
+            if reason:
+                self._hand(rank, Stop(reason))
+
+    def strays(self) -> list[Rank]:
+        return [rank for rank, has_left in self._cut.items() if not has_left]
 
     def crowd(self, crowding: float) -> None:
         """Pauses end with the next message anyway."""

@@ -10,18 +10,19 @@ import time
 from typing import TYPE_CHECKING
 
 from mpipar.errors import RequeueError
+from mpipar.runtime.messages import Beat, Hello, Overdue, Send
 from mpipar.runtime.reader import Loaded, Reader
-from mpipar.runtime.reports import Loss, name_of
+from mpipar.runtime.reports import Gain, Loss
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from mpipar.runtime.master import Master
-    from mpipar.runtime.messages import Hello, Rank, Send
+    from mpipar.runtime.messages import Message, Rank
+    from mpipar.runtime.replacing import Replacer
     from mpipar.runtime.stage import BlockSource
     from mpipar.runtime.transport import Transport
 
 TICK_SECONDS = 0.05
+BEATS_PER_PATIENCE = 4  # to workers, which leave when they hear nothing for long
 BACKLOG_BYTES = 256 << 20
 """No further block is read while this much is waiting to leave rank 0."""
 
@@ -33,11 +34,11 @@ class Loop:
         self,
         transport: Transport,
         master: Master,
-        hosts: Mapping[Rank, Hello],
+        hosts: dict[Rank, Hello],
         losses: list[Loss],
         patience: float,
     ) -> None:
-        """`losses` is added to, in the order in which they are noticed."""
+        """`losses` is added to, in the order in which they are noticed; `hosts` by new workers."""
         self.transport = transport
         self.master = master
         self.losses = losses
@@ -46,7 +47,9 @@ class Loop:
         self._silence: dict[Rank, float] = dict.fromkeys(hosts, 0.0)
         self._reader = Reader(transport.wake)
         self._source: BlockSource | None = None
-        self._ticked = time.monotonic()
+        self._ticked = self._spoke = time.monotonic()
+        self.replacer: Replacer | None = None
+        self.gains: list[Gain] = []
 
     @property
     def has_source(self) -> bool:
@@ -68,8 +71,13 @@ class Loop:
         """Take what has arrived, and let time pass; return whether there was anything."""
         arrived = self.transport.receive()
         for source, message in arrived:
-            self._silence[source] = 0.0
+            if source in self._silence:
+                self._silence[source] = 0.0
+            elif self.replacer is not None:
+                self._greet(self.replacer, source, message)
             self.send(self.master.handle(source, message))  # type: ignore[arg-type]
+            if isinstance(message, Overdue):
+                self._write_off_overdue(source, message)
         lost = self.transport.lost()
         for rank in lost:
             self._lose(rank)
@@ -84,6 +92,8 @@ class Loop:
         if now - self._ticked >= TICK_SECONDS:
             self._tick(now - self._ticked)
             self._ticked = now
+        if self.replacer is not None and self._replace(self.replacer):
+            return True
         return bool(arrived or lost or events)
 
     def send(self, sends: list[Send]) -> None:
@@ -101,13 +111,47 @@ class Loop:
         """End the I/O thread."""
         self._reader.close(patience=1.0)
 
-    def _lose(self, rank: Rank) -> None:
+    def _greet(self, replacer: Replacer, source: Rank, message: Message) -> None:
+        """Put a worker to work that was started in the place of a lost one."""
+        welcome = replacer.greet(source, message)
+        if welcome is not None and isinstance(message, Hello):
+            self._hosts[source] = message
+            self._silence[source] = 0.0
+            self.gains.append(Gain(source, message))
+            self.send([Send(source, welcome), *self.master.rank_joined(source)])
+
+    def _replace(self, replacer: Replacer) -> bool:
+        for rank in replacer.overdue():
+            self.transport.cut_off(rank, "it took too long to start")
+        return self.master.run is not None and replacer.start_next()
+
+    def _lose(self, rank: Rank, reason: str = "") -> None:
+        """Go on without a worker that is dead, or for a reason."""
+        if rank not in self.master.ranks:
+            if self.replacer is not None:
+                self.replacer.vanished(rank)
+            return
         run = self.master.run
         before = run.scheduler.rerun if run else 0
         sends = self.master.rank_lost(rank)
         again = run.scheduler.rerun - before if run else 0
-        self.losses.append(Loss(rank, self._hosts.get(rank), again, len(self.master.ranks)))
+        left = len(self.master.ranks)
+        loss = Loss(rank, self._hosts.get(rank), again, left, reason)
+        self.losses.append(loss)
+        del self._silence[rank]
         self.send(sends)
+        if reason:
+            self.transport.cut_off(rank, reason)
+        if self.replacer is not None and left:
+            self.replacer.note(loss, self._hosts, self.master.ranks)
+        if run and reason and not left:
+            run.error = RequeueError(f"{loss}; resume the run to go on")
+
+    def _write_off_overdue(self, rank: Rank, message: Overdue) -> None:
+        run = self.master.run
+        if run is not None and run.begin.serial == message.serial:
+            timeout = run.begin.policy.timeout
+            self._lose(rank, f"task {message.task} took longer than {timeout:g} s")
 
     def _start_reads(self) -> None:
         files = self.master.files
@@ -123,10 +167,12 @@ class Loop:
         seconds = min(seconds, 1.0)
         for rank in self._silence:
             self._silence[rank] += seconds
-        silent = [r for r in self.master.ranks if self._silence[r] > self._patience]
-        if silent and self.master.run is not None:
-            names = ", ".join(name_of(rank, self._hosts[rank]) for rank in silent)
-            self.master.run.error = RequeueError(
-                f"no sign of life for {self._patience:.0f} s from {names}: hung, or cut off; "
-                "resume the run (MPIPAR_PATIENCE=seconds sets the time)"
-            )
+        if self.master.run is None:
+            return
+        for rank in [r for r in self.master.ranks if self._silence[r] > self._patience]:
+            self._lose(rank, f"silent for {self._silence[rank]:.3g} s, so hung or cut off")
+        now = time.monotonic()
+        if now - self._spoke > self._patience / BEATS_PER_PATIENCE:
+            self._spoke = now
+            beat = Beat(self.master.run.begin.serial)
+            self.send([Send(rank, beat) for rank in self.master.ranks])

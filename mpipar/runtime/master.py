@@ -42,6 +42,7 @@ from mpipar.runtime.messages import (
     Knobs,
     Layout,
     NeedArrays,
+    Overdue,
     Partial,
     Rank,
     Send,
@@ -223,11 +224,11 @@ class Master:
         self,
         run: Run,
         source: Rank,
-        message: Started | Finished | Failed | Idle | Claim | Collected | Partial,
+        message: Started | Finished | Failed | Overdue | Idle | Claim | Collected | Partial,
     ) -> list[Send]:
         match message:
-            case Started():
-                run.scheduler.started(source, message.task)
+            case Started() | Overdue():
+                run.scheduler.note(source, message)
                 return []
             case Finished():
                 sends = self._on_finished(run, source, message)
@@ -322,7 +323,18 @@ class Master:
         run.phase = Phase.OVER
         return []
 
-    # Loss
+    # Gain and loss
+
+    def rank_joined(self, rank: Rank) -> list[Send]:
+        """A worker is new: it takes part in the run under way, too."""
+        self.ranks = sorted([*self.ranks, rank])
+        self._alive.add(rank)
+        run = self.run
+        if run is None or run.over:
+            return []
+        run.done[rank], run.seconds[rank] = 0, 0.0
+        begin = Send(rank, replace(run.begin, tree=((rank,),), plain=True))
+        return [begin, *run.scheduler.rank_joined(rank)]
 
     def rank_lost(self, rank: Rank) -> list[Send]:
         """A worker is lost: its tasks go elsewhere, and a reduction under way starts again."""

@@ -68,7 +68,8 @@ class Welcome:
 class Stop:
     """Master -> worker: leave, whatever you are doing."""
 
-    reason: str = ""
+    reason: str = ""  # not empty: the job goes on without you
+    kill: tuple[int, ...] = ()  # processes of this host that belong to the job, and hang
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +79,7 @@ class Bye:
 
 @dataclass(frozen=True, slots=True)
 class Beat:
-    """Worker -> master, once a second during a run when there is nothing else to say."""
+    """Worker -> master, once a second during a run when there is nothing else to say; and back."""
 
     serial: int
 
@@ -168,6 +169,14 @@ class Failed:
     kind: str
     text: str
     traceback: str
+
+
+@dataclass(frozen=True, slots=True)
+class Overdue:
+    """Worker -> master: a task runs longer than it may, and cannot be stopped here."""
+
+    serial: int
+    task: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -335,6 +344,7 @@ ToMaster: TypeAlias = (
     | NeedArrays
     | Finished
     | Failed
+    | Overdue
     | Idle
     | Claim
     | BlockRequest
@@ -344,6 +354,7 @@ ToMaster: TypeAlias = (
 ToWorker: TypeAlias = (
     Welcome
     | Stop
+    | Beat
     | Gone
     | Begin
     | Place

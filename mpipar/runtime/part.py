@@ -25,6 +25,7 @@ class Run:
         self.serial = serial
         self.begun = False
         self.prepared = False
+        self.timeout: float | None = None  # seconds that a task may take before its rank is lost
         self.deque = Deque(serial, dice)
         self.running: set[int] = set()  # handed to the compute threads
         self.bursts = 0  # the orders in which they were

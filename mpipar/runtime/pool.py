@@ -5,7 +5,8 @@ from __future__ import annotations
 import socket
 import time
 from collections import Counter
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final
 
 from mpipar.errors import RequeueError, UnavailableError, UsageError
 from mpipar.runtime import environment, interruption
@@ -13,6 +14,7 @@ from mpipar.runtime.depot import memory_name
 from mpipar.runtime.loop import Loop
 from mpipar.runtime.master import Master
 from mpipar.runtime.messages import MASTER, POLICY, Bye, Hello, Stop, Welcome
+from mpipar.runtime.replacing import Replacer
 from mpipar.runtime.reports import Loss, Outcome, Snapshot, StageStatistics
 from mpipar.runtime.stage import frozen
 from mpipar.runtime.stream import Stream
@@ -25,18 +27,26 @@ if TYPE_CHECKING:
 
     from mpipar.runtime.master import Run
     from mpipar.runtime.messages import Knobs, Rank
+    from mpipar.runtime.replacing import Starter
+    from mpipar.runtime.reports import Gain
     from mpipar.runtime.stage import BlockSource, Policy, Stage, Task
     from mpipar.runtime.stream import StreamClient
     from mpipar.runtime.transport import Transport
 
 WATCH_SECONDS = 0.1
 PARTING_SECONDS = 5.0
+NOTHING: Final[Mapping[Rank, tuple[int, ...]]] = {}
 
 
-def stop_workers(transport: Transport, ranks: Sequence[Rank]) -> list[Rank]:
-    """Tell workers to stop and hear from each; return those that did not answer in time."""
+def stop_workers(
+    transport: Transport, ranks: Sequence[Rank], kill: Mapping[Rank, tuple[int, ...]] = NOTHING
+) -> list[Rank]:
+    """Tell workers to stop and hear from each; return those that did not answer in time.
+
+    `kill`: processes of its host that a worker is to end.
+    """
     for rank in ranks:
-        transport.send(rank, Stop())
+        transport.send(rank, Stop(kill=kill.get(rank, ())))
     silent = set(ranks)
     until = time.monotonic() + PARTING_SECONDS
     while silent and time.monotonic() < until:
@@ -58,8 +68,13 @@ class Pool:
         cache_bytes: int,
         vendor: str | None = None,
         farewell: Callable[[list[Rank]], None] = lambda silent: None,
+        replace: Starter | None = None,
     ) -> None:
-        """Greet all workers. `vendor` names the MPI, if any; `farewell` ends `close`."""
+        """Greet all workers.
+
+        `vendor` names the MPI, if any; `farewell` ends `close`; `replace` can start new
+        workers in the place of lost ones.
+        """
         if threads < 1 or cache_bytes < 0:
             raise UsageError("a worker needs at least one thread and a cache of 0 bytes or more")
         self._transport = transport
@@ -69,17 +84,32 @@ class Pool:
         self.losses: list[Loss] = []  # in the order in which they were noticed
         knobs = environment.knobs()
         self.hosts = self._greet()
+        self._ranks_on = Counter(hello.host for hello in self.hosts.values())
         self._welcome(knobs, cache_bytes)
         self.description = self._describe(vendor)
         self._master = Master(self.hosts, threads=threads, knobs=knobs, hosts=self._memories())
         self._loop = Loop(transport, self._master, self.hosts, self.losses, self._patience)
         self._stream: Stream | None = None
         self._closed = False
+        self._replacer: Replacer | None = None
+        if replace is not None:
+            welcome = partial(self._welcome_to, knobs=knobs, cache_bytes=cache_bytes)
+            self._replacer = Replacer(replace, welcome, self._patience)
 
     @property
     def workers(self) -> int:
         """How many there are now."""
         return len(self._master.ranks)
+
+    @property
+    def gains(self) -> list[Gain]:
+        """The workers that have come in the place of lost ones."""
+        return self._loop.gains
+
+    def replace_lost(self) -> bool:
+        """From now on start a new worker for each one lost; False if that cannot be done here."""
+        self._loop.replacer = self._replacer
+        return self._replacer is not None
 
     # Greeting
 
@@ -109,11 +139,12 @@ class Pool:
         return hellos
 
     def _welcome(self, knobs: Knobs, cache_bytes: int) -> None:
-        hosts = Counter(hello.host for hello in self.hosts.values())
         for rank, hello in self.hosts.items():
-            crowding = hosts[hello.host] / hello.cores
-            welcome = Welcome(self.threads, cache_bytes, knobs, crowding)
-            self._transport.send(rank, welcome)
+            self._transport.send(rank, self._welcome_to(hello, knobs, cache_bytes))
+
+    def _welcome_to(self, hello: Hello, knobs: Knobs, cache_bytes: int) -> Welcome:
+        crowding = max(1, self._ranks_on[hello.host]) / hello.cores
+        return Welcome(self.threads, cache_bytes, knobs, crowding)
 
     def _memories(self) -> dict[Rank, str]:
         """Say alike for ranks of one host that can map each other's memory."""
@@ -255,9 +286,21 @@ class Pool:
         if self._stream is not None:
             self._stream.abort()
         self._closed = True
-        silent = stop_workers(self._transport, self._master.ranks)
+        late = self._replacer.awaited if self._replacer is not None else []
+        silent = stop_workers(self._transport, [*self._master.ranks, *late], self._kills())
         self._loop.close()
         self._farewell(silent)
+
+    def _kills(self) -> dict[Rank, tuple[int, ...]]:
+        """For one worker of each host, the processes there that hang and were written off."""
+        where = {self.hosts[rank].host: rank for rank in self._master.ranks}
+        kills: dict[Rank, tuple[int, ...]] = {}
+        for stray in self._transport.strays():
+            hello = self.hosts.get(stray)
+            if hello is not None and hello.host in where:
+                rank = where[hello.host]
+                kills[rank] = (*kills.get(rank, ()), hello.process)
+        return kills
 
     def __enter__(self) -> Self:
         return self

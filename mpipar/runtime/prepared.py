@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 from mpipar.runtime.trouble import Trouble
 
@@ -14,6 +14,9 @@ if TYPE_CHECKING:
 
     from mpipar.runtime.isolation import Child
     from mpipar.runtime.stage import Block, Stage, Sums, Task
+
+Running: TypeAlias = tuple[int, float]
+"""A task, and when it began."""
 
 LONGEST_BURST = 0.01
 """Seconds after which no further task of one burst is begun."""
@@ -48,6 +51,10 @@ class PreparedStage(Protocol):
         """Run the tasks; what comes of each is in `burst` at once."""
         ...
 
+    def running(self) -> list[Running]:
+        """Return the tasks being run that nobody here can stop."""
+        ...
+
     def sums(self) -> Sums | None: ...
 
     def close(self) -> None:
@@ -61,17 +68,19 @@ class InProcess:
     def __init__(self, stage: Stage, shared: Mapping[str, Any], slowdown: float) -> None:
         self._stage = stage
         self._slowdown = slowdown
+        self._running: dict[int, Running] = {}  # by thread
         self._state = stage.start(shared)
 
     def run(self, thread: int, work: Sequence[tuple[Task, Block | None]], burst: Burst) -> None:
-        del thread
         clock = time.perf_counter
         run, state, results = self._stage.run, self._state, burst.results
+        running = self._running
         start = now = clock()
         for begun, (task, block) in enumerate(work):
             if now - start > LONGEST_BURST:
                 burst.left = [task for task, _ in work[begun:]]
                 break
+            running[thread] = task.id, now
             try:
                 result = run(task, block, state)
                 if self._slowdown > 1:
@@ -81,6 +90,10 @@ class InProcess:
                 burst.troubles.append((task.id, Trouble.of(error)))
             now = clock()
         burst.seconds = now - start
+        running.pop(thread, None)
+
+    def running(self) -> list[Running]:
+        return list(self._running.values())
 
     def sums(self) -> Sums | None:
         return self._stage.partial(self._state)
@@ -111,6 +124,9 @@ class Isolated:
             else:
                 burst.troubles.append((ran.task, ran.trouble))
         burst.left = [task for task, _ in work if task.id not in ended]
+
+    def running(self) -> list[Running]:
+        return []  # the child processes are watched over
 
     def sums(self) -> Sums | None:
         return None

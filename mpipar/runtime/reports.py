@@ -12,19 +12,33 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Loss:
-    """A worker that died, while the job goes on without it."""
+    """A worker that died or hangs, while the job goes on without it."""
 
     rank: Rank
     hello: Hello | None  # None: it died before it had greeted
     tasks: int  # that others run again
     left: int  # workers
+    reason: str = ""  # empty: it is dead
 
     def __str__(self) -> str:
         name = name_of(self.rank, self.hello)
         if not self.left:
-            return f"{name} is lost, and no worker is left"
+            why = f" ({self.reason})" if self.reason else ""
+            return f"{name} is lost{why}, and no worker is left"
         again = {0: "no task is", 1: "1 task is"}.get(self.tasks, f"{self.tasks} tasks are")
-        return f"{name} is lost; {again} run again by the {self.left} left"
+        why = f": {self.reason}" if self.reason else ""
+        return f"{name} is lost{why}; {again} run again by the {self.left} left"
+
+
+@dataclass(frozen=True)
+class Gain:
+    """A worker that was started in the place of a lost one."""
+
+    rank: Rank
+    hello: Hello
+
+    def __str__(self) -> str:
+        return f"{name_of(self.rank, self.hello)} has been started in the place of a lost one"
 
 
 def name_of(rank: Rank, hello: Hello | None) -> str:

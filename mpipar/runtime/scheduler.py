@@ -19,13 +19,15 @@ from mpipar.runtime.messages import (
     Failed,
     Granted,
     Idle,
+    Overdue,
     Place,
     Rank,
     Refused,
     Send,
+    Started,
     StealFrom,
 )
-from mpipar.runtime.stage import QUARANTINED, Failure
+from mpipar.runtime.stage import QUARANTINED, TIMEOUT, Failure
 from mpipar.runtime.tempo import report_seconds
 
 if TYPE_CHECKING:
@@ -168,9 +170,13 @@ class Scheduler:
         self._give_up(entry, message.kind, message.text, message.traceback, entry.failed_on)
         return self._deal_suspects(rank) + self._feed()
 
-    def started(self, rank: Rank, task: int) -> None:
-        """A worker begins with its suspect."""
-        self.loads[rank].started = self.loads[rank].suspect == task
+    def note(self, rank: Rank, message: Started | Overdue) -> None:
+        """A worker begins with its suspect, or is about to be lost because of a task."""
+        load = self.loads[rank]
+        if isinstance(message, Started):
+            load.started = load.suspect == message.task
+        elif message.task in load.placed:
+            load.overdue = message.task
 
     def _give_up(
         self, entry: Entry, kind: str, text: str, traceback: str, ranks: tuple[Rank, ...]
@@ -236,7 +242,10 @@ class Scheduler:
         self.loads.now += seconds
         return self._feed()
 
-    # Loss
+    def rank_joined(self, rank: Rank) -> list[Send]:
+        """A worker is new; it will steal."""
+        self.loads.join(rank)
+        return [self._place(rank, [])]
 
     def rank_lost(self, rank: Rank) -> list[Send]:
         """Everything that was on a lost rank, contributions included, is to be done again."""
@@ -249,9 +258,21 @@ class Scheduler:
         self.finished -= len(back)
         waiting = len(self._suspects)
         for entry in unfinished:
-            self._suspect(entry, rank, load)
+            if load.overdue is None:
+                self._suspect(entry, rank, load)
+            elif entry.task.id != load.overdue or self._may_try_again(entry, rank):
+                back.append(entry)
         self.rerun += len(back) + len(self._suspects) - waiting
         return self._assign_waiting(back) + self._deal_suspects() + self._feed()
+
+    def _may_try_again(self, entry: Entry, rank: Rank) -> bool:
+        """A task took too long on a rank: whether it can be run again, else it is given up."""
+        entry.failed_on += (rank,)
+        if len(entry.failed_on) < self._policy.tries:
+            return True
+        text = f"it took longer than {self._policy.timeout:g} s"
+        self._give_up(entry, TIMEOUT, text, "", entry.failed_on)
+        return False
 
     def _suspect(self, entry: Entry, rank: Rank, load: Load) -> None:
         """A rank was lost with this task: set it aside, or let it wait for its next try."""

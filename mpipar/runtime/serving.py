@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import sys
 import time
 import traceback
 from collections import deque
@@ -13,7 +14,8 @@ from typing import TYPE_CHECKING
 from mpipar.errors import UnavailableError
 from mpipar.runtime.compute import Engine
 from mpipar.runtime.depot import memory_name
-from mpipar.runtime.environment import patience
+from mpipar.runtime.ending import kill_processes
+from mpipar.runtime.environment import patience, wants_fault_tolerance
 from mpipar.runtime.messages import (
     MASTER,
     Beat,
@@ -21,7 +23,9 @@ from mpipar.runtime.messages import (
     Crashed,
     Failed,
     Finished,
+    Gone,
     Hello,
+    Overdue,
     Send,
     Stop,
     Welcome,
@@ -34,6 +38,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from mpipar.runtime.messages import Message, Rank
+    from mpipar.runtime.part import Run
+    from mpipar.runtime.prepared import Running
     from mpipar.runtime.transport import Transport
     from mpipar.runtime.worker import Action
 
@@ -48,6 +54,8 @@ ORPHAN_EXIT = 75
 BEATS_PER_PATIENCE = 4
 GREETING_PATIENCES = 30
 """Rank 0 may read a large input before it opens the pool."""
+ORPHAN_PATIENCES = 10
+"""In a run rank 0 is heard four times per patience, unless it is very busy, gone, or cut off."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +64,7 @@ class Departure:
 
     code: int
     threads_ended: bool  # False: a task was still running, so its thread may outlive the loop
+    reason: str = ""  # why the job goes on without this worker, if it does
 
 
 class _OrphanedError(Exception):
@@ -80,11 +89,15 @@ class _Service:
         self._transport = transport
         self._inbox: deque[tuple[Rank, Message]] = deque()  # arrived, but not handled yet
         self._engine: Engine | None = None
-        self._spoke = time.monotonic()
+        self._spoke = self._turned = time.monotonic()
+        self._unheard = 0.0  # seconds in which rank 0 said nothing
+        self._patience = patience()
         self._reported = self._spoke - first_report(transport.rank, transport.size)
-        self._beat_seconds = min(beat_seconds(transport.size), patience() / BEATS_PER_PATIENCE)
+        self._beat_seconds = min(beat_seconds(transport.size), self._patience / BEATS_PER_PATIENCE)
         self._report_seconds = report_seconds(transport.size)
         self._parted = False
+        self._reason = ""
+        self._ages: dict[Running, float] = {}  # seconds for which tasks have been seen to run
 
     def run(self) -> Departure:
         """Greet, then loop until told to stop."""
@@ -92,7 +105,7 @@ class _Service:
         if welcome is None:
             self._send(MASTER, Bye())
             self._flush()
-            return Departure(0, threads_ended=True)
+            return Departure(0, threads_ended=True, reason=self._reason)
         transport = self._transport
         transport.crowd(welcome.crowding)
         slowdown = welcome.knobs.slowdown(transport.rank)
@@ -103,14 +116,14 @@ class _Service:
             transport.pause(moved=moved, relaxed=worker.is_computing)
         ended = engine.close(LAST_TASK_SECONDS)
         self._flush()
-        return Departure(0, ended)
+        return Departure(0, ended, self._reason)
 
     def crash(self, text: str) -> Departure:
         """Tell rank 0, and wait for its Stop unless that was answered already."""
         if self._engine is not None:
             self._engine.close(patience=0.0)
         self._send(MASTER, Crashed(text))
-        until = time.monotonic() + patience()
+        until = time.monotonic() + self._patience
         while not self._parted and time.monotonic() < until:
             arrived = [*self._inbox, *self._transport.receive()]
             self._inbox.clear()
@@ -134,13 +147,14 @@ class _Service:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
         hello = Hello(socket.gethostname(), os.getpid(), cores or 1, memory_name())
         transport.send(MASTER, hello)
-        bound = GREETING_PATIENCES * patience()
+        bound = GREETING_PATIENCES * self._patience
         until = time.monotonic() + bound
         while time.monotonic() < until:
             arrived = self._receive()
             self._inbox.extend(arrived)  # also from peers that were welcomed before us
             for _, message in arrived:
                 if isinstance(message, Stop):
+                    self._on_stop(message)
                     return None
                 if isinstance(message, Welcome):
                     return message
@@ -156,13 +170,16 @@ class _Service:
             self._perform(engine, worker.congest(congested))
         while self._inbox:
             source, message = self._inbox.popleft()
+            if isinstance(message, Stop):
+                self._on_stop(message)
+            elif isinstance(message, Gone):
+                self._transport.cut_off(message.rank)
             self._perform(engine, worker.handle(source, message))  # type: ignore[arg-type]
         events = engine.events()
         actions = [action for event in events for action in worker.react(event)]
         self._report(worker)
         self._perform(engine, actions)
-        if worker.run is not None and time.monotonic() - self._spoke > self._beat_seconds:
-            self._send(MASTER, Beat(worker.run.serial))
+        self._keep_time(worker, engine)
         return moved or bool(events)
 
     def _report(self, worker: Worker) -> None:
@@ -175,11 +192,52 @@ class _Service:
             each = (self._transport.backlog() - before) / len(message.results)
             worker.most_results = max(1, min(MOST_RESULTS, int(REPORT_BYTES / max(each, 1.0))))
 
+    def _keep_time(self, worker: Worker, engine: Engine) -> None:
+        now = time.monotonic()
+        # If this process was stopped for a while, that says nothing about rank 0.
+        seconds, self._turned = min(now - self._turned, 1.0), now
+        if worker.run is None:
+            self._unheard = 0.0
+            return
+        self._unheard += seconds
+        if self._unheard > ORPHAN_PATIENCES * self._patience:
+            sys.stderr.write(
+                f"mpipar: rank {self._transport.rank} on {socket.gethostname()} leaves: nothing "
+                f"was heard of rank 0 for {self._unheard:.0f} s\n"
+            )
+            raise _OrphanedError
+        if now - self._spoke > self._beat_seconds:
+            self._send(MASTER, Beat(worker.run.serial))
+        if worker.run.timeout is not None:
+            self._find_overdue(worker.run, engine, seconds)
+
+    def _find_overdue(self, run: Run, engine: Engine, seconds: float) -> None:
+        """Report a task that has run for longer than it may while this process was running."""
+        running = engine.running(run.serial)
+        self._ages = {task: self._ages.get(task, 0.0) + seconds for task in running}
+        for (number, _), age in self._ages.items():
+            if run.timeout is not None and age > run.timeout:
+                self._send(MASTER, Overdue(run.serial, number))
+                run.timeout = None  # once is enough: this rank will be told to stop
+
+    def _on_stop(self, message: Stop) -> None:
+        if wants_fault_tolerance():  # else MPI would end the job because of it
+            kill_processes(message.kill)
+        self._reason = message.reason
+        if message.reason:
+            rank, host = self._transport.rank, socket.gethostname()
+            sys.stderr.write(
+                f"mpipar: rank {rank} on {host} (process {os.getpid()}) leaves, the job goes on "
+                f"without it: {message.reason}\n"
+            )
+
     def _receive(self) -> list[tuple[Rank, Message]]:
         arrived = self._transport.receive()
         # Of other ranks the master tells us, so that all of us learn it in the same order.
         if MASTER in self._transport.lost():
             raise _OrphanedError
+        if any(source == MASTER for source, _ in arrived):
+            self._unheard = 0.0
         return arrived
 
     def _perform(self, engine: Engine, actions: Iterable[Action]) -> None:

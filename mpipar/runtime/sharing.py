@@ -136,3 +136,9 @@ class SharingTransport:
 
     def crowd(self, crowding: float) -> None:
         self._plain.crowd(crowding)
+
+    def cut_off(self, rank: Rank, reason: str = "") -> None:
+        self._plain.cut_off(rank, reason)
+
+    def strays(self) -> list[Rank]:
+        return self._plain.strays()

@@ -31,6 +31,7 @@ class Task:
 
 
 QUARANTINED: Final = "Quarantined"
+TIMEOUT: Final = "Timeout"
 
 
 @dataclass(frozen=True, slots=True)

@@ -46,7 +46,7 @@ class Transport(Protocol):
         ...
 
     def backlog(self) -> int:
-        """Return the bytes handed to `send` that have not left."""
+        """Return the bytes handed to `send` that have not left, for ranks that take any."""
         ...
 
     def lost(self) -> list[Rank]:
@@ -54,6 +54,18 @@ class Transport(Protocol):
 
         What is on its way to or from them is dropped; sends to them do nothing.
         """
+        ...
+
+    def cut_off(self, rank: Rank, reason: str = "") -> None:
+        """Have no more to do with a rank, although it may live.
+
+        Sends to it do nothing, also those that have not left yet, and what it says is dropped.
+        With a reason it is told to stop, and why, should it come back.
+        """
+        ...
+
+    def strays(self) -> list[Rank]:
+        """Return the ranks that are cut off and may still live: they have not said Bye."""
         ...
 
     def crowd(self, crowding: float) -> None:

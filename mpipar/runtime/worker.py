@@ -31,6 +31,7 @@ from mpipar.runtime.compute import (
 )
 from mpipar.runtime.messages import (
     MASTER,
+    Beat,
     Begin,
     BlockMiss,
     BlockReply,
@@ -110,12 +111,12 @@ class Worker:
         match message:
             case BlockRequest() | BlockReply() | BlockMiss():
                 return self._on_block(source, message)
-            case Gone() | Stop() | Welcome() | Forget():
+            case Gone() | Stop() | Beat() | Welcome() | Forget():
                 return self._on_word(message)
             case _:
                 return self._in_run(source, message)
 
-    def _on_word(self, message: Gone | Stop | Welcome | Forget) -> list[Action]:
+    def _on_word(self, message: Gone | Stop | Beat | Welcome | Forget) -> list[Action]:
         """Take a word of the master that is not about one run's tasks."""
         match message:
             case Gone():
@@ -125,7 +126,7 @@ class Worker:
                 return [Send(MASTER, Bye())]
             case Forget():
                 return self._on_forget(message.serial)
-            case Welcome():
+            case Welcome() | Beat():
                 return []
 
     def _open(self, serial: int) -> tuple[Run | None, list[Action]]:
@@ -176,6 +177,7 @@ class Worker:
     def _on_begin(self, run: Run, message: Begin) -> list[Action]:
         if run.begun:
             return []
+        run.timeout = message.policy.timeout
         run.begun = True  # the message itself is not kept: its arrays may be large
         if message.generation != self.generation:
             self.generation = message.generation
@@ -242,8 +244,7 @@ class Worker:
 
     def _pick(self, tasks: deque[Task]) -> Task | None:
         """Take the next task whose block is here."""
-        for position in range(min(len(tasks), self._threads + AHEAD)):
-            task = tasks[position]
+        for position, task in enumerate(islice(tasks, self._threads + AHEAD)):
             if task.block is None or task.block in self.cache:
                 del tasks[position]
                 return task

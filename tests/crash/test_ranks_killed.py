@@ -218,6 +218,39 @@ def test_loss_is_told_with_its_host_process_and_tasks() -> None:
     assert line.endswith("run again by the 1 left"), line
 
 
+REPLACED = "has been started in the place of a lost one; it did "
+DIES_EARLY = """
+import os, signal, sys
+class Death:
+    def find_spec(self, name, path=None, target=None):
+        first = os.environ["MPIPAR_TEST_FIRST"]
+        if name == "mpipar.runtime.mpi" and not os.path.exists(first):
+            open(first, "x").close()
+            os.kill(os.getpid(), signal.SIGKILL)
+if "serve_as(" in "".join(sys.orig_argv):
+    sys.meta_path.insert(0, Death())
+"""
+"""The first worker that is spawned dies before MPI has started in it."""
+
+
+@pytest.mark.parametrize("early", [False, True])
+def test_lost_worker_is_replaced(tmp_path: Path, early: bool) -> None:
+    env = {"PRTE_MCA_state_base_recoverable": "1"}
+    if early:
+        env["PYTHONPATH"] = refining.instrument(tmp_path, DIES_EARLY)
+        env["MPIPAR_TEST_FIRST"] = str(tmp_path / "first")
+    with job(4, ["tests.support.summing", "replace", "6"], env) as started:
+        assert started.process.stdout is not None
+        processes = json.loads(started.process.stdout.readline())
+        kill_at([0.1, 0.5], [processes["1"], processes["2"]])
+        done = started.finish(LIMIT)
+        assert leaves_nothing(started)
+    assert (done.returncode, done.stdout.splitlines()[-1]) == (0, "all right"), done
+    assert done.stdout.count(REPLACED) == (1 if early else 2), done.stdout
+    assert f"{REPLACED}0" not in done.stdout
+    assert not early or (tmp_path / "first").exists()
+
+
 def test_last_worker_lost_is_a_requeue() -> None:
     code, said = sum_with_kills(4, 3, seed=6, span=0.3)
     assert code == REQUEUE, said

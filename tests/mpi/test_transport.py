@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from mpi4py import MPI
+
 import numpy as np
 import pytest
 
-from mpipar.runtime import mpi
-from mpipar.runtime.messages import BlockReply
+from mpipar.runtime import mpi, mpi_wire
+from mpipar.runtime.messages import BlockReply, Bye, Stop
 from mpipar.runtime.transport import UnsendableError
 from tests.support.conversations import CONVERSATIONS, hear
 from tests.support.ranks import assert_on_all_ranks
@@ -20,7 +22,7 @@ def test_conversation(world, conversation):
 
 
 def test_buffers_beyond_one_piece_are_cut_and_joined(world, monkeypatch):
-    monkeypatch.setattr(mpi, "PIECE", 1 << 16)
+    monkeypatch.setattr(mpi_wire, "PIECE", 1 << 16)
     transport = mpi.MpiTransport(world)
     after = (world.rank + 1) % world.size
     array = np.arange(100_003.0)
@@ -45,3 +47,43 @@ def test_unpicklable_message_is_refused_before_a_byte_has_left(world):
     except UnsendableError as error:
         said = str(error)
     assert_on_all_ranks(world, "cannot be pickled" in said and transport.backlog() == 0)
+
+
+@pytest.mark.mpi(min_size=3, max_size=3)
+@pytest.mark.parametrize("conversation", CONVERSATIONS)
+def test_spawned_rank_talks_to_all_although_linked_to_rank_0_alone(world, conversation):
+    """The last rank plays one that was spawned."""
+    last = world.size - 1
+    small = world.Split(int(world.rank == last))
+    if world.rank == last:
+        link = MPI.COMM_SELF.Create_intercomm(0, world, 0)
+        transport = mpi.MpiTransport(link, spawned_as=last)
+    else:
+        transport = mpi.MpiTransport(small)
+        if world.rank == 0:
+            assert transport.adopt(MPI.COMM_SELF.Create_intercomm(0, world, last)) == last
+        transport.size = world.size
+    fine = conversation(transport)
+    everybody = world.Ibarrier()
+    while not everybody.Test():  # rank 0 passes on what the others say
+        transport.receive()
+    assert_on_all_ranks(world, fine and transport.rank == world.rank)
+
+
+def test_rank_that_is_cut_off_is_told_so_and_heard_no_more(world):
+    transport = mpi.MpiTransport(world)
+    if world.rank == 0:
+        transport.cut_off(1, "silent for long")
+        transport.send(1, BlockReply(1, 2, {"x": np.zeros(10_000_000, np.uint8)}))
+        fine = transport.backlog() == 0 and transport.strays() == [1]
+    elif world.rank == 1:
+        fine = hear(transport, 1) == [(0, Stop("silent for long"))]
+        transport.send(0, BlockReply(1, 2, {"x": np.zeros(10_000_000, np.uint8)}))
+        transport.send(0, Bye())
+        hear(transport, 0)
+    else:
+        fine = True
+    heard, everybody = list[object](), world.Ibarrier()
+    while not everybody.Test() or (world.rank == 0 and transport.strays()):
+        heard += transport.receive()
+    assert_on_all_ranks(world, fine and not heard)

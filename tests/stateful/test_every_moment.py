@@ -88,6 +88,34 @@ def test_finished_tasks_without_sums_are_not_run_again():
         assert [run.results[task] for task in range(TASKS)] == [7 * n for n in range(TASKS)]
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_worker_that_joins_at_any_moment_works_and_can_be_lost(seed):
+    shares = []
+    for moment in range(moments(seed)):
+        cluster, run = begun(seed)
+        dice, fate = random.Random(seed), random.Random(f"{seed} {moment}")
+        for _ in range(moment):
+            if not cluster.step(dice):
+                cluster.tick()
+        cluster.lose(fate.choice(sorted(cluster.workers)))
+        cluster.join(WORKERS + 1)
+        for _ in range(fate.choice([0, 5, 50, 1000])):
+            if run.over or not cluster.step(fate):
+                break
+        if fate.random() < 0.5:
+            cluster.die(WORKERS + 1, fate)
+        cluster.finish(run, fate)
+        check(run, TASKS)
+        shares.append(run.done.get(WORKERS + 1, 0))
+        cluster.end()
+        again = cluster.begin(Ledger(TASKS), make_tasks(TASKS, with_blocks=False))
+        while cluster.unnoticed:
+            cluster.notice()
+        cluster.finish(again, random.Random(moment))
+        check(again, TASKS)
+    assert sum(shares) > 20, "who joins does not work"
+
+
 def test_death_of_all_at_every_moment_is_a_requeue():
     ends = []
     for moment in range(moments(0)):

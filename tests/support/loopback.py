@@ -132,6 +132,7 @@ class Cluster:
         names = {rank: f"host {rank % hosts}" for rank in range(workers + 1)}
         self.master = Master(ranks, threads=threads, knobs=knobs, hosts=names)
         self.blind = blind
+        self.welcome = welcome
         self.workers = {rank: Worker(rank, welcome) for rank in ranks}
         self.threads = {rank: Threads() for rank in ranks}
         self.wires: dict[tuple[int, int], deque[Message]] = {}
@@ -226,6 +227,11 @@ class Cluster:
         self.die(rank)
         while self.unnoticed:
             self.notice()
+
+    def join(self, rank: int) -> None:
+        """A worker is new."""
+        self.workers[rank], self.threads[rank] = Worker(rank, self.welcome), Threads()
+        self._post(MASTER, self.master.rank_joined(rank))
 
     def end(self) -> None:
         self._post(MASTER, self.master.end())

@@ -1,10 +1,10 @@
 """A job of a few short runs with blocks, shared arrays and sums, which checks all it gets.
 
-`mpirun ... python -m tests.support.summing`: rank 0 says which process each worker is, then what
-it lost, and `all right` at the end. With words such as `1:sends:Claim:2` rank 1 kills itself when
-it is about to send, has `sent`, or `receives` its second Claim; `2:starts` before it says a word.
-`hosts:2` makes ranks believe that they are on two hosts by turns, and `3:late` makes rank 3 slow to
-look for arrays that another has lodged for it.
+`mpirun ... python -m tests.support.summing [replace] [RUNS]`: rank 0 says which process each worker
+is, then whom it lost and who is new, and `all right` at the end. With words such as
+`1:sends:Claim:2` rank 1 kills itself when it is about to send, has `sent`, or `receives` its second
+Claim; `2:starts` before it says a word. `hosts:2` makes ranks believe that they are on two hosts by
+turns, and `3:late` makes rank 3 slow to look for arrays that another has lodged for it.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import signal
 import socket
 import sys
 import time
+from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -63,19 +64,24 @@ class Blocks:
         return {"x": np.full(size, 3 * block + 1, np.int64)}
 
 
-def compute(pool: Pool) -> None:
+def compute(pool: Pool, runs: int) -> None:
     """Run and check."""
     pool.serve(Blocks())
     tasks = [Task(number, number, None) for number in range(TASKS)]
     wanted = [3 * number + 1 for number in range(TASKS)]
-    for _ in range(RUNS):
+    shares = Counter[int]()
+    for _ in range(runs):
+        known = len(pool.losses)
         outcome = pool.run(Sums(), {"large": np.ones(LARGE)}, tasks)
         assert outcome.sums is not None
+        shares.update(outcome.statistics.tasks_per_rank)
         assert outcome.results == wanted
         assert outcome.sums["counted"].tolist() == [1] * TASKS
         assert (outcome.sums["wide"] == sum(wanted)).all()
-    for loss in pool.losses:
-        print(loss)
+        for loss in pool.losses[known:]:
+            print(loss, flush=True)
+    for gain in pool.gains:
+        print(f"{gain}; it did {shares[gain.rank]} tasks")
     print("all right", flush=True)
 
 
@@ -136,15 +142,19 @@ def main(words: list[str]) -> int:
     rank = mpi.world().rank
     beliefs = [word for word in words if word.startswith("hosts:") or word.endswith(":late")]
     believe_as_told(rank, beliefs)
+    replace = "replace" in words
+    words = [word for word in words if word != "replace"]
+    runs = int(words.pop(0)) if words and words[0].isdecimal() else RUNS
     if rank:
         die_as_told(rank, [word for word in words if word not in beliefs])
         return mpi.serve()
     code = 0
     try:
         with mpi.open_pool() as pool:
+            assert not replace or pool.replace_lost()
             processes = {rank: hello.process for rank, hello in pool.hosts.items()}
             print(json.dumps(processes), flush=True)
-            compute(pool)
+            compute(pool, runs)
     except MpiparError as error:
         print(f"{type(error).__name__}: {error}", flush=True)
         code = error.exit_code
@@ -153,4 +163,6 @@ def main(words: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    from tests.support import summing  # a spawned worker has another __main__
+
+    sys.exit(summing.main(sys.argv[1:]))

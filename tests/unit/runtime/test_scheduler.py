@@ -11,13 +11,15 @@ from mpipar.runtime.messages import (
     Failed,
     Granted,
     Idle,
+    Overdue,
     Place,
     Refused,
     Send,
+    Started,
     StealFrom,
 )
 from mpipar.runtime.scheduler import Scheduler
-from mpipar.runtime.stage import QUARANTINED, Failure, Policy, Task
+from mpipar.runtime.stage import QUARANTINED, TIMEOUT, Failure, Policy, Task
 
 
 def tasks(count):
@@ -271,7 +273,7 @@ def test_task_that_takes_down_three_ranks_is_set_aside_and_the_others_are_done()
     died = []
     while scheduler.entries[1].state is State.PLACED:  # task 1 is the one
         died.append(scheduler.entries[1].rank)
-        scheduler.started(died[-1], 1)
+        scheduler.note(died[-1], Started(1, 1))
         scheduler.rank_lost(died[-1])
     (failure,) = scheduler.take_failures()
     assert (failure.task, failure.kind, failure.ranks) == (1, QUARANTINED, tuple(died))
@@ -287,9 +289,27 @@ def test_rank_lost_before_its_suspect_began_says_nothing_about_it():
     scheduler.rank_lost(1)
     scheduler.rank_lost(scheduler.entries[1].rank)
     assert scheduler.take_failures() == []
-    scheduler.started(scheduler.entries[1].rank, 1)
+    scheduler.note(scheduler.entries[1].rank, Started(1, 1))
     scheduler.rank_lost(scheduler.entries[1].rank)
     assert [failure.task for failure in scheduler.take_failures()] == [1]
+
+
+def test_task_that_takes_too_long_costs_it_a_try_and_its_neighbours_nothing():
+    scheduler, _ = started(9, ranks=(1, 2, 3), policy=Policy(tries=2, timeout=5.0))
+    scheduler.note(1, Overdue(1, 1))
+    assert sorted(numbers(scheduler.rank_lost(1))) == [(2, [0, 2]), (3, [1])]
+    scheduler.note(3, Overdue(1, 1))
+    assert sorted(numbers(scheduler.rank_lost(3))) == [(2, [6, 7, 8])]
+    (failure,) = scheduler.take_failures()
+    assert failure == Failure(1, TIMEOUT, "it took longer than 5 s", "", (1, 3), 1)
+    assert all(not entry.died_on for entry in scheduler.entries.values())
+
+
+def test_late_word_of_a_task_that_has_ended_accuses_nobody():
+    scheduler, _ = started(4, ranks=(1, 2))
+    scheduler.finish(1, [0], 0.1)
+    scheduler.note(1, Overdue(1, 0))
+    assert scheduler.loads[1].overdue is None
 
 
 def test_later_tasks_go_to_who_has_least_to_do():

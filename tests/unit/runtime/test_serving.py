@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import socket
 import threading
+import time
 
 import pytest
 
-from mpipar.errors import ProtocolError, RequeueError, UnavailableError
-from mpipar.runtime import local, serving
+from mpipar.errors import ProtocolError, RequeueError, TaskFailedError, UnavailableError
+from mpipar.runtime import local, replacing, serving
 from mpipar.runtime.messages import (
     Bye,
     Crashed,
@@ -19,6 +21,8 @@ from mpipar.runtime.messages import (
     Welcome,
 )
 from mpipar.runtime.pool import Pool, stop_workers
+from mpipar.runtime.reports import Loss
+from mpipar.runtime.stage import Policy, Stage
 from mpipar.runtime.transport import UnsendableError
 from mpipar.runtime.worker import Worker
 from tests.support.stages import Where, tasks_of
@@ -153,6 +157,88 @@ def test_result_that_cannot_be_sent_fails_the_stage_not_the_task(monkeypatch):
     assert "Where failed on rank" in str(caught.value)
 
 
+# Workers that hang
+
+
+class Stuck(Stage):
+    """Task 0 waits for an event when it is run first."""
+
+    first, release = threading.Event(), threading.Event()
+
+    def run(self, task, block, state):
+        if task.id == 0 and not self.first.is_set():
+            self.first.set()
+            self.release.wait(10)
+        return task.id
+
+
+class Slow(Stage):
+    def run(self, task, block, state):
+        time.sleep(0.02)
+        return task.id
+
+
+@pytest.mark.parametrize("tries", [1, 2])
+def test_task_beyond_its_time_costs_its_worker_and_not_the_run(tries, capfd):
+    Stuck.first.clear()
+    Stuck.release.clear()
+    policy = Policy(timeout=0.2, tries=tries)
+    with local.open_pool(2) as pool:
+        if tries > 1:
+            outcome = pool.run(Stuck(), {}, tasks_of(5, blocks=False), policy=policy)
+            assert outcome.results == [0, 1, 2, 3, 4]
+        else:
+            with pytest.raises(TaskFailedError, match=r"task 0 failed .*took longer than 0.2 s"):
+                pool.run(Stuck(), {}, tasks_of(5, blocks=False), policy=policy)
+        (loss,) = pool.losses
+        assert loss.reason == "task 0 took longer than 0.2 s"
+        Stuck.release.set()
+        assert pool.workers == 1
+    assert f"rank {loss.rank} on " in capfd.readouterr().err
+
+
+def test_silent_worker_costs_its_tasks_and_is_told_so_when_it_comes_back(monkeypatch, capfd):
+    monkeypatch.setenv("MPIPAR_PATIENCE", "0.3")
+    master, worker, late = local.local_cluster(3)
+    late.send(0, Hello("node7", 4711, 1))
+    thread, _ = in_thread(serving.serve, worker)
+    with Pool(master, threads=1, cache_bytes=0) as pool:
+        assert len(pool.run(Where(), {}, tasks_of(4, blocks=False)).results) == 4
+        assert str(pool.losses[0]).startswith("rank 2 on node7 (process 4711) is lost: silent for")
+        assert master.strays() == [2]
+        back, found = in_thread(serving.serve, late)
+        back.join(5)
+        assert "so hung or cut off" in found[0].reason
+        assert len(pool.run(Where(), {}, tasks_of(4, blocks=False)).results) == 4
+        assert master.strays() == []
+    thread.join(5)
+    assert "the job goes on without it: silent for" in capfd.readouterr().err
+
+
+def test_hung_worker_is_killed_by_one_on_its_host_in_the_end(monkeypatch):
+    monkeypatch.setenv("MPIPAR_PATIENCE", "0.3")
+    monkeypatch.setenv("OMPI_MCA_mpi_ft_enable", "1")
+    killed = []
+    monkeypatch.setattr(serving, "kill_processes", killed.append)
+    master, worker, late = local.local_cluster(3)
+    late.send(0, Hello(socket.gethostname(), 4711, 1))
+    thread, _ = in_thread(serving.serve, worker)
+    with Pool(master, threads=1, cache_bytes=0) as pool:
+        pool.run(Where(), {}, tasks_of(4, blocks=False))
+    thread.join(5)
+    assert killed == [(4711,)]
+
+
+def test_worker_that_hears_nothing_of_rank_0_for_long_leaves_a_run(monkeypatch, capfd):
+    monkeypatch.setenv("MPIPAR_PATIENCE", "0.02")
+    master, worker = local.local_cluster(2)
+    worker.send(1, Welcome(1, 0, Knobs(), 1.0))
+    worker.send(1, Place(1, ()))
+    assert serving.serve(worker).code == serving.ORPHAN_EXIT
+    assert "nothing was heard of rank 0" in capfd.readouterr().err
+    assert hear(master, Hello).cores
+
+
 # Losses, as a transport that notices them tells
 
 
@@ -201,3 +287,68 @@ def test_no_run_begins_without_a_worker():
 def test_worker_lost_after_stop_is_not_waited_for():
     master, _ = local.local_cluster(2)
     assert stop_workers(with_losses(master, [1]), [1]) == []
+
+
+# New workers in the place of lost ones
+
+
+class Crew:
+    """Workers as threads on one transport; a new one can be started."""
+
+    def __init__(self, workers):
+        self.ends = local.local_cluster(workers + 1)
+        self.threads = [in_thread(serving.serve, end)[0] for end in self.ends[1:]]
+        self.hosts = []
+
+    def start(self, host):
+        self.hosts.append(host)
+        end = local.LocalTransport(len(self.ends), self.ends)
+        self.ends.append(end)
+        self.threads.append(in_thread(serving.serve, end)[0])
+        return end.rank
+
+    def join(self):
+        for thread in self.threads:
+            thread.join(5)
+
+
+def test_lost_worker_is_replaced_and_the_new_one_works_and_can_be_lost_as_well(monkeypatch):
+    monkeypatch.setattr(replacing, "PAUSE_SECONDS", 0.0)
+    crew = Crew(2)
+    with Pool(crew.ends[0], threads=1, cache_bytes=0, replace=crew.start) as pool:
+        assert pool.replace_lost()
+        for lost, after in (([1], [2, 3]), ([3], [2, 4])):
+            with_losses(crew.ends[0], [])
+            tasks = [*tasks_of(40, blocks=False)]
+
+            def lose(snapshot, lost=lost):
+                if snapshot.done > 3 and lost:
+                    with_losses(crew.ends[0], [lost.pop()])
+
+            outcome = pool.run(Slow(), {}, tasks, watch=lose)
+            assert outcome.results == list(range(40))
+            assert outcome.statistics.tasks_per_rank[after[1]] > 0
+            assert sorted(pool._master.ranks) == after
+        assert [str(gain).split()[1] for gain in pool.gains] == ["3", "4"]
+        for end in (1, 3):
+            crew.ends[0].send(end, Stop())
+    assert crew.hosts == [pool.hosts[2].host] * 2
+    crew.join()
+
+
+def test_pool_that_cannot_replace_says_so():
+    with local.open_pool(1) as pool:
+        assert not pool.replace_lost()
+
+
+def test_replacement_is_wanted_only_where_somebody_lives_and_not_without_end(monkeypatch):
+    monkeypatch.setattr(replacing, "PAUSE_SECONDS", 0.0)
+    started = []
+    replacer = replacing.Replacer(started.append, lambda hello: None, 5.0)
+    hosts = {1: Hello("a", 1, 1), 2: Hello("b", 2, 1)}
+    replacer.note(Loss(1, hosts[1], 0, 1), hosts, [2])  # nobody is left on a
+    assert not replacer.start_next()
+    for _ in range(20):
+        replacer.note(Loss(2, hosts[2], 0, 1), hosts, [2])
+        replacer.start_next()
+    assert started == ["b"] * 2 * replacing.MOST

@@ -1,0 +1,129 @@
+"""Workers that are stopped, not killed: they cost their tasks, not the job (P7, P8).
+
+With fault tolerance and without, under any MPI: a stopped rank is no dead rank.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+import pytest
+
+from mpipar.launch.mpirun import FAULT_TOLERANT
+from tests.crash.test_ranks_killed import leaves_nothing, tolerates_faults
+from tests.support import refining
+from tests.support.nodes import Nodes, unable
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+LIMIT = 60.0
+PATIENCE = {"MPIPAR_PATIENCE": "2"}
+
+pytestmark = pytest.mark.crash
+kinds = pytest.mark.parametrize(
+    "flags",
+    [
+        pytest.param([], id="plain"),
+        pytest.param(
+            FAULT_TOLERANT,
+            id="tolerant",
+            marks=pytest.mark.skipif(not tolerates_faults(), reason="no fault tolerance here"),
+        ),
+    ],
+)
+
+
+def start(flags: Sequence[str], ranks: int, runs: int) -> tuple[refining.Job, dict[int, int]]:
+    """A job that sums, and the process of each of its workers."""
+    program = [sys.executable, "-m", "tests.support.summing", str(runs)]
+    line = [*refining.mpirun(), *flags, "-n", str(ranks), *program]
+    job = refining.Job([], line=line, env=PATIENCE)
+    assert job.process.stdout is not None
+    processes = json.loads(job.process.stdout.readline())
+    return job, {int(rank): process for rank, process in processes.items()}
+
+
+def told(job: refining.Job) -> str:
+    """The next line that rank 0 writes."""
+    assert job.process.stdout is not None
+    with refining.patience(LIMIT):
+        return job.process.stdout.readline()
+
+
+@kinds
+def test_stopped_worker_costs_its_tasks_and_not_the_job(flags: list[str]) -> None:
+    job, processes = start(flags, 4, runs=3)
+    with job:
+        os.kill(processes[2], signal.SIGSTOP)
+        done = job.finish(LIMIT)
+        assert leaves_nothing(job)
+    assert (done.returncode, done.stdout.splitlines()[-1]) == (0, "all right"), done
+    assert f"rank 2 on {os.uname().nodename} (process {processes[2]}) is lost: silent for" in (
+        done.stdout
+    )
+    by_force = "ranks 2 do not answer; they are ended by force" in done.stderr
+    assert by_force is not bool(flags), "where that does not end the job, a worker kills it before"
+
+
+@kinds
+def test_worker_that_comes_back_is_told_and_leaves(flags: list[str]) -> None:
+    job, processes = start(flags, 3, runs=6)
+    with job:
+        os.kill(processes[1], signal.SIGSTOP)
+        assert "is lost: silent for" in told(job)
+        os.kill(processes[1], signal.SIGCONT)
+        done = job.finish(LIMIT)
+        assert leaves_nothing(job)
+    assert (done.returncode, done.stdout.splitlines()[-1]) == (0, "all right"), done
+    assert f"(process {processes[1]}) leaves, the job goes on without it: silent for" in done.stderr
+    assert "by force" not in done.stderr
+
+
+def test_all_workers_stopped_is_a_requeue() -> None:
+    job, processes = start([], 3, runs=2)
+    with job:
+        for process in processes.values():
+            with suppress(ProcessLookupError):
+                os.kill(process, signal.SIGSTOP)
+        done = job.finish(LIMIT)
+        assert leaves_nothing(job)
+    assert done.returncode == 75, done
+    assert "and no worker is left; resume the run to go on" in done.stdout.splitlines()[-1]
+
+
+def start_on_nodes(nodes: Nodes, runs: int) -> tuple[refining.Job, dict[int, int]]:
+    """The same on three nodes, one rank on each."""
+    program = [sys.executable, "-m", "tests.support.summing", str(runs)]
+    hosts = ["--hostfile", str(nodes.hostfile(1)), "--prtemca", "plm_ssh_agent", str(nodes.agent)]
+    start = [*nodes.on("m0"), str(refining.MPIRUN), *FAULT_TOLERANT, *hosts]
+    line = [*start, "-n", "3", *program]
+    job = refining.Job([], line=line, env={"MPIPAR_PATIENCE": "3"})
+    assert job.process.stdout is not None
+    processes = json.loads(job.process.stdout.readline())
+    return job, {int(rank): process for rank, process in processes.items()}
+
+
+@pytest.mark.skipif(bool(unable()), reason=unable())
+@pytest.mark.skipif(not tolerates_faults(), reason="no fault tolerance here")
+@pytest.mark.parametrize("mended", [True, False])
+def test_cut_link_costs_its_tasks_and_not_the_job(tmp_path: Path, mended: bool) -> None:
+    with Nodes(tmp_path / "nodes", 3) as nodes:
+        job, processes = start_on_nodes(nodes, runs=8 if mended else 3)
+        with job:
+            nodes.cut("m2")
+            assert f"rank 2 on m2 (process {processes[2]}) is lost: silent for" in told(job)
+            if mended:
+                nodes.mend("m2")
+            done = job.finish(LIMIT)
+            assert not mended or leaves_nothing(job)
+    assert done.stdout.splitlines()[-1] == "all right", done
+    assert ("rank 2 on m2" in done.stderr) is mended, "only who can be reached is told"
+    if mended:  # else the daemon on that node never answers, and mpirun must be killed
+        assert done.returncode == 0
