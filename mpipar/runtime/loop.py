@@ -7,23 +7,34 @@ workers <--transport--> Loop --handle, loaded, lose, tick--> Master
 from __future__ import annotations
 
 import time
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from mpipar.errors import RequeueError
+from mpipar.runtime.messages import Hello, Send
 from mpipar.runtime.reader import Loaded, Reader
 from mpipar.runtime.reports import Loss, name_of
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable
 
     from mpipar.runtime.master import Master
-    from mpipar.runtime.messages import Hello, Rank, Send
+    from mpipar.runtime.messages import Rank, Welcome
     from mpipar.runtime.stage import BlockSource
     from mpipar.runtime.transport import Transport
 
 TICK_SECONDS = 0.05
 BACKLOG_BYTES = 256 << 20
 """No further block is read while this much is waiting to leave rank 0."""
+
+
+@dataclass(frozen=True)
+class Recruits:
+    """Workers that come when they can, also in the middle of a run."""
+
+    expected: Callable[[], set[Rank]]  # that have come or may still come
+    give_up: Callable[[Rank], None]  # have the transport count a rank as lost
+    patience: float  # seconds of silence after which that is done
 
 
 class Loop:
@@ -33,11 +44,11 @@ class Loop:
         self,
         transport: Transport,
         master: Master,
-        hosts: Mapping[Rank, Hello],
+        hosts: dict[Rank, Hello],
         losses: list[Loss],
         patience: float,
     ) -> None:
-        """`losses` is added to, in the order in which they are noticed."""
+        """`losses` is added to, in the order in which they are noticed; `hosts` by `recruit`."""
         self.transport = transport
         self.master = master
         self.losses = losses
@@ -47,6 +58,23 @@ class Loop:
         self._reader = Reader(transport.wake)
         self._source: BlockSource | None = None
         self._ticked = time.monotonic()
+        self._recruits: Recruits | None = None
+        self._welcome: Callable[[Hello], Welcome]
+
+    def recruit(self, recruits: Recruits, welcome: Callable[[Hello], Welcome]) -> None:
+        """Take in workers that come later."""
+        self._recruits, self._welcome = recruits, welcome
+        self._patience = recruits.patience
+
+    @property
+    def is_deserted(self) -> bool:
+        """Whether there is no worker, and none can be expected."""
+        return not (self.master.ranks or self._expected)
+
+    @property
+    def _expected(self) -> int:
+        """How many workers may still come."""
+        return len(self._recruits.expected() - self._hosts.keys()) if self._recruits else 0
 
     @property
     def has_source(self) -> bool:
@@ -69,10 +97,14 @@ class Loop:
         arrived = self.transport.receive()
         for source, message in arrived:
             self._silence[source] = 0.0
+            if self._recruits and isinstance(message, Hello):
+                self._join(source, message)
             self.send(self.master.handle(source, message))  # type: ignore[arg-type]
         lost = self.transport.lost()
         for rank in lost:
             self._lose(rank)
+        if lost and self.is_deserted:
+            self.master.nobody_comes()
         events = self._reader.events()
         for event in events:
             if isinstance(event, Loaded):
@@ -101,10 +133,15 @@ class Loop:
         """End the I/O thread."""
         self._reader.close(patience=1.0)
 
+    def _join(self, rank: Rank, hello: Hello) -> None:
+        self._hosts[rank] = hello
+        welcome = Send(rank, self._welcome(hello))
+        self.send([welcome, *self.master.rank_joined(rank)])
+
     def _lose(self, rank: Rank) -> None:
         run = self.master.run
         before = run.scheduler.rerun if run else 0
-        sends = self.master.rank_lost(rank)
+        sends = self.master.rank_lost(rank, expected=self._expected)
         again = run.scheduler.rerun - before if run else 0
         self.losses.append(Loss(rank, self._hosts.get(rank), again, len(self.master.ranks)))
         self.send(sends)
@@ -124,7 +161,10 @@ class Loop:
         for rank in self._silence:
             self._silence[rank] += seconds
         silent = [r for r in self.master.ranks if self._silence[r] > self._patience]
-        if silent and self.master.run is not None:
+        if self._recruits:
+            for rank in silent:
+                self._recruits.give_up(rank)
+        elif silent and self.master.run is not None:
             names = ", ".join(name_of(rank, self._hosts[rank]) for rank in silent)
             self.master.run.error = RequeueError(
                 f"no sign of life for {self._patience:.0f} s from {names}: hung, or cut off; "

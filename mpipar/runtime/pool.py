@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import socket
 import time
-from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 from mpipar.errors import RequeueError, UnavailableError, UsageError
 from mpipar.runtime import environment, interruption
 from mpipar.runtime.depot import memory_name
-from mpipar.runtime.loop import Loop
+from mpipar.runtime.loop import Loop, Recruits
 from mpipar.runtime.master import Master
 from mpipar.runtime.messages import MASTER, POLICY, Bye, Hello, Stop, Welcome
 from mpipar.runtime.reports import Loss, Outcome, Snapshot, StageStatistics
@@ -58,8 +57,12 @@ class Pool:
         cache_bytes: int,
         vendor: str | None = None,
         farewell: Callable[[list[Rank]], None] = lambda silent: None,
+        recruits: Recruits | None = None,
     ) -> None:
-        """Greet all workers. `vendor` names the MPI, if any; `farewell` ends `close`."""
+        """Greet all workers; or, with `recruits`, each one when it comes.
+
+        `vendor` names the MPI, if any; `farewell` ends `close`.
+        """
         if threads < 1 or cache_bytes < 0:
             raise UsageError("a worker needs at least one thread and a cache of 0 bytes or more")
         self._transport = transport
@@ -68,11 +71,14 @@ class Pool:
         self.threads = threads
         self.losses: list[Loss] = []  # in the order in which they were noticed
         knobs = environment.knobs()
-        self.hosts = self._greet()
-        self._welcome(knobs, cache_bytes)
+        self.hosts = {} if recruits else self._greet()
+        for rank, hello in self.hosts.items():
+            transport.send(rank, self._welcome(hello, knobs, cache_bytes))
         self.description = self._describe(vendor)
         self._master = Master(self.hosts, threads=threads, knobs=knobs, hosts=self._memories())
         self._loop = Loop(transport, self._master, self.hosts, self.losses, self._patience)
+        if recruits:
+            self._loop.recruit(recruits, lambda hello: self._welcome(hello, knobs, cache_bytes))
         self._stream: Stream | None = None
         self._closed = False
 
@@ -108,12 +114,9 @@ class Pool:
             raise RequeueError("; ".join(map(str, self.losses)))
         return hellos
 
-    def _welcome(self, knobs: Knobs, cache_bytes: int) -> None:
-        hosts = Counter(hello.host for hello in self.hosts.values())
-        for rank, hello in self.hosts.items():
-            crowding = hosts[hello.host] / hello.cores
-            welcome = Welcome(self.threads, cache_bytes, knobs, crowding)
-            self._transport.send(rank, welcome)
+    def _welcome(self, hello: Hello, knobs: Knobs, cache_bytes: int) -> Welcome:
+        neighbours = sum(other.host == hello.host for other in self.hosts.values())
+        return Welcome(self.threads, cache_bytes, knobs, neighbours / hello.cores)
 
     def _memories(self) -> dict[Rank, str]:
         """Say alike for ranks of one host that can map each other's memory."""
@@ -199,7 +202,7 @@ class Pool:
         if policy.isolate and stage.has_sums:
             raise ValueError("the sums of an isolated stage would be lost with its process")
         self._loop.turn()  # who was lost since the last run gets no task
-        if not self._master.ranks:
+        if self._loop.is_deserted:
             raise RequeueError("no worker is left; resume the run to go on")
 
     def _check_tasks(self, tasks: Sequence[Task]) -> None:
