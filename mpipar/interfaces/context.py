@@ -24,7 +24,7 @@ class Context:
         self.block = number if has_setup else None
         self.pace = Pace()
         self._crew = crew
-        self._limit = limit
+        self.limit = limit  # bundles under way at once; None: any number
         self._flying = 0  # bundles; or being made
         self._again: deque[tuple[Bundle, bool]] = deque()
         self._feeds: dict[Feed, None] = {}  # that may have calls, next first
@@ -65,7 +65,7 @@ class Context:
 
     def take(self) -> Bundle | None:
         """Return the next bundle; None if there are no calls, or enough under way."""
-        if self._limit is not None and self._flying >= self._limit:
+        if self.limit is not None and self._flying >= self.limit:
             return None
         self._flying += 1
         bundle = self._take_again() if self._again else self._take_new()
@@ -93,7 +93,7 @@ class Context:
 
     @property
     def _workers(self) -> int:
-        return min(self._crew.workers, self._limit or self._crew.workers) or 1
+        return min(self._crew.workers, self.limit or self._crew.workers) or 1
 
     def again(self, bundle: Bundle, *, alone: bool) -> None:
         """Send these calls once more; `alone`: each for itself."""

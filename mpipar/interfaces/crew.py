@@ -55,6 +55,7 @@ __all__ = [
     "crew",
     "install",
     "is_installed",
+    "resolve",
 ]
 
 
@@ -320,11 +321,8 @@ def is_installed() -> bool:
     return _opener is not None
 
 
-def crew(parallel: str | None = None, workers: int | None = None) -> Crew:
-    """Return the crew of that `--parallel`, opened now if it is not yet.
-
-    workers   how many are wanted, where that can be chosen
-    """
+def resolve(parallel: str | None = None, workers: int | None = None) -> str:
+    """Return the `--parallel` that is meant in this process. Raises what is wrong with it."""
     if is_in_task() or usermain.is_loading():
         raise LaunchError(
             "a worker cannot have workers of its own: make the executor, and all that a script "
@@ -332,9 +330,18 @@ def crew(parallel: str | None = None, workers: int | None = None) -> Crew:
         )
     if _opener is None or _resolver is None:
         raise LaunchError("nothing says how workers are opened: import mpipar.launch.interfaces")
-    text = _resolver(parallel, workers)
+    return _resolver(parallel, workers)
+
+
+def crew(parallel: str | None = None, workers: int | None = None) -> Crew:
+    """Return the crew of that `--parallel`, opened now if it is not yet.
+
+    workers   how many are wanted, where that can be chosen
+    """
+    text = resolve(parallel, workers)
     with _lock:
         if text not in _crews:
+            assert _opener is not None  # else `resolve` would have complained
             isolate = text.startswith("thread")
             _crews[text] = Crew(_opener(text), Policy(isolate=isolate))
             atexit.unregister(close_all)

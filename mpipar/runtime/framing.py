@@ -58,10 +58,9 @@ class Reader:
             data = self._link.recv(AT_ONCE)
             self._buffer += data
             return bool(data)
-        hole = self._holes.pop()
-        count = self._link.recv_into(hole)
-        if count < len(hole):
-            self._holes.append(hole[count:])
+        hole = self._holes[-1]
+        count = self._link.recv_into(hole)  # may raise BlockingIOError
+        self._holes[-1:] = [hole[count:]] if count < len(hole) else []
         return count > 0
 
     def next(self) -> Packet | None:

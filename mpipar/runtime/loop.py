@@ -17,7 +17,7 @@ from mpipar.runtime.reports import Gain, Loss
 if TYPE_CHECKING:
     from mpipar.runtime.master import Master
     from mpipar.runtime.messages import Message, Rank
-    from mpipar.runtime.replacing import Replacer
+    from mpipar.runtime.newcomers import Newcomers
     from mpipar.runtime.stage import BlockSource
     from mpipar.runtime.transport import Transport
 
@@ -48,8 +48,18 @@ class Loop:
         self._reader = Reader(transport.wake)
         self._source: BlockSource | None = None
         self._ticked = self._spoke = time.monotonic()
-        self.replacer: Replacer | None = None
+        self.newcomers: Newcomers | None = None
         self.gains: list[Gain] = []
+
+    @property
+    def is_deserted(self) -> bool:
+        """Whether there is no worker, and none can be expected."""
+        return not (self.master.ranks or self._expected)
+
+    @property
+    def _expected(self) -> int:
+        """How many workers may still come."""
+        return self.newcomers.expected(self._hosts) if self.newcomers is not None else 0
 
     @property
     def has_source(self) -> bool:
@@ -73,28 +83,25 @@ class Loop:
         for source, message in arrived:
             if source in self._silence:
                 self._silence[source] = 0.0
-            elif self.replacer is not None:
-                self._greet(self.replacer, source, message)
+            elif self.newcomers is not None:
+                self._greet(self.newcomers, source, message)
             self.send(self.master.handle(source, message))  # type: ignore[arg-type]
             if isinstance(message, Overdue):
                 self._write_off_overdue(source, message)
         lost = self.transport.lost()
         for rank in lost:
             self._lose(rank)
-        events = self._reader.events()
-        for event in events:
-            if isinstance(event, Loaded):
-                self.send(self.master.loaded(event.generation, event.block, event.arrays))
-            else:
-                self.master.unreadable(event.generation, event.block, event.error)
+        if lost and self.is_deserted:
+            self.master.nobody_comes()
+        events = self._take_reads()
         self._start_reads()
         now = time.monotonic()
         if now - self._ticked >= TICK_SECONDS:
             self._tick(now - self._ticked)
             self._ticked = now
-        if self.replacer is not None and self._replace(self.replacer):
+        if self.newcomers is not None and self._replace(self.newcomers):
             return True
-        return bool(arrived or lost or events)
+        return bool(arrived or lost) or events
 
     def send(self, sends: list[Send]) -> None:
         """Send what a machine wants sent."""
@@ -111,29 +118,29 @@ class Loop:
         """End the I/O thread."""
         self._reader.close(patience=1.0)
 
-    def _greet(self, replacer: Replacer, source: Rank, message: Message) -> None:
-        """Put a worker to work that was started in the place of a lost one."""
-        welcome = replacer.greet(source, message)
+    def _greet(self, newcomers: Newcomers, source: Rank, message: Message) -> None:
+        """Put a new worker to work."""
+        welcome = newcomers.greet(source, message)
         if welcome is not None and isinstance(message, Hello):
             self._hosts[source] = message
             self._silence[source] = 0.0
             self.gains.append(Gain(source, message))
             self.send([Send(source, welcome), *self.master.rank_joined(source)])
 
-    def _replace(self, replacer: Replacer) -> bool:
-        for rank in replacer.overdue():
+    def _replace(self, newcomers: Newcomers) -> bool:
+        for rank in newcomers.overdue():
             self.transport.cut_off(rank, "it took too long to start")
-        return self.master.run is not None and replacer.start_next()
+        return self.master.run is not None and newcomers.start_next()
 
     def _lose(self, rank: Rank, reason: str = "") -> None:
         """Go on without a worker that is dead, or for a reason."""
         if rank not in self.master.ranks:
-            if self.replacer is not None:
-                self.replacer.vanished(rank)
+            if self.newcomers is not None:
+                self.newcomers.vanished(rank)
             return
         run = self.master.run
         before = run.scheduler.rerun if run else 0
-        sends = self.master.rank_lost(rank)
+        sends = self.master.rank_lost(rank, expected=self._expected)
         again = run.scheduler.rerun - before if run else 0
         left = len(self.master.ranks)
         loss = Loss(rank, self._hosts.get(rank), again, left, reason)
@@ -142,9 +149,9 @@ class Loop:
         self.send(sends)
         if reason:
             self.transport.cut_off(rank, reason)
-        if self.replacer is not None and left:
-            self.replacer.note(loss, self._hosts, self.master.ranks)
-        if run and reason and not left:
+        if self.newcomers is not None and left:
+            self.newcomers.note(loss, self._hosts, self.master.ranks)
+        if run and reason and self.is_deserted:
             run.error = RequeueError(f"{loss}; resume the run to go on")
 
     def _write_off_overdue(self, rank: Rank, message: Overdue) -> None:
@@ -152,6 +159,16 @@ class Loop:
         if run is not None and run.begin.serial == message.serial:
             timeout = run.begin.policy.timeout
             self._lose(rank, f"task {message.task} took longer than {timeout:g} s")
+
+    def _take_reads(self) -> bool:
+        """Take what the I/O thread has read; return whether there was anything."""
+        events = self._reader.events()
+        for event in events:
+            if isinstance(event, Loaded):
+                self.send(self.master.loaded(event.generation, event.block, event.arrays))
+            else:
+                self.master.unreadable(event.generation, event.block, event.error)
+        return bool(events)
 
     def _start_reads(self) -> None:
         files = self.master.files

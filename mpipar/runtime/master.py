@@ -15,6 +15,7 @@ Pure: messages in, sends out. Without sums a run goes from PLACING to OVER direc
 from __future__ import annotations
 
 import random
+from bisect import insort
 from dataclasses import replace
 from enum import Enum, auto
 from typing import TYPE_CHECKING, Any
@@ -284,6 +285,8 @@ class Master:
         if not run.begin.stage.has_sums:
             run.phase = Phase.OVER
             return []
+        if not self.ranks:
+            return []  # who comes will be asked
         run.phase = Phase.COLLECTING
         run.number += 1
         run.layouts.clear()
@@ -326,18 +329,26 @@ class Master:
     # Gain and loss
 
     def rank_joined(self, rank: Rank) -> list[Send]:
-        """A worker is new: it takes part in the run under way, too."""
-        self.ranks = sorted([*self.ranks, rank])
+        """A worker has come: it takes part in the run under way, though not in its tree."""
+        insort(self.ranks, rank)
         self._alive.add(rank)
         run = self.run
         if run is None or run.over:
             return []
         run.done[rank], run.seconds[rank] = 0, 0.0
         begin = Send(rank, replace(run.begin, tree=((rank,),), plain=True))
-        return [begin, *run.scheduler.rank_joined(rank)]
+        return [begin, *run.scheduler.rank_joined(rank), *self._advance(run)]
 
-    def rank_lost(self, rank: Rank) -> list[Send]:
-        """A worker is lost: its tasks go elsewhere, and a reduction under way starts again."""
+    def nobody_comes(self) -> None:
+        """There is no worker, and none can be expected: the run cannot go on."""
+        if self.run is not None and not self.run.over:
+            self.run.error = RequeueError("the last worker is lost; resume the run to go on")
+
+    def rank_lost(self, rank: Rank, *, expected: int = 0) -> list[Send]:
+        """A worker is lost: its tasks go elsewhere, and a reduction under way starts again.
+
+        If it was the last one, they wait for those expected, if any.
+        """
         if rank not in self._alive:
             return []
         self.ranks.remove(rank)
@@ -349,8 +360,8 @@ class Master:
         run = self.run
         if run is None or run.over:
             return sends
-        if not self.ranks:
-            run.error = RequeueError("the last worker is lost; resume the run to go on")
+        if not (self.ranks or expected):
+            self.nobody_comes()
             return sends
         # Its children in the broadcast tree may still be waiting for it to pass Begin on.
         orphans = [r for r in children_of(rank, run.begin.tree) if r in self._alive]

@@ -135,7 +135,7 @@ def open_pool(*, threads: int = 1, cache_bytes: int = 1 << 30) -> Pool:
         cache_bytes=cache_bytes,
         vendor=here.vendor,
         farewell=job.note,
-        replace=partial(spawn_worker, job.plain) if job.tolerant else None,
+        newcomers=partial(spawn_worker, job.plain) if job.tolerant else None,
     )
     job.crew = pool.hosts
     return pool

@@ -14,6 +14,7 @@ from mpipar.runtime.depot import memory_name
 from mpipar.runtime.loop import Loop
 from mpipar.runtime.master import Master
 from mpipar.runtime.messages import MASTER, POLICY, Bye, Hello, Stop, Welcome
+from mpipar.runtime.newcomers import Recruits, Volunteers
 from mpipar.runtime.replacing import Replacer
 from mpipar.runtime.reports import Loss, Outcome, Snapshot, StageStatistics
 from mpipar.runtime.stage import frozen
@@ -68,33 +69,37 @@ class Pool:
         cache_bytes: int,
         vendor: str | None = None,
         farewell: Callable[[list[Rank]], None] = lambda silent: None,
-        replace: Starter | None = None,
+        newcomers: Recruits | Starter | None = None,
     ) -> None:
-        """Greet all workers.
+        """Greet all workers, or Recruits when they come.
 
-        `vendor` names the MPI, if any; `farewell` ends `close`; `replace` can start new
-        workers in the place of lost ones.
+        `vendor` names the MPI, if any; `farewell` ends `close`; a Starter can start new workers
+        in the place of lost ones.
         """
         if threads < 1 or cache_bytes < 0:
             raise UsageError("a worker needs at least one thread and a cache of 0 bytes or more")
+        recruits = newcomers if isinstance(newcomers, Recruits) else None
         self._transport = transport
         self._farewell = farewell
         self._patience = environment.patience()
         self.threads = threads
         self.losses: list[Loss] = []  # in the order in which they were noticed
         knobs = environment.knobs()
-        self.hosts = self._greet()
+        self.hosts = {} if recruits else self._greet()
         self._ranks_on = Counter(hello.host for hello in self.hosts.values())
         self._welcome(knobs, cache_bytes)
         self.description = self._describe(vendor)
         self._master = Master(self.hosts, threads=threads, knobs=knobs, hosts=self._memories())
-        self._loop = Loop(transport, self._master, self.hosts, self.losses, self._patience)
+        patience = recruits.patience if recruits else self._patience
+        self._loop = Loop(transport, self._master, self.hosts, self.losses, patience)
         self._stream: Stream | None = None
         self._closed = False
         self._replacer: Replacer | None = None
-        if replace is not None:
-            welcome = partial(self._welcome_to, knobs=knobs, cache_bytes=cache_bytes)
-            self._replacer = Replacer(replace, welcome, self._patience)
+        welcome = partial(self._welcome_to, knobs=knobs, cache_bytes=cache_bytes)
+        if isinstance(newcomers, Recruits):
+            self._loop.newcomers = Volunteers(newcomers, welcome)
+        elif newcomers is not None:
+            self._replacer = Replacer(newcomers, welcome, self._patience)
 
     @property
     def workers(self) -> int:
@@ -108,7 +113,7 @@ class Pool:
 
     def replace_lost(self) -> bool:
         """From now on start a new worker for each one lost; False if that cannot be done here."""
-        self._loop.replacer = self._replacer
+        self._loop.newcomers = self._replacer
         return self._replacer is not None
 
     # Greeting
@@ -230,7 +235,7 @@ class Pool:
         if policy.isolate and stage.has_sums:
             raise ValueError("the sums of an isolated stage would be lost with its process")
         self._loop.turn()  # who was lost since the last run gets no task
-        if not self._master.ranks:
+        if self._loop.is_deserted:
             raise RequeueError("no worker is left; resume the run to go on")
 
     def _check_tasks(self, tasks: Sequence[Task]) -> None:

@@ -101,7 +101,7 @@ class Scheduler:
 
     def _spread(self, tasks: list[Task], shares: dict[Rank, list[Task]]) -> None:
         """Cut tasks into runs of neighbours that level the shares."""
-        if self._dice is not None:
+        if self._dice is not None and shares:
             for task in tasks:
                 shares[self._dice.choice(list(shares))].append(task)
             return
@@ -242,10 +242,16 @@ class Scheduler:
         self.loads.now += seconds
         return self._feed()
 
+    # Gain and loss
+
     def rank_joined(self, rank: Rank) -> list[Send]:
-        """A worker is new; it will steal."""
+        """A worker has come: it gets what had nowhere to go, and may steal the rest."""
         self.loads.join(rank)
-        return [self._place(rank, [])]
+        suspects = {entry.task.id for entry in self._suspects}
+        idle = [e for e in self.entries.values() if e.state is State.WAITING]
+        waiting = [entry for entry in idle if entry.task.id not in suspects]
+        opened = [self._place(rank, ())]
+        return opened + self._assign_waiting(waiting) + self._deal_suspects() + self._feed()
 
     def rank_lost(self, rank: Rank) -> list[Send]:
         """Everything that was on a lost rank, contributions included, is to be done again."""

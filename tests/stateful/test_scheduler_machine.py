@@ -1,8 +1,8 @@
 """Scheduler, deques, file server and reduction together, in any order of events, with losses.
 
 Rules let one thing happen in a cluster of real machines: a message arrives, a compute thread or
-the I/O thread gets on, time passes, a task raises, a worker dies. At every moment no two live
-workers have the same task; at the end every task was counted exactly once.
+the I/O thread gets on, time passes, a task raises, a worker dies or comes. At every moment no two
+live workers have the same task; at the end every task was counted exactly once.
 """
 
 from __future__ import annotations
@@ -67,6 +67,7 @@ class AnyOrder(RuleBasedStateMachine):
     def start(self, workers, threads, count, with_blocks, cache_bytes, shuffle):
         words = {"threads": threads, "cache_bytes": cache_bytes, "shuffle": shuffle}
         self.cluster = Cluster(workers, **words, hosts=1 + workers % 3)
+        self.cluster.expected = 1
         self.count = count
         self.tasks = make_tasks(count, with_blocks)
         self.begin()
@@ -119,7 +120,7 @@ class AnyOrder(RuleBasedStateMachine):
     def time_passes(self, seconds):
         self.cluster.tick(seconds)
 
-    @precondition(lambda self: len(self.cluster.workers) > 1)
+    @precondition(lambda self: self.cluster.workers)
     @rule(data=st.data())
     def worker_dies(self, data):
         rank = data.draw(st.sampled_from(sorted(self.cluster.workers)))
@@ -129,6 +130,11 @@ class AnyOrder(RuleBasedStateMachine):
     @rule()
     def death_is_noticed(self):
         self.cluster.notice()
+
+    @precondition(lambda self: len(self.cluster.workers) < 5)
+    @rule()
+    def worker_comes(self):
+        self.cluster.join()
 
     @precondition(lambda self: self.run.over)
     @rule()
@@ -167,6 +173,8 @@ class AnyOrder(RuleBasedStateMachine):
             if not self.run.sealed:
                 self.cluster.add(self.later)
                 self.cluster.seal()
+            if not self.cluster.workers:
+                self.cluster.join()
             self.cluster.finish(self.run, random.Random(0))
             check(self.run, self.count)
 

@@ -127,7 +127,9 @@ class Cluster:
     ) -> None:
         """Ranks are dealt out to hosts; `blind` ones cannot map what others have lodged there."""
         knobs = Knobs(shuffle=shuffle)
-        welcome = Welcome(threads, cache_bytes, knobs, 1.0)
+        self.welcome = welcome = Welcome(threads, cache_bytes, knobs, 1.0)
+        self.newest = workers
+        self.expected = 0  # workers that rank 0 believes may still come
         ranks = range(1, workers + 1)
         names = {rank: f"host {rank % hosts}" for rank in range(workers + 1)}
         self.master = Master(ranks, threads=threads, knobs=knobs, hosts=names)
@@ -220,18 +222,21 @@ class Cluster:
 
     def notice(self) -> None:
         """Rank 0 learns of the death that has been unknown longest."""
-        self._post(MASTER, self.master.rank_lost(self.unnoticed.pop(0)))
+        lost = self.unnoticed.pop(0)
+        self._post(MASTER, self.master.rank_lost(lost, expected=self.expected))
+
+    def join(self) -> None:
+        """A worker comes, with a number that no other had."""
+        rank = self.newest = self.newest + 1
+        self.workers[rank] = Worker(rank, self.welcome)
+        self.threads[rank] = Threads()
+        self._post(MASTER, self.master.rank_joined(rank))
 
     def lose(self, rank: int) -> None:
         """A worker dies, and rank 0 knows at once."""
         self.die(rank)
         while self.unnoticed:
             self.notice()
-
-    def join(self, rank: int) -> None:
-        """A worker is new."""
-        self.workers[rank], self.threads[rank] = Worker(rank, self.welcome), Threads()
-        self._post(MASTER, self.master.rank_joined(rank))
 
     def end(self) -> None:
         self._post(MASTER, self.master.end())

@@ -187,6 +187,23 @@ def test_loss_of_the_last_worker_is_temporary_trouble():
     assert isinstance(master.run.error, RequeueError)
 
 
+def test_loss_of_the_last_worker_is_none_while_another_may_come():
+    master, _ = begun(2, workers=1)
+    assert master.rank_lost(1, expected=1) == []
+    assert not master.run.over
+    sends = master.rank_joined(2)
+    assert [type(send.message) for send in sends] == [Begin, Place, Place]
+    assert {send.rank for send in sends} == {2}
+    assert sends[0].message.serial == master.run.begin.serial
+
+
+def test_worker_that_joined_has_no_children_and_is_nobodys_child():
+    master, _ = begun(2, workers=8)
+    master.rank_joined(9)
+    assert not [send for send in master.rank_lost(9) if isinstance(send.message, Begin)]
+    assert 9 not in master.ranks
+
+
 def test_loss_after_the_end_changes_nothing():
     master, _ = begun(2)
     master.handle(1, Finished(1, ((0, "a"),), 0.1))

@@ -251,6 +251,14 @@ def test_tasks_wait_when_no_rank_is_left():
     assert {entry.state for entry in scheduler.entries.values()} == {State.WAITING}
 
 
+def test_rank_that_joins_gets_what_had_nowhere_to_go_and_suspects_one_by_one():
+    scheduler, _ = started(3, ranks=(1,))
+    scheduler.finish(1, [0], 0.1)
+    scheduler.rank_lost(1)
+    assert numbers(scheduler.rank_joined(2)) == [(2, []), (2, [0]), (2, [1])]
+    assert numbers(scheduler.rank_joined(3)) == [(3, []), (3, [2])]
+
+
 def test_claim_of_a_task_whose_victim_is_lost_is_refused():
     scheduler, _ = started(6, ranks=(1, 2, 3))
     scheduler.rank_lost(1)

@@ -315,7 +315,7 @@ class Crew:
 def test_lost_worker_is_replaced_and_the_new_one_works_and_can_be_lost_as_well(monkeypatch):
     monkeypatch.setattr(replacing, "PAUSE_SECONDS", 0.0)
     crew = Crew(2)
-    with Pool(crew.ends[0], threads=1, cache_bytes=0, replace=crew.start) as pool:
+    with Pool(crew.ends[0], threads=1, cache_bytes=0, newcomers=crew.start) as pool:
         assert pool.replace_lost()
         for lost, after in (([1], [2, 3]), ([3], [2, 4])):
             with_losses(crew.ends[0], [])
