@@ -21,7 +21,10 @@ import os, signal, sys, time
 launcher, seconds = int(sys.argv[1]), float(sys.argv[2])
 try:
     for number in (signal.SIGTERM, signal.SIGKILL):
-        time.sleep(seconds)
+        until = time.monotonic() + seconds
+        while launcher > 1 and time.monotonic() < until:
+            os.kill(launcher, 0)  # raises when it is gone
+            time.sleep(0.1)
         if launcher > 1:
             os.kill(launcher, number)
 except OSError:

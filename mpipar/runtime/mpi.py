@@ -151,6 +151,8 @@ def serve() -> int:
     job = _job()
     departure = serving.serve(job.transport)
     if job.tolerant:
+        if departure.code == serving.ORPHAN_EXIT:
+            end_job()  # mpirun tolerates the loss of rank 0 too, and would end with code 0
         _depart(departure)
     if departure.reason:
         _stand_by(job.transport)
@@ -167,8 +169,6 @@ def serve_as(rank: Rank, begun: int) -> NoReturn:
 
 
 def _depart(departure: Departure) -> NoReturn:
-    if departure.code == serving.ORPHAN_EXIT:
-        end_job()  # mpirun tolerates the loss of rank 0 too, and would end with code 0
     if departure.code:
         give_up()
     time.sleep(LAST_WORD_SECONDS)

@@ -64,6 +64,7 @@ class MpiTransport:
         self._communicator = communicator
         self._spawned_as = spawned_as
         self._links: dict[Rank, MPI.Intercomm] = {}
+        self._unheard: set[Rank] = set()  # of them, those that have not said a word
         self._outgoing: dict[Rank, Outgoing] = {}
         self._incoming: dict[Rank, deque[Incoming]] = {}
         self._strays: dict[Rank, deque[Incoming]] = {}  # from ranks that are cut off
@@ -84,6 +85,8 @@ class MpiTransport:
         link.Set_errhandler(MPI.ERRORS_RETURN)
         rank, self.size = self.size, self.size + 1
         self._links[rank] = link
+        # To send to one that died at its start would hang: MPI waits for its address.
+        self._unheard.add(rank)
         return rank
 
     @property
@@ -183,6 +186,7 @@ class MpiTransport:
                 self._suspect(source, error)
 
     def _take_frame(self, source: Rank, frame: bytearray, matched: MPI.Message) -> None:
+        self._unheard.discard(source)
         requests = []
         if len(frame) <= WAIT_FOR_FRAME and not self._fault_tolerant:
             matched.Recv([frame, MPI.BYTE])
@@ -251,7 +255,8 @@ class MpiTransport:
         """Send something that a rank may never hear."""
         queue = Outgoing()
         try:
-            queue.post(self._end_of(rank), message)
+            if rank not in self._unheard:
+                queue.post(self._end_of(rank), message)
         except MPI.Exception:
             self._look_at = 0.0
         self._abandoned += [part[:2] for part in queue.parts]
@@ -266,7 +271,7 @@ class MpiTransport:
             self._whisper(rank, Stop())
 
     def _is_cut_off(self, rank: Rank) -> bool:
-        return rank in self._dead or rank in self._cut or rank in self._suspects
+        return any(rank in some for some in (self._dead, self._cut, self._suspects, self._unheard))
 
     def _look(self) -> None:
         now = time.monotonic()

@@ -17,11 +17,6 @@ if TYPE_CHECKING:
 class Newcomers(Protocol):
     """Who may still come, as rank 0's loop asks."""
 
-    @property
-    def awaited(self) -> list[Rank]:
-        """Return those that were started and have not said a word yet."""
-        ...
-
     def expected(self, known: Collection[Rank]) -> int:
         """Return how many besides those known a pool without workers may wait for."""
         ...
@@ -61,10 +56,6 @@ class Volunteers:
     def __init__(self, recruits: Recruits, welcome: Callable[[Hello], Welcome]) -> None:
         self._recruits = recruits
         self._welcome = welcome
-
-    @property
-    def awaited(self) -> list[Rank]:
-        return []
 
     def expected(self, known: Collection[Rank]) -> int:
         return len(self._recruits.expected().difference(known))

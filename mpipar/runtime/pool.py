@@ -291,8 +291,7 @@ class Pool:
         if self._stream is not None:
             self._stream.abort()
         self._closed = True
-        late = self._replacer.awaited if self._replacer is not None else []
-        silent = stop_workers(self._transport, [*self._master.ranks, *late], self._kills())
+        silent = stop_workers(self._transport, self._master.ranks, self._kills())
         self._loop.close()
         self._farewell(silent)
 

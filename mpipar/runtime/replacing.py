@@ -67,11 +67,6 @@ class Replacer:
         del known
         return 0
 
-    @property
-    def awaited(self) -> list[Rank]:
-        """Return the new workers that have not said a word yet."""
-        return list(self._awaited)
-
     def vanished(self, rank: Rank) -> None:
         """A new worker has died before its first word; that was its try."""
         self._awaited.pop(rank, None)

@@ -44,7 +44,6 @@ if child == 0:
     os._exit(0)
 os.close(writing)
 signal.signal(signal.SIGINT, signal.SIG_IGN)
-signal.signal(signal.SIGTERM, lambda number, frame: os.kill(os.getppid(), number))
 if os.read(reading, 1):
     os.waitpid(child, 0)
 else:

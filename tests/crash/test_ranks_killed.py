@@ -233,6 +233,7 @@ if "serve_as(" in "".join(sys.orig_argv):
 """The first worker that is spawned dies before MPI has started in it."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("early", [False, True])
 def test_lost_worker_is_replaced(tmp_path: Path, early: bool) -> None:
     env = {"PRTE_MCA_state_base_recoverable": "1"}

@@ -58,11 +58,15 @@ def test_spawned_rank_talks_to_all_although_linked_to_rank_0_alone(world, conver
     if world.rank == last:
         link = MPI.COMM_SELF.Create_intercomm(0, world, 0)
         transport = mpi.MpiTransport(link, spawned_as=last)
+        transport.send(0, Bye())
     else:
         transport = mpi.MpiTransport(small)
         if world.rank == 0:
             assert transport.adopt(MPI.COMM_SELF.Create_intercomm(0, world, last)) == last
+            transport.send(last, Bye())  # goes nowhere: it has not said a word
+            assert hear(transport, 1) == [(last, Bye())]
         transport.size = world.size
+    world.Barrier()
     fine = conversation(transport)
     everybody = world.Ibarrier()
     while not everybody.Test():  # rank 0 passes on what the others say
