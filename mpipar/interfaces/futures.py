@@ -174,7 +174,7 @@ class Executor(futures.Executor):
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """Shut down. After ^C or SIGTERM, drop what waits, and do not wait for what is under way."""
+        """Shut down. After ^C or SIGTERM, drop what waits, and do not wait for the rest."""
         interrupted = isinstance(error, (KeyboardInterrupt, StoppedError))
         self.shutdown(wait=not interrupted, cancel_futures=interrupted)
 
