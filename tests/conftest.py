@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import signal
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from mpipar.launch import prepare_process
+from mpipar.runtime import interruption
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -30,6 +32,16 @@ settings.register_profile("long", max_examples=5000, deadline=None)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "dev"))
 
 MPI_WORDS = {"min_size", "max_size"}
+
+
+@pytest.fixture(autouse=True)
+def _signals() -> Iterator[None]:
+    """A test that plays a worker here would leave pytest, and the tests after it, deaf to ^C."""
+    before = {number: signal.getsignal(number) for number in interruption.SIGNALS}
+    yield
+    for number, handler in before.items():
+        if signal.getsignal(number) is not handler:
+            signal.signal(number, handler)
 
 
 @pytest.fixture(scope="session")

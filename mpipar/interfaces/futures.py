@@ -12,6 +12,7 @@ import weakref
 from concurrent import futures
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
+from mpipar.errors import StoppedError
 from mpipar.interfaces import crew as crews
 from mpipar.interfaces.bundles import BY_REFERENCE
 from mpipar.interfaces.outcomes import BrokenWorkersError
@@ -173,8 +174,8 @@ class Executor(futures.Executor):
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """Shut down. After ^C, drop the calls that wait, and do not wait for those under way."""
-        interrupted = isinstance(error, KeyboardInterrupt)
+        """Shut down. After ^C or SIGTERM, drop what waits, and do not wait for the rest."""
+        interrupted = isinstance(error, (KeyboardInterrupt, StoppedError))
         self.shutdown(wait=not interrupted, cancel_futures=interrupted)
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:

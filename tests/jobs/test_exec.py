@@ -178,6 +178,23 @@ def test_interrupt_drops_calls_and_ends_all(tmp_path, ranks):
         assert ranks > 1 or "KeyboardInterrupt" in job.stderr.read()
 
 
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 75)])
+def test_signal_to_what_started_mpirun_ends_all(tmp_path, number, code):
+    script = tmp_path / "napping.py"
+    script.write_text(NAPPING)
+    with subprocess.Popen(
+        [str(word) for word in [*EXEC, "--parallel=mpi:3", script]],
+        env=environment(),
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as job:
+        assert job.stdout.readline() == "waiting\n"
+        job.send_signal(number)
+        assert job.wait(15) == code, job.stderr.read()  # not by force, after 23
+
+
 PAGE = (ROOT / "docs" / "executor.md").read_text()
 EXAMPLES = re.findall(r"```python\n# (\S+)\n(.*?)```", PAGE, re.DOTALL)
 
