@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from mpipar.errors import UsageError
 from mpipar.options import Settings, option, seconds_of
@@ -13,6 +13,15 @@ __all__ = ["CheckSettings", "ExecSettings", "RefineSettings", "RunSettings", "Un
 
 FILES, TRIES = "files and folders", "when a command fails"
 INPUT, SAMPLE, SEARCH, RUNNING = "input and output", "the particle", "the refinement", "how it runs"
+
+
+def _replace_lost(**words: Any) -> Any:
+    return option(
+        False,
+        help="start a new worker in the place of a lost one (Open MPI >= 5; see docs/faults.md)",
+        changeable=True,
+        **words,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,12 +157,7 @@ examples:
         group=RUNNING,
         changeable=True,
     )
-    replace_lost: bool = option(
-        False,
-        help="start a new worker in the place of a lost one (Open MPI >= 5; see docs/faults.md)",
-        group=RUNNING,
-        changeable=True,
-    )
+    replace_lost: bool = _replace_lost(group=RUNNING)
     verbose: int = option(
         0,
         help="say more; -1: say nothing but errors",
@@ -277,6 +281,7 @@ examples:
         group=RUNNING,
         changeable=True,
     )
+    replace_lost: bool = _replace_lost(group=RUNNING)
     verbose: int = option(
         0,
         help="say more; -1: say nothing but errors",
@@ -346,6 +351,12 @@ script.py:
     module: bool = option(
         False, help="SCRIPT is the name of a module, as for python -m", short="-m"
     )
+    isolate: bool = option(
+        False,
+        help="run calls in supervised child processes, so that a crash costs one try and no rank; "
+        "thread:N does that anyway",
+    )
+    replace_lost: bool = _replace_lost()
 
 
 @dataclass(frozen=True, kw_only=True)

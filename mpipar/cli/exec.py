@@ -35,7 +35,7 @@ def _run(request: Request, settings: ExecSettings, here: Launch) -> int:
 
     name, *arguments = request.rest
     program = module_program(name) if settings.module else file_program(name)
-    offer_workers_of(here, settings.parallel)
+    offer_workers_of(here, settings)
     try:
         return run_program(program, arguments, lambda: close_all(drop=True))
     finally:

@@ -301,19 +301,20 @@ Resolver: TypeAlias = Callable[[str | None, int | None], str]
 
 _opener: Opener | None = None
 _resolver: Resolver | None = None
+_isolate = False
 _crews: dict[str, Crew] = {}
 _lock = threading.Lock()
 
 
-def install(opener: Opener, resolver: Resolver) -> None:
+def install(opener: Opener, resolver: Resolver, *, isolate: bool = False) -> None:
     """Say how workers are come by in this process.
 
     opener    opens the pool of a `--parallel`
     resolver  makes that `--parallel` of what was asked for: a `--parallel`, if any, and a number
               of workers, if any. Raises what is wrong with it here
     """
-    global _opener, _resolver
-    _opener, _resolver = opener, resolver
+    global _opener, _resolver, _isolate
+    _opener, _resolver, _isolate = opener, resolver, isolate
 
 
 def is_installed() -> bool:
@@ -342,7 +343,7 @@ def crew(parallel: str | None = None, workers: int | None = None) -> Crew:
     with _lock:
         if text not in _crews:
             assert _opener is not None  # else `resolve` would have complained
-            isolate = text.startswith("thread")
+            isolate = _isolate or text.startswith("thread")
             _crews[text] = Crew(_opener(text), Policy(isolate=isolate))
             atexit.unregister(close_all)
             atexit.register(close_all)

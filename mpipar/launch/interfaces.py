@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from typing import TYPE_CHECKING, Final
 
 from mpipar.errors import LaunchError
@@ -10,9 +11,11 @@ from mpipar.interfaces import crew
 from mpipar.launch.parallel import Parallel
 from mpipar.launch.start import Launch
 from mpipar.launch.surroundings import Surroundings
+from mpipar.runtime.reports import CANNOT_REPLACE
 
 if TYPE_CHECKING:
     from mpipar.runtime.pool import Pool
+    from mpipar.settings import ExecSettings
 
 __all__ = ["offer_own_workers", "offer_workers_of"]
 
@@ -25,22 +28,34 @@ def offer_own_workers() -> None:
         crew.install(_open, lambda text, workers: _resolve(text, workers, None))
 
 
-def offer_workers_of(here: Launch, asked: str | None) -> None:
+def offer_workers_of(here: Launch, settings: ExecSettings) -> None:
     """Let interfaces use the workers of this job.
 
-    asked   the user's `--parallel`, or None: then one process has as many as an executor wants
+    Without a `--parallel` in the settings one process has as many as an executor wants.
     """
+    asked, isolate = settings.parallel, settings.isolate
 
     def resolve_in_world(text: str | None, workers: int | None) -> str:
         del workers
         here.confirm(text)
         return str(here.parallel)
 
+    def open_world(text: str) -> Pool:
+        del text
+        return _open_world(here, replace_lost=settings.replace_lost)
+
     if here.parallel.kind == "mpi":
-        crew.install(lambda _: here.open_pool(threads=1, cache_bytes=CACHE_BYTES), resolve_in_world)
+        crew.install(open_world, resolve_in_world, isolate=isolate)
     else:
         bound = None if asked is None else str(here.parallel)
-        crew.install(_open, lambda text, workers: _resolve(text, workers, bound))
+        crew.install(_open, lambda text, workers: _resolve(text, workers, bound), isolate=isolate)
+
+
+def _open_world(here: Launch, *, replace_lost: bool) -> Pool:
+    pool = here.open_pool(threads=1, cache_bytes=CACHE_BYTES)
+    if replace_lost and not pool.replace_lost():
+        sys.stderr.write(f"mpipar: note: {CANNOT_REPLACE}\n")
+    return pool
 
 
 def _resolve(text: str | None, workers: int | None, bound: str | None) -> str:

@@ -17,6 +17,7 @@ from mpipar.programs.convergence import Next, Step, decide
 from mpipar.programs.inputs import RefineInputs, read_inputs
 from mpipar.programs.stages import AlignStage, SpectrumStage
 from mpipar.runtime import interruption
+from mpipar.runtime.reports import CANNOT_REPLACE
 from mpipar.views.progress import View, duration
 
 if TYPE_CHECKING:
@@ -123,9 +124,7 @@ def run(settings: RefineSettings, open_pool: OpenPool, view: View) -> None:
         view.say(f"results go to {project.path}")
         pool = open_pool(settings.threads, settings.cache * MEGABYTE)
         if settings.replace_lost and not pool.replace_lost():
-            view.say(
-                "note: --replace-lost does nothing here; it needs Open MPI with fault tolerance"
-            )
+            view.say(f"note: {CANNOT_REPLACE}")
         session = Session(settings, inputs, project, pool, view, clock)
         data, state = _prepare(session, operators)
         _refine(session, data, state)

@@ -82,3 +82,6 @@ class Outcome:
     results: list[Any]  # by task id
     sums: Sums | None
     statistics: StageStatistics
+
+
+CANNOT_REPLACE = "--replace-lost does nothing here; it needs Open MPI with fault tolerance"

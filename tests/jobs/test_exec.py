@@ -55,6 +55,8 @@ if __name__ == "__main__":
         print(sum(executor.map(die_once, range(300))), executor.num_workers)
     elif act == "all":
         list(executor.map(die, range(9)))
+    elif act == "isolated":
+        print(type(executor.submit(die, 1).exception()).__name__, executor.num_workers)
     elif act == "late":
         executor.submit(late, "written")
     elif act == "raise":
@@ -72,9 +74,9 @@ def script(tmp_path):
     return path
 
 
-def job(ranks, script, *words, options=()):
+def job(ranks, script, *words, options=(), flags=()):
     first, *rest = mpirun(ranks)
-    return run([first, *options, *rest, "-wdir", script.parent, *EXEC, script, *words])
+    return run([first, *options, *rest, "-wdir", script.parent, *EXEC, *flags, script, *words])
 
 
 def test_functions_of_the_script_run_on_the_workers(script):
@@ -91,6 +93,11 @@ def test_killed_worker_costs_no_call(script):
     assert done.stdout.startswith(f"{sum(range(300))} 2\n")
     (line,) = complaints(done)
     assert "is lost" in line
+
+
+def test_isolated_call_that_kills_its_process_costs_no_rank(script):
+    done = job(3, script, "isolated", flags=["--isolate"])
+    assert (done.returncode, done.stdout) == (0, "TaskFailedError 2\nat exit\n"), done.stderr
 
 
 def test_without_a_worker_left_the_job_may_be_requeued(script):

@@ -20,6 +20,7 @@ from mpipar.programs.commands.stage import (
     ElsewhereError,
     Terms,
 )
+from mpipar.runtime.reports import CANNOT_REPLACE
 from mpipar.runtime.stage import Policy
 from mpipar.views.progress import View, duration
 
@@ -70,6 +71,8 @@ def run(settings: RunSettings, open_pool: OpenPool, view: View) -> None:
         project = project or folder.create(settings, settings.path)
         view.say(f"logs and table go to {project.path}")
         pool = open_pool(settings.per_worker, 0)
+        if settings.replace_lost and not pool.replace_lost():
+            view.say(f"note: {CANNOT_REPLACE}")
         kept = "what is done"
         _export(project, COPY, text)
         session = Session(settings, project, pool, view, commands, outcomes)

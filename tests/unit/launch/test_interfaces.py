@@ -11,6 +11,7 @@ from mpipar.interfaces import crew
 from mpipar.launch import interfaces
 from mpipar.launch.parallel import Parallel
 from mpipar.launch.start import Launch
+from mpipar.settings import ExecSettings
 
 
 @pytest.fixture(autouse=True)
@@ -36,13 +37,13 @@ def test_alone_an_executor_has_as_many_processes_as_it_wants():
 
 
 def test_what_exec_was_told_wins_over_what_an_executor_wants():
-    interfaces.offer_workers_of(Launch(Parallel("thread", 3)), "thread:3")
+    interfaces.offer_workers_of(Launch(Parallel("thread", 3)), ExecSettings(parallel="thread:3"))
     interfaces.offer_own_workers()  # as the first use of mpipar.Executor does
     assert resolve(workers=5) == "thread:3"
 
 
 def test_exec_in_one_process_without_a_word_leaves_the_choice():
-    interfaces.offer_workers_of(Launch(Parallel("serial")), None)
+    interfaces.offer_workers_of(Launch(Parallel("serial")), ExecSettings())
     assert resolve(workers=4) == "thread:4"
 
 
