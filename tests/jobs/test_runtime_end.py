@@ -194,7 +194,8 @@ except MpiparError as error:
 """
     code, said, seconds = mpirun(tmp_path, body, MPIPAR_PATIENCE="3")
     assert code == 75, said
-    assert "no sign of life for 3 s from rank 1 on " in said
+    assert "and no worker is left; resume the run" in said
+    assert "is lost (silent for 3" in said
     assert seconds < 20
 
 
