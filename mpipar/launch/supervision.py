@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any, Final
 from mpipar.errors import CancelledError, RequeueError, StoppedError, UnavailableError
 from mpipar.runtime.environment import grace
 from mpipar.runtime.interruption import ECHO_SECONDS, SIGNALS
+from mpipar.runtime.nudging import nudged
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -59,7 +60,8 @@ def supervise(command: Sequence[str], environment: Mapping[str, str]) -> int:
         except OSError as error:
             raise UnavailableError(f"{command[0]} cannot be run: {error.strerror}") from error
         orders.start(launcher)
-        code = launcher.wait()
+        with nudged((*SIGNALS, signal.SIGALRM)):  # only now: it is a thread
+            code = launcher.wait()
         return _judge(code, note.read_text(encoding="utf-8").splitlines(), orders.first)
 
 

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Final
 
 from mpipar.errors import CancelledError, StoppedError
 from mpipar.runtime import environment
+from mpipar.runtime.nudging import nudged
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -121,12 +122,13 @@ def raised_at_once(meaning: Meaning = as_sent) -> Iterator[None]:
         raise StoppedError(f"stopped by {heard.name}")
 
     numbers = [n for n in SIGNALS if signal.getsignal(n) != signal.SIG_IGN]
-    before = {n: signal.signal(n, on_signal) for n in numbers if _in_main_thread()}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    with nudged(numbers):
+        before = {n: signal.signal(n, on_signal) for n in numbers if _in_main_thread()}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
 
 
 @contextmanager
@@ -139,16 +141,17 @@ def handled(meaning: Meaning = as_sent) -> Iterator[None]:
     if not _in_main_thread() or _current is not None:
         yield
         return
-    _current = stop = _Stop(meaning, environment.grace())
     numbers = [*(n for n in SIGNALS if signal.getsignal(n) != signal.SIG_IGN), signal.SIGALRM]
-    before = {number: signal.signal(number, stop.on_signal) for number in numbers}
-    try:
-        yield
-    finally:
-        stop.settle()
-        for number, handler in before.items():
-            signal.signal(number, handler)
-        _current = None
+    with nudged(numbers):
+        _current = stop = _Stop(meaning, environment.grace())
+        before = {number: signal.signal(number, stop.on_signal) for number in numbers}
+        try:
+            yield
+        finally:
+            stop.settle()
+            for number, handler in before.items():
+                signal.signal(number, handler)
+            _current = None
 
 
 def check() -> None:

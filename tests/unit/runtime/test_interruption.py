@@ -13,6 +13,7 @@ import pytest
 from mpipar.errors import CancelledError, StoppedError, UsageError
 from mpipar.runtime import interruption
 from mpipar.runtime.local import open_pool
+from mpipar.runtime.nudging import nudged
 from mpipar.runtime.stage import Stage, Task
 
 ROOT = Path(__file__).parents[3]
@@ -191,3 +192,46 @@ def test_a_user_s_own_code_is_ended_at_once_as_python_would(number, kind):
     with interruption.raised_at_once(), pytest.raises(kind):
         send(number)
     assert signal.getsignal(signal.SIGINT) == signal.default_int_handler
+
+
+@pytest.mark.parametrize("handling", [interruption.raised_at_once, interruption.handled])
+def test_a_wait_ends_that_the_signal_did_not_interrupt(grace, handling):
+    def get_it():  # this thread, so the main thread's wait goes on
+        time.sleep(0.1)
+        signal.pthread_kill(threading.get_ident(), signal.SIGTERM)
+
+    lock = threading.Lock()
+    lock.acquire()
+    thread = threading.Thread(target=get_it)
+    start = time.monotonic()
+    with handling():
+        thread.start()
+        with pytest.raises(StoppedError):
+            lock.acquire(timeout=5)
+    assert time.monotonic() - start < 2
+    thread.join()
+
+
+def test_nudging_leaves_all_as_it_was():
+    threads = threading.active_count()
+    with nudged([signal.SIGTERM]):
+        assert threading.active_count() == threads + 1
+        with nudged([signal.SIGTERM]):  # has nothing to add
+            assert threading.active_count() == threads + 1
+    assert threading.active_count() == threads
+    assert signal.getsignal(signal.SIGURG) == signal.SIG_DFL
+    assert signal.set_wakeup_fd(-1) == -1
+
+
+def test_nudging_stands_back_for_an_event_loop():
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
+    threads = threading.active_count()
+    with nudged([signal.SIGTERM]):
+        signal.set_wakeup_fd(writing)  # as asyncio does
+    assert signal.set_wakeup_fd(writing) == writing  # not taken away
+    with nudged([signal.SIGTERM]):
+        assert threading.active_count() == threads
+    assert signal.set_wakeup_fd(-1) == writing
+    os.close(reading)
+    os.close(writing)
