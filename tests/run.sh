@@ -74,8 +74,30 @@ mpich() {
         --basetemp="$scratch/mpich-jobs" tests/jobs/test_launch.py tests/jobs/test_signals.py
 }
 
-# Tests that start mpirun themselves.
+# installed WHAT PACKAGE...: install what is missing (apt-get, as root); fails if that cannot be done.
+installed() {
+    local what=$1 package missing=()
+    shift
+    for package in "$@"; do
+        dpkg-query -W "$package" >/dev/null 2>&1 || missing+=("$package")
+    done
+    [ ${#missing[@]} -gt 0 ] || return 0
+    if [ "$(id -u)" != 0 ] || ! command -v apt-get >/dev/null; then
+        printf '\n== %s: not installed, and only root can: %s\n' "$what" "${missing[*]}"
+        return 1
+    fi
+    echo "tests/run.sh: installing for $what (apt-get): ${missing[*]}"
+    { apt-get update && DEBIAN_FRONTEND=noninteractive apt-get install -y \
+        --no-install-recommends "${missing[@]}"; } >"$scratch/apt.log" 2>&1 ||
+        tail "$scratch/apt.log"
+}
+
+# Tests that start mpirun themselves. Debian's Python comes without its own tests, of which those of
+# executors are run here; where they cannot be had, that is skipped.
 jobs() {
+    local minor
+    minor=$("$bin/python" -c 'import sys; print(sys.version_info[1] if sys.base_prefix == "/usr" else "")')
+    [ -z "$minor" ] || installed "Python's tests of executors" "libpython3.$minor-testsuite" || true
     tier jobs "$bin/python" -m pytest --quiet --color=no -m "not crash and not slow" --junitxml="$results/jobs/0.xml" \
         --basetemp="$scratch/jobs" tests/jobs
 }
@@ -87,21 +109,10 @@ crash() {
 
 # Real schedulers on this machine. Their packages are installed only by root and only if missing.
 cluster() {
-    local package missing=()
-    for package in slurm-wlm munge libpmix-dev; do
-        dpkg-query -W "$package" >/dev/null 2>&1 || missing+=("$package")
-    done
-    if [ ${#missing[@]} -gt 0 ] && { [ "$(id -u)" != 0 ] || ! command -v apt-get >/dev/null; }; then
-        printf '\n== cluster: left out: not installed, and only root can: %s\n' "${missing[*]}"
+    if ! installed "the cluster tests" slurm-wlm munge libpmix-dev; then
         mkdir -p "$results/cluster"
         echo "left-out 0" >"$results/cluster/end"
         return
-    fi
-    if [ ${#missing[@]} -gt 0 ]; then
-        echo "tests/run.sh: installing for the cluster tests (apt-get): ${missing[*]}"
-        { apt-get update && DEBIAN_FRONTEND=noninteractive apt-get install -y \
-            --no-install-recommends "${missing[@]}"; } >"$scratch/apt.log" 2>&1 ||
-            tail "$scratch/apt.log"
     fi
     tier cluster "$bin/python" -m pytest --quiet --color=no --junitxml="$results/cluster/0.xml" \
         --basetemp="$scratch/cluster" tests/cluster
