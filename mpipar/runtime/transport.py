@@ -83,8 +83,9 @@ class Backoff:
     SPINS = 50
     FIRST = 10e-6
     GROWTH = 1.5
-    CAP = 1e-3
-    LONG_IDLE = 0.1  # seconds of idling after which the cap is doubled
+    CAP = 3e-4
+    LONG_IDLE = 0.1  # seconds of idling after which the cap is
+    LONG_CAP = 7  # times as much
     RELAXED = 2.5  # times the cap of an idle rank, for one that computes and waits for nothing
     LIMIT = 10e-3  # the cap on crowded cores: a steal must be answered in about this time
 
@@ -109,7 +110,7 @@ class Backoff:
         self._turns += 1
         if self._turns <= self.SPINS:
             return 0.0
-        cap = self._cap if self._waited < self.LONG_IDLE else 2 * self._cap
+        cap = self._cap * (1 if self._waited < self.LONG_IDLE else self.LONG_CAP)
         seconds = min(self._next, self.LIMIT, cap * (self.RELAXED if relaxed else 1.0))
         self._next = min(self.LIMIT, self._next * self.GROWTH)
         self._waited += seconds
