@@ -168,7 +168,7 @@ def test_srun_is_found_where_the_environment_brings_no_mpirun(slurm: Slurm, tmp_
     job = slurm.submit(
         script,
         tmp_path,
-        *("--nodes=3", "--ntasks-per-node=1", "--mem-per-cpu=100", "--output=refine-%j.log"),
+        *("--nodes=3", "--ntasks-per-node=1", "--mem-per-cpu=100", "--output=job-%j.log"),
         MPI4PY_LIBMPI=str(library),
         OPAL_PREFIX=str(own),
     )
