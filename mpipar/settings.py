@@ -15,6 +15,29 @@ FILES, TRIES = "files and folders", "when a command fails"
 INPUT, SAMPLE, SEARCH, RUNNING = "input and output", "the particle", "the refinement", "how it runs"
 
 
+def _parallel(otherwise: str, **words: Any) -> Any:
+    return option(
+        None,
+        help="serial, thread:N[:scratch], mpi, or mpi:N[:scratch] (N ranks including the master; "
+        "starts mpirun or srun itself); scratch: a folder on each node's disk",
+        default_text=f"mpi under mpirun or srun, else {otherwise}",
+        metavar="TYPE",
+        **words,
+    )
+
+
+def _verbose() -> Any:
+    return option(
+        0,
+        help="say more; -1: say nothing but errors",
+        short="-v",
+        count=True,
+        minimum=-1,
+        group=RUNNING,
+        changeable=True,
+    )
+
+
 def _replace_lost(**words: Any) -> Any:
     return option(
         False,
@@ -131,15 +154,7 @@ examples:
     seed: int = option(
         0, help="of the random half sets; same seed, same bits", minimum=0, group=SEARCH
     )
-    parallel: str | None = option(
-        None,
-        help="serial, thread:N[:scratch], mpi, or mpi:N[:scratch] (N ranks including the master; "
-        "starts mpirun or srun itself); scratch: a folder on each node's disk",
-        default_text="mpi under mpirun or srun, else serial",
-        metavar="TYPE",
-        group=RUNNING,
-        changeable=True,
-    )
+    parallel: str | None = _parallel("serial", group=RUNNING, changeable=True)
     threads: int = option(
         1,
         help="compute threads of each worker",
@@ -158,15 +173,7 @@ examples:
         changeable=True,
     )
     replace_lost: bool = _replace_lost(group=RUNNING)
-    verbose: int = option(
-        0,
-        help="say more; -1: say nothing but errors",
-        short="-v",
-        count=True,
-        minimum=-1,
-        group=RUNNING,
-        changeable=True,
-    )
+    verbose: int = _verbose()
 
     def check_together(self) -> None:
         for name in ("input", "model"):
@@ -265,14 +272,7 @@ examples:
         group=TRIES,
         changeable=True,
     )
-    parallel: str | None = option(
-        None,
-        help="serial, thread:N, mpi, or mpi:N (N ranks including the master; starts mpirun itself)",
-        default_text="mpi under mpirun or srun, else serial",
-        metavar="TYPE",
-        group=RUNNING,
-        changeable=True,
-    )
+    parallel: str | None = _parallel("serial", group=RUNNING, changeable=True)
     per_worker: int = option(
         1,
         help="commands at a time on each worker",
@@ -282,15 +282,7 @@ examples:
         changeable=True,
     )
     replace_lost: bool = _replace_lost(group=RUNNING)
-    verbose: int = option(
-        0,
-        help="say more; -1: say nothing but errors",
-        short="-v",
-        count=True,
-        minimum=-1,
-        group=RUNNING,
-        changeable=True,
-    )
+    verbose: int = _verbose()
 
     def check_together(self) -> None:
         if self.commands is None and not self.resume:
@@ -342,12 +334,7 @@ script.py:
           print(sum(executor.map(square, range(1000))))
 """
 
-    parallel: str | None = option(
-        None,
-        help="serial, thread:N, mpi, or mpi:N (N ranks including the master; starts mpirun itself)",
-        default_text="mpi under mpirun or srun, else what the script asks for",
-        metavar="TYPE",
-    )
+    parallel: str | None = _parallel("what the script asks for")
     module: bool = option(
         False, help="SCRIPT is the name of a module, as for python -m", short="-m"
     )
