@@ -28,11 +28,18 @@ ALIGNMENT = 16  # of arrays within a frame, as compiled kernels want it
 
 
 class _Pickler(pickle.Pickler):
-    """Makes arrays contiguous, since pickle copies any other array into its own stream."""
+    """Makes arrays contiguous, since pickle copies any other array into its own stream.
+
+    And takes memoryviews of bytes, which pickle refuses: a buffer that was read out of a frame is
+    one, and a stolen task travels twice.
+    """
 
     def reducer_override(self, obj: Any) -> Any:
-        if type(obj) is np.ndarray and not obj.dtype.hasobject and not obj.flags.forc:
+        kind = type(obj)
+        if kind is np.ndarray and not obj.dtype.hasobject and not obj.flags.forc:
             return np.ascontiguousarray(obj).__reduce_ex__(5)
+        if kind is memoryview and obj.format == "B" and obj.ndim == 1 and obj.contiguous:
+            return memoryview, (pickle.PickleBuffer(obj),)
         return NotImplemented
 
 

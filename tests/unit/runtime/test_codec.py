@@ -107,3 +107,12 @@ def test_small_arrays_are_aligned_and_keep_their_read_only_mark():
     arrived = there_and_back(BlockReply(0, 1, arrays)).arrays
     assert all(array.flags.aligned for array in arrived.values())
     assert [array.flags.writeable for array in arrived.values()] == [True, False, True]
+
+
+@pytest.mark.parametrize("size", [0, 10, 1000, codec.SMALL, 3 * codec.SMALL])
+def test_what_was_read_can_be_sent_on(size):
+    """A stolen task travels twice, and calls of an executor are pickles with raw buffers."""
+    data = np.arange(size, dtype=np.uint8)
+    payload = {"buffers": (pickle.PickleBuffer(data.tobytes()), pickle.PickleBuffer(data))}
+    again = there_and_back(there_and_back(payload))
+    assert [bytes(buffer) for buffer in again["buffers"]] == 2 * [data.tobytes()]
