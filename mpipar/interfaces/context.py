@@ -30,6 +30,7 @@ class Context:
         self._feeds: dict[Feed, None] = {}  # that may have calls, next first
         self._singles = Singles()
         self._closing = False
+        self._error: BaseException | None = None  # what all calls are answered with
 
     def submit(
         self,
@@ -65,6 +66,9 @@ class Context:
 
     def take(self) -> Bundle | None:
         """Return the next bundle; None if there are no calls, or enough under way."""
+        if self._error is not None:  # and somebody has offered calls at that very moment
+            self.fail(self._error)
+            return None
         if self.limit is not None and self._flying >= self.limit:
             return None
         self._flying += 1
@@ -107,11 +111,13 @@ class Context:
 
     def _forget_if_done(self) -> None:
         waiting = self._again or any(feed.waiting() for feed in list(self._feeds))
-        if self._closing and not (self._flying or waiting):
+        over = self._closing or self._error is not None
+        if over and not (self._flying or waiting):  # workers may yet ask for the setup of others
             self._crew.forget(self)
 
     def fail(self, error: BaseException) -> None:
-        """Answer all calls that wait with this error."""
+        """Answer all calls that wait, and that will come, with this error."""
+        self._error = error
         bundles = [bundle for bundle, _ in self._again]
         self._again.clear()
         feeds, self._feeds = list(self._feeds), {}
@@ -121,4 +127,4 @@ class Context:
                 bundle.feed.answered(key, Broken(error))
         for bundle in bundles:
             bundle.feed.settle()
-        self._crew.forget(self)
+        self._forget_if_done()

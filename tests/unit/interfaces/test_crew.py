@@ -218,6 +218,24 @@ def test_end_of_the_stream_breaks_what_is_under_way_and_what_waits(script):
     crew._closed = True  # nothing is left to be closed
 
 
+def test_setup_stays_as_long_as_a_worker_may_ask_for_it(script):
+    pool, crew = script
+    context = crew.context(functions.refuse)
+    caller = Caller(context)
+    for number in range(6):
+        caller.submit(functions.square, number)
+    under_way = pool.client.supply(2)
+    context.fail(LookupError("another worker has answered"))
+    assert [type(answer) for answer in caller.take(4)] == [Broken] * 4
+    assert "data" in crew.read(0)
+    caller.submit(functions.square, 1)  # by who has not heard of it yet
+    assert pool.client.supply(2) == []
+    assert [type(answer) for answer in caller.take(1)] == [Broken]
+    pool.client.deliver([died(task) for task in under_way])
+    assert [type(answer) for answer in caller.take(2)] == [Failed] * 2
+    assert list(crew.read(0)) == ["open"]
+
+
 def test_contexts_have_their_turn(script):
     pool, crew = script
     callers = [Caller(crew.context()) for _ in range(3)]
