@@ -36,6 +36,7 @@ tier() {
 }
 
 unit() {
+    relion
     tier unit "$bin/python" -m pytest --quiet --color=no -m "not crash and not slow" --junitxml="$results/unit/0.xml" \
         --basetemp="$scratch/unit" tests/test_layers.py tests/unit tests/stateful
 }
@@ -92,10 +93,16 @@ installed() {
         tail "$scratch/apt.log"
 }
 
+# The program whose files we read and write. Where it cannot be had, tests with it are skipped.
+relion() {
+    command -v relion_reconstruct >/dev/null || installed "the tests with RELION" relion || true
+}
+
 # Tests that start mpirun themselves. Debian's Python comes without its own tests, of which those of
 # executors are run here; where they cannot be had, that is skipped.
 jobs() {
     local minor
+    relion
     minor=$("$bin/python" -c 'import sys; print(sys.version_info[1] if sys.base_prefix == "/usr" else "")')
     [ -z "$minor" ] || installed "Python's tests of executors" "libpython3.$minor-testsuite" || true
     tier jobs "$bin/python" -m pytest --quiet --color=no -m "not crash and not slow" --junitxml="$results/jobs/0.xml" \
