@@ -192,7 +192,9 @@ def test_pause_ends_with_a_message_or_a_wake(monkeypatch):
         monkeypatch.setattr(lines, "PAUSE", 20.0)
         for call in (hub.wake, lambda: spoke.send(0, BlockRequest(1, 1))):
             hub.receive()
-            threading.Timer(0.01, call).start()
+            other = threading.Timer(0.01, call)
+            other.start()
             start = time.monotonic()
             hub.pause(moved=False)
             assert time.monotonic() - start < 10
+            other.join()  # the message may be here before the call is over
