@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 AHEAD_SECONDS = 0.02
 """So much work is handed out ahead: more than a message takes, less than matters to who cancels."""
 AHEAD_TASKS = 2, 2000  # and at least, at most, so many tasks for each compute thread
+LONG_SECONDS = 1.0
+"""Of tasks that take so long none is handed out ahead: fetching the next one costs little, and a
+task that holds the interpreter lock keeps what lies behind it from thieves."""
 
 
 class StreamClient(Protocol):
@@ -137,6 +140,8 @@ class Stream:
         """How many tasks are to be with the workers."""
         mean = self._run.scheduler.loads.mean_seconds()
         fewest, most = AHEAD_TASKS
-        each = most if mean == 0 else min(most, max(fewest, int(AHEAD_SECONDS / mean)))
-        each = each if self._delivered else fewest
+        if not self._delivered or mean > LONG_SECONDS:
+            each = 1
+        else:
+            each = most if mean == 0 else min(most, max(fewest, int(AHEAD_SECONDS / mean)))
         return len(self._loop.master.ranks) * self._threads * each
