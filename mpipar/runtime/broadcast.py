@@ -8,14 +8,13 @@ The groups of this tree are ((0, 1, 2, 3), (4, 5, 6), (7, 8, 9)).
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
-from mpipar.runtime.messages import MASTER
+from mpipar.runtime.messages import MASTER, Begin, NeedArrays, Rank, Send
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping, Sequence
-
-    from mpipar.runtime.messages import Rank
 
 Groups: TypeAlias = "Sequence[Sequence[Rank]]"
 
@@ -56,3 +55,45 @@ def _below(position: int, heap: Sequence[_T]) -> Sequence[_T]:
 def is_neighbour(rank: Rank, other: Rank, groups: Groups) -> bool:
     """Whether two ranks of the tree are on one host."""
     return any(rank in group and other in group for group in groups)
+
+
+class Routes:
+    """How Begin comes to each worker; rank 0 learns which ways do not work."""
+
+    def __init__(self, hosts: Mapping[Rank, str]) -> None:
+        """`hosts`: ranks, the master included, that say the same have their memory in common."""
+        self._hosts = dict(hosts)
+        self._blind: set[tuple[Rank, Rank]] = set()  # the first cannot map what the second lends
+        self._unreached: set[Rank] = set()  # it has not come to them over other ranks
+
+    def groups(self, workers: Iterable[Rank]) -> tuple[tuple[Rank, ...], ...]:
+        """Return workers host by host, as `grouped` does."""
+        return grouped(workers, self._hosts, {rank for rank, _ in self._blind})
+
+    def tree(self, workers: Iterable[Rank]) -> tuple[tuple[Rank, ...], ...]:
+        """Return the groups of those that Begin reaches over other ranks."""
+        return self.groups(rank for rank in workers if rank not in self._unreached)
+
+    def start(self, begin: Begin) -> list[Send]:
+        """Send Begin down its tree, and directly to those who are not in it."""
+        sends = [Send(rank, begin) for rank in children_of(MASTER, begin.tree)]
+        return sends + [self.alone(begin, rank) for rank in sorted(self._unreached)]
+
+    def alone(self, begin: Begin, rank: Rank) -> Send:
+        """Send Begin to a worker that is not in the tree."""
+        return Send(rank, replace(begin, tree=((rank,),), plain=True))
+
+    def answer(
+        self, begin: Begin, source: Rank, message: NeedArrays, workers: Collection[Rank]
+    ) -> Send:
+        """A worker has no arrays, or no Begin at all: send it, and do better the next time."""
+        if message.lender == source:
+            self._unreached.add(source)
+        elif message.lender in (MASTER, *workers):  # else it is dead, which explains it
+            self._blind.add((source, message.lender))
+        return Send(source, replace(begin, plain=True))
+
+    def rank_lost(self, rank: Rank) -> None:
+        """A worker is lost."""
+        self._blind = {pair for pair in self._blind if rank not in pair}
+        self._unreached.discard(rank)

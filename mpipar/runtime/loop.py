@@ -10,7 +10,8 @@ import time
 from typing import TYPE_CHECKING
 
 from mpipar.errors import RequeueError
-from mpipar.runtime.messages import Beat, Hello, Overdue, Send
+from mpipar.runtime.links import who_leaves
+from mpipar.runtime.messages import Beat, Hello, Overdue, Send, Unreachable
 from mpipar.runtime.reader import Loaded, Reader
 from mpipar.runtime.reports import Gain, Loss
 
@@ -88,6 +89,8 @@ class Loop:
             self.send(self.master.handle(source, message))  # type: ignore[arg-type]
             if isinstance(message, Overdue):
                 self._write_off_overdue(source, message)
+            elif isinstance(message, Unreachable):
+                self._part(source, message)
         lost = self.transport.lost()
         for rank in lost:
             self._lose(rank)
@@ -159,6 +162,15 @@ class Loop:
         if run is not None and run.begin.serial == message.serial:
             timeout = run.begin.policy.timeout
             self._lose(rank, f"task {message.task} took longer than {timeout:g} s")
+
+    def _part(self, rank: Rank, message: Unreachable) -> None:
+        """Two workers cannot reach each other: go on without one of them."""
+        run, other = self.master.run, message.rank
+        hosts = {each: self._hosts[each].host for each in self.master.ranks}
+        if run and run.begin.serial == message.serial and {rank, other} <= hosts.keys():
+            leaves = who_leaves(rank, other, hosts)
+            stays = other if leaves == rank else rank
+            self._lose(leaves, f"it and rank {stays} on {hosts[stays]} do not reach each other")
 
     def _take_reads(self) -> bool:
         """Take what the I/O thread has read; return whether there was anything."""

@@ -14,17 +14,17 @@ Pure: messages in, sends out. Without sums a run goes from PLACING to OVER direc
 
 from __future__ import annotations
 
+import math
 import random
 from bisect import insort
-from dataclasses import replace
 from enum import Enum, auto
 from typing import TYPE_CHECKING, Any
 
 from mpipar.errors import MpiparError, ProtocolError, RequeueError, TaskFailedError
-from mpipar.runtime.broadcast import children_of, grouped
+from mpipar.runtime.broadcast import Routes, children_of
 from mpipar.runtime.fileserver import FileServer
+from mpipar.runtime.links import LONG
 from mpipar.runtime.messages import (
-    MASTER,
     POLICY,
     Beat,
     Begin,
@@ -49,8 +49,9 @@ from mpipar.runtime.messages import (
     Send,
     Started,
     ToMaster,
+    Unreachable,
 )
-from mpipar.runtime.reduction import Root
+from mpipar.runtime.reduction import Root, heaps_of_hosts
 from mpipar.runtime.scheduler import Scheduler
 
 if TYPE_CHECKING:
@@ -83,6 +84,7 @@ class Run:
         self.layouts: dict[Rank, Layout] = {}
         self.root: Root | None = None
         self.sums: Sums | None = None
+        self.waited = 0.0  # REDUCING: seconds in which no part of the sum has come
         self.error: BaseException | None = None
         self.done: dict[Rank, int] = {}
         self.seconds: dict[Rank, float] = {}
@@ -104,8 +106,13 @@ class Master:
         threads: int,
         knobs: Knobs,
         hosts: Mapping[Rank, str] | None = None,
+        patience: float = math.inf,
     ) -> None:
-        """`hosts`: ranks, the master included, that say the same have their memory in common."""
+        """What this object needs to know.
+
+        hosts     ranks, the master included, that say the same have their memory in common
+        patience  seconds that a worker may be silent
+        """
         self.ranks = sorted(ranks)
         self._alive = set(self.ranks)
         self.files = FileServer()
@@ -114,8 +121,9 @@ class Master:
         self._threads = threads
         self._dice = None if knobs.shuffle is None else random.Random(knobs.shuffle)
         self._plain = not knobs.node_memory
-        self._hosts = dict(hosts or {})
-        self._blind: set[tuple[Rank, Rank]] = set()  # the first cannot map what the second lends
+        self._routes = Routes(hosts or {})
+        self._patience = patience
+        self._within_hosts = False  # whether sums go over trees within hosts
         self._serial = 0
 
     # From the pool
@@ -136,8 +144,7 @@ class Master:
     ) -> list[Send]:
         """Start a run; the one before must be over. If it is not sealed, tasks can be added."""
         self._serial += 1
-        alone = {rank for rank, _ in self._blind}
-        tree = grouped(self.ranks, self._hosts, alone)
+        tree = self._routes.tree(self.ranks)
         begin = Begin(self._serial, self.files.generation, stage, shared, tree, policy, self._plain)
         scheduler = Scheduler(
             self._serial,
@@ -150,7 +157,7 @@ class Master:
         run = self.run = Run(begin, scheduler, sealed=sealed)
         run.done = dict.fromkeys(self.ranks, 0)
         run.seconds = dict.fromkeys(self.ranks, 0.0)
-        sends = [Send(rank, begin) for rank in children_of(MASTER, tree)]
+        sends = self._routes.start(begin)
         return sends + scheduler.add(tasks, self.home) + self._advance(run)
 
     def add(self, tasks: Sequence[Task]) -> list[Send]:
@@ -181,7 +188,8 @@ class Master:
 
     def tick(self, seconds: float) -> list[Send]:
         """Time has passed."""
-        return self.run.scheduler.tick(seconds) if self.run else []
+        run = self.run
+        return run.scheduler.tick(seconds) + self._watch_sum(run, seconds) if run else []
 
     # From the I/O thread
 
@@ -205,21 +213,16 @@ class Master:
                 self.files.request(source, message)
             case Crashed():
                 raise ProtocolError(f"worker rank {source} crashed\n{message.text}")
-            case Hello() | Bye() | Beat():
-                pass  # being heard at all is what counts
+            case Hello() | Bye() | Beat() | Unreachable():
+                pass  # being heard at all is what counts; about the last the loop decides
             case _:
                 run = self.run
                 if run is None or run.begin.serial != message.serial:
                     return []
                 if isinstance(message, NeedArrays):
-                    return self._on_need_arrays(run, source, message)
+                    return [self._routes.answer(run.begin, source, message, self.ranks)]
                 return self._in_run(run, source, message)
         return []
-
-    def _on_need_arrays(self, run: Run, source: Rank, message: NeedArrays) -> list[Send]:
-        if message.lender in (MASTER, *self.ranks):  # else it is dead, which explains it
-            self._blind.add((source, message.lender))
-        return [Send(source, replace(run.begin, plain=True))]
 
     def _in_run(
         self,
@@ -304,9 +307,11 @@ class Master:
             return []
         if not run.layouts:
             return self._bank(run, None)
-        run.phase = Phase.REDUCING
+        run.phase, run.waited = Phase.REDUCING, 0.0
+        groups = self._routes.groups(sorted(run.layouts))
+        tree = heaps_of_hosts(groups) if self._within_hosts else None
         try:
-            run.root = Root(run.begin.serial, run.number, run.layouts)
+            run.root = Root(run.begin.serial, run.number, run.layouts, tree)
         except MpiparError as error:
             run.error = error
             return []
@@ -317,8 +322,23 @@ class Master:
     def _on_partial(self, run: Run, source: Rank, message: Partial) -> list[Send]:
         if run.phase is not Phase.REDUCING or run.root is None or message.number != run.number:
             return []
+        run.waited = 0.0
         sends = run.root.add(source, message)
         return sends + self._bank(run, run.root.sums) if run.root.done else sends
+
+    def _watch_sum(self, run: Run, seconds: float) -> list[Send]:
+        """Begin a reduction again that does not go on, with another tree; give up a second time."""
+        run.waited += min(seconds, 1.0)  # if this process was stopped, that says nothing
+        if run.phase is not Phase.REDUCING or run.waited <= LONG * self._patience:
+            return []
+        if self._within_hosts:
+            run.error = RequeueError(
+                f"no part of the sum has come for {run.waited:.0f} s; resume the run to go on"
+            )
+            return []
+        self._within_hosts = True
+        run.phase, run.root = Phase.PLACING, None
+        return self._advance(run)
 
     def _bank(self, run: Run, sums: Sums | None) -> list[Send]:
         run.sums = sums
@@ -336,7 +356,7 @@ class Master:
         if run is None or run.over:
             return []
         run.done[rank], run.seconds[rank] = 0, 0.0
-        begin = Send(rank, replace(run.begin, tree=((rank,),), plain=True))
+        begin = self._routes.alone(run.begin, rank)
         return [begin, *run.scheduler.rank_joined(rank), *self._advance(run)]
 
     def nobody_comes(self) -> None:
@@ -354,7 +374,7 @@ class Master:
         self.ranks.remove(rank)
         self._alive.remove(rank)
         self.files.rank_lost(rank)
-        self._blind = {pair for pair in self._blind if rank not in pair}
+        self._routes.rank_lost(rank)
         self.home = {block: r for block, r in self.home.items() if r != rank}
         sends = [Send(other, Gone(rank)) for other in self.ranks]
         run = self.run

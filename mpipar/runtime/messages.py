@@ -120,7 +120,10 @@ class Begin:
 
 @dataclass(frozen=True, slots=True)
 class NeedArrays:
-    """Worker -> master: what the lender has lodged cannot be mapped here; send Begin plain."""
+    """Worker -> master: what the lender has lodged cannot be mapped here; send Begin plain.
+
+    If the lender is the worker itself, Begin has not come at all.
+    """
 
     serial: int
     lender: Rank
@@ -335,6 +338,14 @@ class More:
     limit: int
 
 
+@dataclass(frozen=True, slots=True)
+class Unreachable:
+    """Worker -> master: that rank does not answer me, though you hear us both. See links.py."""
+
+    serial: int
+    rank: Rank
+
+
 ToMaster: TypeAlias = (
     Hello
     | Bye
@@ -345,6 +356,7 @@ ToMaster: TypeAlias = (
     | Finished
     | Failed
     | Overdue
+    | Unreachable
     | Idle
     | Claim
     | BlockRequest

@@ -89,8 +89,14 @@ class Pool:
         self._ranks_on = Counter(hello.host for hello in self.hosts.values())
         self._welcome(knobs, cache_bytes)
         self.description = self._describe(vendor)
-        self._master = Master(self.hosts, threads=threads, knobs=knobs, hosts=self._memories())
         patience = recruits.patience if recruits else self._patience
+        self._master = Master(
+            self.hosts,
+            threads=threads,
+            knobs=knobs,
+            hosts=self._memories(),
+            patience=patience,
+        )
         self._loop = Loop(transport, self._master, self.hosts, self.losses, patience)
         self._stream: Stream | None = None
         self._closed = False

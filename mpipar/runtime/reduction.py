@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mpipar.errors import ProtocolError
-from mpipar.runtime.messages import Collect, Layout, More, Partial, Rank, Reduce, Send
+from mpipar.runtime.messages import MASTER, Collect, Layout, More, Partial, Rank, Reduce, Send
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -167,14 +167,41 @@ class Branch:
         return []
 
 
+def heap(ranks: Sequence[Rank]) -> dict[Rank, tuple[Rank, ...]]:
+    """Return who is whose child in the usual tree: the ranks are a heap under rank 0."""
+    order = (MASTER, *ranks)
+    return {rank: tuple(_below(at, order)) for at, rank in enumerate(order)}
+
+
+def heaps_of_hosts(groups: Sequence[Sequence[Rank]]) -> dict[Rank, tuple[Rank, ...]]:
+    """The same in a tree in which ranks speak only to those of their host and to rank 0.
+
+    groups   the ranks of each host, as `broadcast.grouped` has them: rank 0's host first
+    """
+    tree = {rank: tuple(_below(at, host)) for host in groups for at, rank in enumerate(host)}
+    tree[MASTER] += tuple(host[0] for host in groups[1:])
+    return tree
+
+
+def _below(position: int, order: Sequence[Rank]) -> Sequence[Rank]:
+    first = position * FAN_IN + 1
+    return order[first : first + FAN_IN]
+
+
 class Root:
     """Rank 0's part: who stands where in the tree, and the total."""
 
-    def __init__(self, serial: int, number: int, layouts: dict[Rank, Layout]) -> None:
-        """`layouts` are those of the workers that have something to add."""
+    def __init__(
+        self,
+        serial: int,
+        number: int,
+        layouts: dict[Rank, Layout],
+        tree: Mapping[Rank, tuple[Rank, ...]] | None = None,
+    ) -> None:
+        """`layouts` are those of the workers that have something to add; the tree has these."""
         self.serial, self.number = serial, number
-        self.ranks: Sequence[Rank] = sorted(layouts)
-        self._children = self._branches(-1)
+        self._tree = heap(sorted(layouts)) if tree is None else tree
+        self._children = self._tree[MASTER]
         self._layout = _union(layouts)
         self.sums: Sums = {name: np.zeros(shape, np.int64) for name, shape in self._layout}
         self._total = Chunks(self.sums, self._layout)
@@ -185,21 +212,13 @@ class Root:
         """Whether every chunk has arrived from every child."""
         return self._missing == 0
 
-    def _branches(self, position: int) -> tuple[Rank, ...]:
-        # Worker positions 0, 1, 2.. are a heap under rank 0, which stands at position -1.
-        first = (position + 1) * FAN_IN
-        return tuple(self.ranks[first : first + FAN_IN])
-
     def start(self) -> list[Send]:
         """Tell every worker its place."""
-        parent = dict.fromkeys(self._children, 0)
-        orders = []
-        for position, rank in enumerate(self.ranks):
-            children = self._branches(position)
-            parent.update(dict.fromkeys(children, rank))
-            order = Reduce(self.serial, self.number, parent[rank], children, self._layout)
-            orders.append(Send(rank, order))
-        return orders
+        return [
+            Send(child, Reduce(self.serial, self.number, rank, self._tree[child], self._layout))
+            for rank, children in self._tree.items()
+            for child in children
+        ]
 
     def add(self, child: Rank, message: Partial) -> list[Send]:
         """A chunk from one of rank 0's children."""

@@ -16,6 +16,7 @@ from mpipar.runtime.compute import Engine
 from mpipar.runtime.depot import memory_name
 from mpipar.runtime.ending import kill_processes
 from mpipar.runtime.environment import patience, wants_fault_tolerance
+from mpipar.runtime.links import Waits
 from mpipar.runtime.messages import (
     MASTER,
     Beat,
@@ -97,6 +98,7 @@ class _Service:
         self._report_seconds = report_seconds(transport.size)
         self._parted = False
         self._reason = ""
+        self._waits = Waits(self._patience)
         self._ages: dict[Running, float] = {}  # seconds for which tasks have been seen to run
 
     def run(self) -> Departure:
@@ -208,6 +210,7 @@ class _Service:
             raise _OrphanedError
         if now - self._spoke > self._beat_seconds:
             self._send(MASTER, Beat(worker.run.serial))
+        self._perform(engine, self._waits.pass_time(worker, seconds))
         if worker.run.timeout is not None:
             self._find_overdue(worker.run, engine, seconds)
 

@@ -56,6 +56,7 @@ class Deque:
         self.given: dict[int, tuple[Rank, Task]] = {}  # handed to a thief in this run
         self.thief = Thief.SATED
         self.victim: Rank | None = None  # while ASKING
+        self.asked = 0  # victims so far
         self.seen = 0  # assignments received: one per Place and per Granted
         self._waiting: list[tuple[Rank, StealRequest]] = []  # thieves that came before Place
         self._dice = dice
@@ -128,6 +129,7 @@ class Deque:
         if self.thief is not Thief.HUNGRY:
             return []
         self.thief, self.victim = Thief.ASKING, message.victim
+        self.asked += 1
         return [Send(message.victim, StealRequest(self.serial, message.share))]
 
     def loot(self, victim: Rank, reply: StealReply) -> list[Send]:

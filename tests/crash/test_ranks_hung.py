@@ -9,6 +9,7 @@ import json
 import os
 import signal
 import sys
+import time
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
@@ -98,13 +99,13 @@ def test_all_workers_stopped_is_a_requeue() -> None:
     assert "and no worker is left; resume the run to go on" in done.stdout.splitlines()[-1]
 
 
-def start_on_nodes(nodes: Nodes, runs: int) -> tuple[refining.Job, dict[int, int]]:
+def start_on_nodes(nodes: Nodes, runs: int, **more: str) -> tuple[refining.Job, dict[int, int]]:
     """The same on three nodes, one rank on each."""
     program = [sys.executable, "-m", "tests.support.summing", str(runs)]
     hosts = ["--hostfile", str(nodes.hostfile(1)), "--prtemca", "plm_ssh_agent", str(nodes.agent)]
     start = [*nodes.on("m0"), str(refining.MPIRUN), *FAULT_TOLERANT, *hosts]
     line = [*start, "-n", "3", *program]
-    job = refining.Job([], line=line, env={"MPIPAR_PATIENCE": "3"})
+    job = refining.Job([], line=line, env={"MPIPAR_PATIENCE": "3", **more})
     assert job.process.stdout is not None
     processes = json.loads(job.process.stdout.readline())
     return job, {int(rank): process for rank, process in processes.items()}
@@ -136,3 +137,21 @@ def test_job_ends_although_a_node_stays_cut_off(tmp_path: Path) -> None:
             assert told(job) == "all right\n"
             with refining.patience(LIMIT):
                 job.process.wait(LIMIT)  # killed: the daemon on m2 never answers it
+
+
+@pytest.mark.skipif(bool(unable()), reason=unable())
+@pytest.mark.skipif(not tolerates_faults(), reason="no fault tolerance here")
+def test_workers_that_do_not_reach_each_other_cost_one_of_them(tmp_path: Path) -> None:
+    """Rank 1 steals from rank 2, which is slow, until the answers get lost."""
+    with Nodes(tmp_path / "nodes", 3) as nodes:
+        job, processes = start_on_nodes(nodes, runs=5, MPIPAR_SLOW="2:6", MPIPAR_SHUFFLE="1")
+        with job:
+            time.sleep(1.2)
+            nodes.lose_what_is_sent("m2", "m1")
+            lost = (
+                f"rank 2 on m2 (process {processes[2]}) is lost: it and rank 1 on m1 do not reach"
+            )
+            assert told(job).startswith(lost)
+            done = job.finish(LIMIT)
+            assert leaves_nothing(job)
+    assert (done.returncode, done.stdout.splitlines()[-1]) == (0, "all right"), done

@@ -7,6 +7,7 @@ chooses what happens next, so any order of events can be had, and had again.
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -26,6 +27,7 @@ from mpipar.runtime.compute import (
     Prepared,
     Trouble,
 )
+from mpipar.runtime.links import Waits, who_leaves
 from mpipar.runtime.master import Master
 from mpipar.runtime.messages import (
     MASTER,
@@ -35,6 +37,7 @@ from mpipar.runtime.messages import (
     Message,
     NeedArrays,
     Send,
+    Unreachable,
     Welcome,
 )
 from mpipar.runtime.reduction import check_sums
@@ -49,6 +52,8 @@ if TYPE_CHECKING:
 
 FORGIVING = Policy(deaths=1000)
 """However many ranks die, it is no task's fault."""
+PATIENT_TICKS = 20
+"""In so many, all patience ends."""
 STEPS = 100_000
 """More than any run of a test needs; a run that takes more has hung in a circle."""
 
@@ -115,7 +120,7 @@ class Threads:
 class Cluster:
     """One master, `workers` workers, and everything that is between them."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - by name, each with a default
         self,
         workers: int,
         *,
@@ -124,15 +129,22 @@ class Cluster:
         shuffle: int | None = None,
         hosts: int = 1,
         blind: Collection[int] = (),
+        broken: Collection[tuple[int, int]] = (),
+        patience: float = math.inf,
     ) -> None:
-        """Ranks are dealt out to hosts; `blind` ones cannot map what others have lodged there."""
+        """Ranks are dealt out to hosts; `blind` ones cannot map what others have lodged there.
+
+        What one rank of a `broken` pair sends to the other does not arrive, either way.
+        """
         knobs = Knobs(shuffle=shuffle)
         self.welcome = welcome = Welcome(threads, cache_bytes, knobs, 1.0)
         self.newest = workers
         self.expected = 0  # workers that rank 0 believes may still come
         ranks = range(1, workers + 1)
-        names = {rank: f"host {rank % hosts}" for rank in range(workers + 1)}
-        self.master = Master(ranks, threads=threads, knobs=knobs, hosts=names)
+        self.names = names = {rank: f"host {rank % hosts}" for rank in range(workers + 1)}
+        self.master = Master(ranks, threads=threads, knobs=knobs, hosts=names, patience=patience)
+        self.broken = {*broken, *((b, a) for a, b in broken)}
+        self.waits = {rank: Waits(patience) for rank in ranks}
         self.blind = blind
         self.welcome = welcome
         self.workers = {rank: Worker(rank, welcome) for rank in ranks}
@@ -179,6 +191,8 @@ class Cluster:
             self._post(MASTER, self.master.handle(source, message))
             while (block := self.master.files.next_read()) is not None:
                 self.reading.append(block)
+            if isinstance(message, Unreachable):
+                self._part(source, message.rank)
         elif target in self.workers and self._is_unreadable(source, target, message):
             self._post(target, [Send(MASTER, NeedArrays(message.serial, source))])
         elif target in self.workers:
@@ -189,6 +203,12 @@ class Cluster:
         if not isinstance(message, Begin) or message.plain or target not in self.blind:
             return False
         return is_neighbour(source, target, message.tree)
+
+    def _part(self, rank: int, other: int) -> None:
+        """Give up one of two workers, as the loop does."""
+        if {rank, other} <= self.workers.keys():
+            hosts = {each: self.names[each] for each in self.master.ranks}
+            self.lose(who_leaves(rank, other, hosts))
 
     def work(self, rank: int, position: int = 0, *, fails: bool = False) -> None:
         """Let a compute thread carry out one of the orders that the threads may be at."""
@@ -208,6 +228,9 @@ class Cluster:
 
     def tick(self, seconds: float = 10.0) -> None:
         self._post(MASTER, self.master.tick(seconds))
+        for rank, worker in self.workers.items():
+            if rank in self.waits:
+                self._post(rank, self.waits[rank].pass_time(worker, seconds))
 
     def die(self, rank: int, dice: random.Random | None = None) -> None:
         """A worker dies. What it has sent may still arrive; with dice, only the first of it."""
@@ -268,8 +291,12 @@ class Cluster:
                 if self.unnoticed:
                     self.notice()
                     continue
-                self.tick()
-                assert self.busy_wires() or self.reading or run.over, "the cluster has hung"
+                for _ in range(PATIENT_TICKS if self.broken else 1):
+                    self.tick()
+                    if self.busy_wires() or self.reading or run.over:
+                        break
+                else:
+                    raise AssertionError("the cluster has hung")
         raise AssertionError(f"no end after {STEPS} steps")
 
     # What must always be true
@@ -297,6 +324,8 @@ class Cluster:
 
     def _post(self, source: int, sends: Iterable[Send]) -> None:
         for send in sends:
+            if (source, send.rank) in self.broken:
+                continue
             if send.rank == MASTER or send.rank in self.workers:
                 self.wires.setdefault((source, send.rank), deque()).append(send.message)
 

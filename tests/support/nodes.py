@@ -124,6 +124,13 @@ class Nodes:
         """Pull the node's cable: nobody is told."""
         _ip("link", "set", self._cable(name), "down")
 
+    def lose_what_is_sent(self, source: str, target: str) -> None:
+        """From now on nothing that one node sends to the other arrives; nobody is told."""
+        nowhere = ("lladdr", "02:00:00:00:00:01", "dev", "eth0", "nud", "permanent")
+        inside = ["nsenter", "-t", str(self._holders[source].pid), "-n"]
+        words = ("neigh", "replace", self._address(target), *nowhere)
+        subprocess.run([*inside, "ip", *words], check=True)
+
     def mend(self, name: str) -> None:
         """Plug it in again."""
         _ip("link", "set", self._cable(name), "up")
