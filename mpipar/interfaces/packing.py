@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import numpy as np
 
+from mpipar.runtime.codec import reduce_array
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
@@ -33,17 +35,13 @@ class _Reducers(dict[type, Any]):
 
 
 def _reduce_array(array: Any) -> Any:
-    """Make it contiguous first: pickle copies any other array into its own stream.
+    """Make it writable first, because what is read back from a read-only buffer is read-only, too.
 
-    And writable, because what is read back from a read-only buffer is read-only as well; elsewhere
-    an array that was pickled and read back can be written to.
+    Elsewhere an array that was pickled and read back can be written to.
     """
-    if not array.dtype.hasobject:
-        if not array.flags.forc:
-            array = np.ascontiguousarray(array)
-        elif not array.flags.writeable:
-            array = array.copy(order="K")
-    return array.__reduce_ex__(5)
+    if not array.flags.writeable and not array.dtype.hasobject:
+        array = array.copy(order="K")
+    return reduce_array(array)
 
 
 class _Pickler(pickle.Pickler):

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
-from mpipar.runtime.codec import decode, encode, large_sizes
+from mpipar.runtime.codec import Frame, decode, encode, large_sizes
 
 if TYPE_CHECKING:
     import socket
@@ -24,7 +24,7 @@ LENGTH = struct.Struct("<q")
 AT_ONCE = 1 << 17
 """Bytes asked for at a time, where no large buffer is being filled."""
 
-Buffer: TypeAlias = "bytearray | memoryview"
+Buffer: TypeAlias = "bytes | bytearray | memoryview"
 Packet: TypeAlias = "tuple[bytearray, list[NDArray[np.uint8]]]"
 """A message that has arrived; `unpack` makes it, and may raise what its pickle raises."""
 
@@ -32,8 +32,20 @@ Packet: TypeAlias = "tuple[bytearray, list[NDArray[np.uint8]]]"
 def pack(message: object) -> list[Buffer]:
     """Return what is to be written, in this order."""
     frame, large = encode(message)
-    frame[:0] = LENGTH.pack(len(frame))
-    return [frame, *large]
+    return [*enclosed(frame), *large]
+
+
+def enclosed(frame: Frame, tail: bytes = b"") -> list[Buffer]:
+    """Return what is to be written of a frame, with a tail: how long they are, and they themselves.
+
+    In one piece if it is small. The frame must not be used any more.
+    """
+    head = LENGTH.pack(len(frame) + len(tail))
+    if not isinstance(frame, bytearray):
+        return [head, frame, tail] if tail else [head, frame]
+    frame[:0] = head
+    frame += tail
+    return [frame]
 
 
 def unpack(packet: Packet) -> Any:

@@ -15,7 +15,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any, Final
 
 from mpipar.runtime import codec
-from mpipar.runtime.framing import LENGTH, Reader
+from mpipar.runtime.framing import Reader, enclosed
 from mpipar.runtime.messages import Stop
 from mpipar.runtime.transport import UnsendableError
 
@@ -43,9 +43,7 @@ def pack(destination: Rank, source: Rank, message: Message) -> list[Buffer]:
         raise UnsendableError(
             f"{name} for rank {destination} cannot be pickled: {error}"
         ) from error
-    frame += _ROUTE.pack(destination, source)
-    frame[:0] = LENGTH.pack(len(frame))
-    return [frame, *large]
+    return [*enclosed(frame, _ROUTE.pack(destination, source)), *large]
 
 
 def route(packet: Packet) -> tuple[Rank, Rank]:

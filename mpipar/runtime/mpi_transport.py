@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from mpi4py import MPI
 
+from mpipar.runtime import codec
 from mpipar.runtime.messages import MASTER, Bye, Stop
 from mpipar.runtime.mpi_wire import FRAME, Incoming, Outgoing, is_over, take_complete
 from mpipar.runtime.transport import Backoff, UnsendableError
@@ -179,13 +180,13 @@ class MpiTransport:
             if matched is None:
                 return
             source = status.Get_source() if rank is None else rank
-            frame = bytearray(status.Get_count(MPI.BYTE))
+            frame = codec.blank(status.Get_count(MPI.BYTE))
             try:
                 self._take_frame(source, frame, matched)
             except MPI.Exception as error:
                 self._suspect(source, error)
 
-    def _take_frame(self, source: Rank, frame: bytearray, matched: MPI.Message) -> None:
+    def _take_frame(self, source: Rank, frame: codec.Frame, matched: MPI.Message) -> None:
         self._unheard.discard(source)
         requests = []
         if len(frame) <= WAIT_FOR_FRAME and not self._fault_tolerant:

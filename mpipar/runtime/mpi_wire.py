@@ -36,7 +36,7 @@ class Outgoing:
     def post(self, end: End, message: object) -> None:
         """Hand a message to MPI."""
         frame, large = codec.encode(message)
-        pieces: list[tuple[bytearray | memoryview, int]] = [(frame, FRAME)]
+        pieces: list[tuple[codec.Frame, int]] = [(frame, FRAME)]
         for view in large:
             pieces += [(view[at : at + PIECE], BUFFER) for at in range(0, len(view), PIECE)]
         communicator, there = end
@@ -56,7 +56,7 @@ class Outgoing:
 class Incoming:
     """A message of which parts may still be on their way."""
 
-    frame: bytearray
+    frame: codec.Frame
     requests: list[MPI.Request]
     large: list[NDArray[np.uint8]] = field(default_factory=list)
     posted: bool = False  # whether the receives of `large` have been posted

@@ -44,10 +44,10 @@ if TYPE_CHECKING:
     from mpipar.runtime.transport import Transport
     from mpipar.runtime.worker import Action
 
-REPORT_BYTES = 1 << 20
-"""Results go in messages of about this size, and no task begins while several wait to leave: fresh
-memory costs more than what is done with it."""
-CONGESTED_BYTES = 4 * REPORT_BYTES
+REPORT_BYTES = 1 << 17
+"""Results go in messages of about this size: it fits into the processors' caches."""
+CONGESTED_BYTES = 1 << 22
+"""No task begins while so much waits to leave: fresh memory costs more than its use."""
 LAST_TASK_SECONDS = 1.0
 FLUSH_SECONDS = 5.0
 CRASH_EXIT = 70

@@ -116,3 +116,24 @@ def test_what_was_read_can_be_sent_on(size):
     payload = {"buffers": (pickle.PickleBuffer(data.tobytes()), pickle.PickleBuffer(data))}
     again = there_and_back(there_and_back(payload))
     assert [bytes(buffer) for buffer in again["buffers"]] == 2 * [data.tobytes()]
+
+
+# numpy itself makes some others native when they are pickled
+TYPES = (hnp.scalar_dtypes() | hnp.array_dtypes()).map(lambda kind: kind.newbyteorder("="))
+
+
+@given(hnp.arrays(TYPES, hnp.array_shapes(min_dims=0, min_side=0)))
+def test_arrays_of_any_type_come_back_as_they_were(array):
+    views = array, array.T, array[..., :1] if array.ndim else array
+    for view, found in zip(views, there_and_back(views), strict=True):
+        assert (found.dtype, found.shape) == (view.dtype, view.shape)
+        assert found.tobytes() == view.tobytes()
+        assert found.flags.writeable
+        if view.flags.forc:
+            assert found.flags.f_contiguous == view.flags.f_contiguous
+
+
+def test_what_a_type_says_beyond_its_name_is_kept():
+    noted = np.dtype(np.float32, metadata={"unit": "A"})
+    (found,) = there_and_back((np.zeros(3, noted),))
+    assert found.dtype.metadata == {"unit": "A"}
