@@ -171,7 +171,7 @@ def test_command_ends_with_its_worker_and_runs_again_on_another(here: Here) -> N
     with here.job(3) as job:
         refining.wait_until(lambda: len(here.traced()) > 1, job)
         victim = int(here.traced()[0])
-        assert list(running(LONG))
+        refining.wait_until(lambda: bool(list(running(LONG))), job)
         (here.folder / "again").touch()
         os.kill(ranks_of(job)[victim], signal.SIGKILL)
         wait_until_none_runs(LONG)
