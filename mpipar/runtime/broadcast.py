@@ -64,24 +64,29 @@ class Routes:
         """`hosts`: ranks, the master included, that say the same have their memory in common."""
         self._hosts = dict(hosts)
         self._blind: set[tuple[Rank, Rank]] = set()  # the first cannot map what the second lends
-        self._unreached: set[Rank] = set()  # it has not come to them over other ranks
+        self._unreached: set[Rank] = set()  # it has not come to them over other hosts
+        self._trees: list[Groups] = []  # of the run under way: first the one under rank 0
 
     def groups(self, workers: Iterable[Rank]) -> tuple[tuple[Rank, ...], ...]:
         """Return workers host by host, as `grouped` does."""
         return grouped(workers, self._hosts, {rank for rank, _ in self._blind})
 
-    def tree(self, workers: Iterable[Rank]) -> tuple[tuple[Rank, ...], ...]:
-        """Return the groups of those that Begin reaches over other ranks."""
-        return self.groups(rank for rank in workers if rank not in self._unreached)
+    def plan(self, workers: Iterable[Rank]) -> tuple[tuple[Rank, ...], ...]:
+        """Return the tree of a new run; a host that Begin has missed before has one of its own."""
+        own, *others = self.groups(workers)
+        missed = [group for group in others if not self._unreached.isdisjoint(group)]
+        tree = (own, *(group for group in others if group not in missed))
+        self._trees = [tree, *((group,) for group in missed)]
+        return tree
 
     def start(self, begin: Begin) -> list[Send]:
-        """Send Begin down its tree, and directly to those who are not in it."""
+        """Send Begin down its tree, and directly to the hosts that are not in it."""
         sends = [Send(rank, begin) for rank in children_of(MASTER, begin.tree)]
-        return sends + [self.alone(begin, rank) for rank in sorted(self._unreached)]
+        return sends + [Send(tree[0][0], _within(begin, tree)) for tree in self._trees[1:]]
 
     def alone(self, begin: Begin, rank: Rank) -> Send:
-        """Send Begin to a worker that is not in the tree."""
-        return Send(rank, replace(begin, tree=((rank,),), plain=True))
+        """Send Begin to a worker that is in no tree."""
+        return Send(rank, replace(_within(begin, ((rank,),)), plain=True))
 
     def answer(
         self, begin: Begin, source: Rank, message: NeedArrays, workers: Collection[Rank]
@@ -91,9 +96,23 @@ class Routes:
             self._unreached.add(source)
         elif message.lender in (MASTER, *workers):  # else it is dead, which explains it
             self._blind.add((source, message.lender))
-        return Send(source, replace(begin, plain=True))
+        return Send(source, replace(_within(begin, self._tree_of(source)), plain=True))
 
     def rank_lost(self, rank: Rank) -> None:
         """A worker is lost."""
         self._blind = {pair for pair in self._blind if rank not in pair}
         self._unreached.discard(rank)
+
+    def adopt(self, begin: Begin, lost: Rank, alive: Collection[Rank]) -> list[Send]:
+        """Send Begin to those who may still be waiting for a lost rank to pass it on."""
+        tree = self._tree_of(lost)
+        orphans = [rank for rank in children_of(lost, tree) if rank in alive]
+        return [Send(orphan, _within(begin, tree)) for orphan in orphans]
+
+    def _tree_of(self, rank: Rank) -> Groups:
+        of_rank = (tree for tree in self._trees if any(rank in group for group in tree))
+        return next(of_rank, ((rank,),))
+
+
+def _within(begin: Begin, tree: Groups) -> Begin:
+    return replace(begin, tree=tuple(map(tuple, tree)))

@@ -2,7 +2,7 @@
 
 What a worker awaits of another one may then never come, and nobody is silent towards rank 0:
 
-    Begin, of the parent in the tree     the worker asks rank 0 for it; from then on it comes thence
+    Begin, of the parent in the tree     it asks rank 0, which from then on sends it to its host
     a block, of a former victim          the worker asks rank 0 for it
     the answer to a steal                Unreachable: one of the two leaves, for tasks may be lost
     a part of the sum, in either way     rank 0 begins again, with trees within hosts (`master.py`)
@@ -73,7 +73,7 @@ def _awaited(worker: Worker) -> Iterator[Wait]:
     if run is None:
         return
     if not run.begun:
-        yield Wait("begin", worker.rank, run.serial)
+        yield Wait("begin", worker.rank, 0)  # the same in every run until one has begun
     if run.deque.thief is Thief.ASKING and run.deque.victim is not None:
         yield Wait("steal", run.deque.victim, run.deque.asked)
     for block, rank in worker.fetching.items():
@@ -84,7 +84,7 @@ def _awaited(worker: Worker) -> Iterator[Wait]:
 def _give_up(worker: Worker, wait: Wait) -> Send:
     assert worker.run is not None
     if wait.kind == "begin":
-        return Send(MASTER, NeedArrays(wait.number, worker.rank))
+        return Send(MASTER, NeedArrays(worker.run.serial, worker.rank))
     if wait.kind == "block":
         worker.fetching[wait.number] = MASTER
         return Send(MASTER, BlockRequest(worker.generation, wait.number))

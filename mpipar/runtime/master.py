@@ -21,7 +21,7 @@ from enum import Enum, auto
 from typing import TYPE_CHECKING, Any
 
 from mpipar.errors import MpiparError, ProtocolError, RequeueError, TaskFailedError
-from mpipar.runtime.broadcast import Routes, children_of
+from mpipar.runtime.broadcast import Routes
 from mpipar.runtime.fileserver import FileServer
 from mpipar.runtime.links import LONG
 from mpipar.runtime.messages import (
@@ -144,7 +144,7 @@ class Master:
     ) -> list[Send]:
         """Start a run; the one before must be over. If it is not sealed, tasks can be added."""
         self._serial += 1
-        tree = self._routes.tree(self.ranks)
+        tree = self._routes.plan(self.ranks)
         begin = Begin(self._serial, self.files.generation, stage, shared, tree, policy, self._plain)
         scheduler = Scheduler(
             self._serial,
@@ -384,8 +384,7 @@ class Master:
             self.nobody_comes()
             return sends
         # Its children in the broadcast tree may still be waiting for it to pass Begin on.
-        orphans = [r for r in children_of(rank, run.begin.tree) if r in self._alive]
-        sends += [Send(orphan, run.begin) for orphan in orphans]
+        sends += self._routes.adopt(run.begin, rank, self._alive)
         sends += run.scheduler.rank_lost(rank)
         self._note_failures(run, rank)
         run.phase = Phase.PLACING

@@ -51,18 +51,27 @@ def test_of_two_hosts_that_are_apart_one_stays_whole(seed):
     assert hosts.count("host 1") == 3
 
 
-def test_who_has_missed_begin_gets_it_from_rank_0_ever_after():
-    cluster = Cluster(WORKERS, hosts=6, broken=[(1, 4)], patience=PATIENCE)
-    for is_known in (False, True):
+def hear(cluster, rank):
+    """What rank 0 has said to a worker comes, its Place too, before others have run all."""
+    while cluster.wires[0, rank]:
+        cluster.deliver((0, rank))
+
+
+def test_host_that_has_missed_begin_gets_it_from_rank_0_ever_after():
+    """Ranks 4 and 10 are on a host that Begin reaches over rank 1."""
+    cluster = Cluster(12, hosts=6, broken=[(1, 4)], patience=PATIENCE)
+    for is_known in (False, True, True):
         run = cluster.begin(Ledger(TASKS), make_tasks(TASKS, with_blocks=False))
-        assert any(isinstance(each, Begin) for each in cluster.wires[0, 4]) is is_known
-        cluster.deliver((0, 4))  # its Place, or else others may have run all before it waits
-        for _ in range(3):
+        begins = [any(isinstance(m, Begin) for m in cluster.wires[0, rank]) for rank in (4, 10)]
+        assert begins == [is_known, False]
+        hear(cluster, 4)
+        hear(cluster, 10)
+        for _ in range(0 if is_known else 3):
             cluster.tick()
         cluster.finish(run, random.Random(1))
         check(run, TASKS)
         cluster.end()
-    assert len(cluster.workers) == WORKERS, "nobody had to steal from the other"
+    assert len(cluster.workers) == 12, "nobody had to steal from the other"
 
 
 @pytest.mark.parametrize("seed", range(5))
