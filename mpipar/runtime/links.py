@@ -38,11 +38,11 @@ LOOKS = 20
 
 
 class Wait(NamedTuple):
-    """Something that is awaited; `number` tells it from an earlier one of its kind."""
+    """Something that is awaited; `which` tells it from an earlier one of its kind."""
 
     kind: str
     rank: Rank
-    number: int
+    which: tuple[int, ...]
 
 
 class Waits:
@@ -73,12 +73,12 @@ def _awaited(worker: Worker) -> Iterator[Wait]:
     if run is None:
         return
     if not run.begun:
-        yield Wait("begin", worker.rank, 0)  # the same in every run until one has begun
+        yield Wait("begin", worker.rank, ())  # the same in every run until one has begun
     if run.deque.thief is Thief.ASKING and run.deque.victim is not None:
-        yield Wait("steal", run.deque.victim, run.deque.asked)
+        yield Wait("steal", run.deque.victim, (run.serial, run.deque.asked))
     for block, rank in worker.fetching.items():
         if rank != MASTER:
-            yield Wait("block", rank, block)
+            yield Wait("block", rank, (block,))
 
 
 def _give_up(worker: Worker, wait: Wait) -> Send:
@@ -86,8 +86,9 @@ def _give_up(worker: Worker, wait: Wait) -> Send:
     if wait.kind == "begin":
         return Send(MASTER, NeedArrays(worker.run.serial, worker.rank))
     if wait.kind == "block":
-        worker.fetching[wait.number] = MASTER
-        return Send(MASTER, BlockRequest(worker.generation, wait.number))
+        (block,) = wait.which
+        worker.fetching[block] = MASTER
+        return Send(MASTER, BlockRequest(worker.generation, block))
     return Send(MASTER, Unreachable(worker.run.serial, wait.rank))
 
 
@@ -98,5 +99,5 @@ def who_leaves(rank: Rank, other: Rank, hosts: Mapping[Rank, str]) -> Rank:
     hosts   of all workers
     """
     count = Counter(hosts.values())
-    first = {host: min(r for r in hosts if hosts[r] == host) for host in count}
+    first = {hosts[each]: each for each in sorted(hosts, reverse=True)}
     return max(rank, other, key=lambda r: (-count[hosts[r]], first[hosts[r]], r))
