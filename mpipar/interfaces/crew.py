@@ -285,10 +285,11 @@ class Crew:
             contexts = list(self._contexts.values())
             self._ready.clear()
             self._lock.notify_all()
-        for _, bundle in flying.values():
+        for context, bundle in flying.values():
             self._touched[bundle.feed] = None
             for key in bundle.keys:
                 bundle.feed.answered(key, Broken(error))
+            context.landed()
         for context in contexts:
             context.fail(error)
         self._settle()

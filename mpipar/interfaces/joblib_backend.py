@@ -32,18 +32,13 @@ class JoblibBackend(ParallelBackendBase):  # type: ignore[misc]  # joblib is not
         self._executor: Executor | None = None
 
     def effective_n_jobs(self, n_jobs: int | None) -> int:
-        """Return how many of `n_jobs` calls can run at once; n_jobs below 0 means all workers."""
+        """Return how many of `n_jobs` calls can run at once; -1: all workers, -2: all but one."""
         if n_jobs == 0:
             raise ValueError("n_jobs == 0 in Parallel has no meaning")
         workers = self._open().num_workers
-        if n_jobs is None or n_jobs < 0:
-            return max(1, workers + 1 + (-1 if n_jobs is None else n_jobs))
-        return min(n_jobs, workers)
-
-    def configure(self, n_jobs: int = 1, parallel: Any = None, **_: Any) -> int:
-        """Get ready for the calls of one `Parallel`."""
-        self.parallel = parallel
-        return self.effective_n_jobs(n_jobs)
+        if n_jobs is None:
+            return workers
+        return min(n_jobs, workers) if n_jobs > 0 else max(1, workers + 1 + n_jobs)
 
     def submit(
         self, func: Callable[[], Any], callback: Callable[[Future[Any]], None] | None = None

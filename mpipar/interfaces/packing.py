@@ -39,8 +39,9 @@ def _reduce_array(array: Any) -> Any:
 
     Elsewhere an array that was pickled and read back can be written to.
     """
-    if not array.flags.writeable and not array.dtype.hasobject:
-        array = array.copy(order="K")
+    flags = array.flags
+    if flags.forc and not flags.writeable and not array.dtype.hasobject:
+        array = array.copy(order="K")  # of any other a copy is made anyway
     return reduce_array(array)
 
 

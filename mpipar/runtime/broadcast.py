@@ -16,7 +16,7 @@ from mpipar.runtime.messages import MASTER, Begin, NeedArrays, Rank, Send
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping, Sequence
 
-Groups: TypeAlias = "Sequence[Sequence[Rank]]"
+Groups: TypeAlias = tuple[tuple[Rank, ...], ...]
 
 _T = TypeVar("_T")
 
@@ -25,7 +25,7 @@ FAN_OUT = 3
 
 def grouped(
     workers: Iterable[Rank], hosts: Mapping[Rank, str], alone: Collection[Rank] = ()
-) -> tuple[tuple[Rank, ...], ...]:
+) -> Groups:
     """Return the ranks host by host, rank 0's host first and it first of all.
 
     A rank that is `alone`, or whose host is not known, is taken for a host of its own.
@@ -42,14 +42,15 @@ def children_of(rank: Rank, groups: Groups) -> tuple[Rank, ...]:
     for number, group in enumerate(groups):
         if rank in group:
             position = group.index(rank)
-            others = _below(number, groups) if position == 0 else ()
-            return (*(other[0] for other in others), *_below(position, group))
+            others = below(number, groups, FAN_OUT) if position == 0 else ()
+            return (*(other[0] for other in others), *below(position, group, FAN_OUT))
     return ()
 
 
-def _below(position: int, heap: Sequence[_T]) -> Sequence[_T]:
-    first = position * FAN_OUT + 1
-    return heap[first : first + FAN_OUT]
+def below(position: int, heap: Sequence[_T], fan: int) -> tuple[_T, ...]:
+    """Return the children of what stands at a position of a heap."""
+    first = position * fan + 1
+    return tuple(heap[first : first + fan])
 
 
 def is_neighbour(rank: Rank, other: Rank, groups: Groups) -> bool:
@@ -65,28 +66,27 @@ class Routes:
         self._hosts = dict(hosts)
         self._blind: set[tuple[Rank, Rank]] = set()  # the first cannot map what the second lends
         self._unreached: set[Rank] = set()  # it has not come to them over other hosts
-        self._trees: list[Groups] = []  # of the run under way: first the one under rank 0
+        self._apart: list[Groups] = []  # trees of hosts that are not in Begin's, in this run
 
-    def groups(self, workers: Iterable[Rank]) -> tuple[tuple[Rank, ...], ...]:
+    def groups(self, workers: Iterable[Rank]) -> Groups:
         """Return workers host by host, as `grouped` does."""
         return grouped(workers, self._hosts, {rank for rank, _ in self._blind})
 
-    def plan(self, workers: Iterable[Rank]) -> tuple[tuple[Rank, ...], ...]:
+    def plan(self, workers: Iterable[Rank]) -> Groups:
         """Return the tree of a new run; a host that Begin has missed before has one of its own."""
         own, *others = self.groups(workers)
         missed = [group for group in others if not self._unreached.isdisjoint(group)]
-        tree = (own, *(group for group in others if group not in missed))
-        self._trees = [tree, *((group,) for group in missed)]
-        return tree
+        self._apart = [(group,) for group in missed]
+        return (own, *(group for group in others if group not in missed))
 
     def start(self, begin: Begin) -> list[Send]:
         """Send Begin down its tree, and directly to the hosts that are not in it."""
         sends = [Send(rank, begin) for rank in children_of(MASTER, begin.tree)]
-        return sends + [Send(tree[0][0], _within(begin, tree)) for tree in self._trees[1:]]
+        return sends + [Send(tree[0][0], replace(begin, tree=tree)) for tree in self._apart]
 
     def alone(self, begin: Begin, rank: Rank) -> Send:
         """Send Begin to a worker that is in no tree."""
-        return Send(rank, replace(_within(begin, ((rank,),)), plain=True))
+        return Send(rank, replace(begin, tree=((rank,),), plain=True))
 
     def answer(
         self, begin: Begin, source: Rank, message: NeedArrays, workers: Collection[Rank]
@@ -96,7 +96,7 @@ class Routes:
             self._unreached.add(source)
         elif message.lender in (MASTER, *workers):  # else it is dead, which explains it
             self._blind.add((source, message.lender))
-        return Send(source, replace(_within(begin, self._tree_of(source)), plain=True))
+        return Send(source, replace(begin, tree=self._tree_of(source, begin), plain=True))
 
     def rank_lost(self, rank: Rank) -> None:
         """A worker is lost."""
@@ -105,14 +105,9 @@ class Routes:
 
     def adopt(self, begin: Begin, lost: Rank, alive: Collection[Rank]) -> list[Send]:
         """Send Begin to those who may still be waiting for a lost rank to pass it on."""
-        tree = self._tree_of(lost)
-        orphans = [rank for rank in children_of(lost, tree) if rank in alive]
-        return [Send(orphan, _within(begin, tree)) for orphan in orphans]
+        begin = replace(begin, tree=self._tree_of(lost, begin))
+        return [Send(rank, begin) for rank in children_of(lost, begin.tree) if rank in alive]
 
-    def _tree_of(self, rank: Rank) -> Groups:
-        of_rank = (tree for tree in self._trees if any(rank in group for group in tree))
-        return next(of_rank, ((rank,),))
-
-
-def _within(begin: Begin, tree: Groups) -> Begin:
-    return replace(begin, tree=tuple(map(tuple, tree)))
+    def _tree_of(self, rank: Rank, begin: Begin) -> Groups:
+        trees = (begin.tree, *self._apart)
+        return next((tree for tree in trees if any(rank in group for group in tree)), ((rank,),))

@@ -87,10 +87,8 @@ class Loop:
             elif self.newcomers is not None:
                 self._greet(self.newcomers, source, message)
             self.send(self.master.handle(source, message))  # type: ignore[arg-type]
-            if isinstance(message, Overdue):
-                self._write_off_overdue(source, message)
-            elif isinstance(message, Unreachable):
-                self._part(source, message)
+            if isinstance(message, Overdue | Unreachable):
+                self._write_off(source, message)
         lost = self.transport.lost()
         for rank in lost:
             self._lose(rank)
@@ -157,17 +155,21 @@ class Loop:
         if run and reason and self.is_deserted:
             run.error = RequeueError(f"{loss}; resume the run to go on")
 
-    def _write_off_overdue(self, rank: Rank, message: Overdue) -> None:
+    def _write_off(self, rank: Rank, message: Overdue | Unreachable) -> None:
+        """A worker of this run says that somebody has to leave."""
         run = self.master.run
-        if run is not None and run.begin.serial == message.serial:
+        if run is None or run.begin.serial != message.serial:
+            return
+        if isinstance(message, Unreachable):
+            self._part(rank, message.rank)
+        else:
             timeout = run.begin.policy.timeout
             self._lose(rank, f"task {message.task} took longer than {timeout:g} s")
 
-    def _part(self, rank: Rank, message: Unreachable) -> None:
+    def _part(self, rank: Rank, other: Rank) -> None:
         """Two workers cannot reach each other: go on without one of them."""
-        run, other = self.master.run, message.rank
         hosts = {each: self._hosts[each].host for each in self.master.ranks}
-        if run and run.begin.serial == message.serial and {rank, other} <= hosts.keys():
+        if {rank, other} <= hosts.keys():
             leaves = who_leaves(rank, other, hosts)
             stays = other if leaves == rank else rank
             self._lose(leaves, f"it and rank {stays} on {hosts[stays]} do not reach each other")

@@ -308,8 +308,9 @@ class Master:
         if not run.layouts:
             return self._bank(run, None)
         run.phase, run.waited = Phase.REDUCING, 0.0
-        groups = self._routes.groups(sorted(run.layouts))
-        tree = heaps_of_hosts(groups) if self._within_hosts else None
+        tree = None
+        if self._within_hosts:
+            tree = heaps_of_hosts(self._routes.groups(sorted(run.layouts)))
         try:
             run.root = Root(run.begin.serial, run.number, run.layouts, tree)
         except MpiparError as error:

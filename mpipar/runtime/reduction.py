@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mpipar.errors import ProtocolError
+from mpipar.runtime.broadcast import below
 from mpipar.runtime.messages import MASTER, Collect, Layout, More, Partial, Rank, Reduce, Send
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from mpipar.runtime.broadcast import Groups
     from mpipar.runtime.stage import Sums
 
 CHUNK = 1 << 18  # elements: 2 MiB
@@ -170,22 +172,17 @@ class Branch:
 def heap(ranks: Sequence[Rank]) -> dict[Rank, tuple[Rank, ...]]:
     """Return who is whose child in the usual tree: the ranks are a heap under rank 0."""
     order = (MASTER, *ranks)
-    return {rank: tuple(_below(at, order)) for at, rank in enumerate(order)}
+    return {rank: below(at, order, FAN_IN) for at, rank in enumerate(order)}
 
 
-def heaps_of_hosts(groups: Sequence[Sequence[Rank]]) -> dict[Rank, tuple[Rank, ...]]:
+def heaps_of_hosts(groups: Groups) -> dict[Rank, tuple[Rank, ...]]:
     """The same in a tree in which ranks speak only to those of their host and to rank 0.
 
     groups   the ranks of each host, as `broadcast.grouped` has them: rank 0's host first
     """
-    tree = {rank: tuple(_below(at, host)) for host in groups for at, rank in enumerate(host)}
+    tree = {rank: below(at, host, FAN_IN) for host in groups for at, rank in enumerate(host)}
     tree[MASTER] += tuple(host[0] for host in groups[1:])
     return tree
-
-
-def _below(position: int, order: Sequence[Rank]) -> Sequence[Rank]:
-    first = position * FAN_IN + 1
-    return order[first : first + FAN_IN]
 
 
 class Root:

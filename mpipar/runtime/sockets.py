@@ -107,7 +107,7 @@ class Hub(End):
                 messages.append((line.rank, unpack(packet)))
             elif destination in self._lines:
                 frame, large = packet
-                head = bytearray(LENGTH.pack(len(frame)))
+                head = LENGTH.pack(len(frame))
                 parts: list[Buffer] = [head, frame, *(array.data for array in large)]
                 self._post(self._lines[destination], parts)
         self._forsake()

@@ -215,6 +215,7 @@ def test_end_of_the_stream_breaks_what_is_under_way_and_what_waits(script):
     assert [type(answer) for answer in caller.take(6)] == [Broken] * 6
     with pytest.raises(ConnectionError):
         caller.submit(functions.square, 1)
+    assert not crew._contexts, "their setups are let go"
     crew._closed = True  # nothing is left to be closed
 
 
