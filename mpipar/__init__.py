@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from mpipar.interfaces.futures import Executor
+    from mpipar.interfaces.executor.executor import Executor
 
 __all__ = ["Executor", "__version__"]
 
@@ -16,9 +16,9 @@ def __getattr__(name: str) -> object:
     """Load the executor when it is first asked for: most commands never do."""
     if name != "Executor":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from mpipar.interfaces import futures
+    from mpipar.interfaces.executor import executor
     from mpipar.launch import interfaces
 
     interfaces.offer_own_workers()
-    globals()[name] = futures.Executor
-    return futures.Executor
+    globals()[name] = executor.Executor
+    return executor.Executor

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mpipar.interfaces.imp import (
+from mpipar.interfaces.imp_parallel.manager import (
     Context,
     Error,
     LocalSlave,

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from joblib import register_parallel_backend
 
-from mpipar.interfaces.joblib_backend import JoblibBackend
+from mpipar.interfaces.executor.joblib_backend import JoblibBackend
 from mpipar.launch import interfaces as _interfaces
 
 __all__ = ["JoblibBackend"]

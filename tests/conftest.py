@@ -12,7 +12,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from mpipar.launch import prepare_process
-from mpipar.runtime import interruption
+from mpipar.runtime.process import signals
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -37,7 +37,7 @@ MPI_WORDS = {"min_size", "max_size"}
 @pytest.fixture(autouse=True)
 def _signals() -> Iterator[None]:
     """A test that plays a worker here would leave pytest, and the tests after it, deaf to ^C."""
-    before = {number: signal.getsignal(number) for number in interruption.SIGNALS}
+    before = {number: signal.getsignal(number) for number in signals.SIGNALS}
     yield
     for number, handler in before.items():
         if signal.getsignal(number) is not handler:

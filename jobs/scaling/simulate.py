@@ -29,14 +29,20 @@ import numpy as np
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from mpipar.runtime.compute import Compute, Computed, Drop, Prepare, Prepared
-from mpipar.runtime.loop import TICK_SECONDS
-from mpipar.runtime.master import Master
-from mpipar.runtime.messages import MASTER, Knobs, Send, Welcome
+from mpipar.runtime.loops.master_loop import TICK_SECONDS
+from mpipar.runtime.machines.master import Master
+from mpipar.runtime.machines.messages import MASTER, Knobs, Send, Welcome
+from mpipar.runtime.machines.orders import (
+    Compute,
+    Computed,
+    Drop,
+    Prepare,
+    Prepared,
+)
+from mpipar.runtime.machines.report_interval import beat_seconds, first_report, report_seconds
+from mpipar.runtime.machines.worker import Worker
 from mpipar.runtime.stage import Stage, Task
-from mpipar.runtime.tempo import beat_seconds, first_report, report_seconds
-from mpipar.runtime.transport import Backoff
-from mpipar.runtime.worker import Worker
+from mpipar.runtime.transports.transport import Backoff
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

@@ -7,8 +7,8 @@ from contextlib import redirect_stdout
 from io import StringIO
 from typing import TYPE_CHECKING, Final
 
-from mpipar.cli import check, refine, run, unlock
-from mpipar.cli import exec as exec_
+from mpipar.cli import check_command, refine_command, run_command, unlock_command
+from mpipar.cli import exec_command as exec_
 from mpipar.cli.outcome import attempt
 from mpipar.cli.parser import command_parser, main_parser, parse_flags, split_rest
 from mpipar.cli.request import Request
@@ -23,11 +23,11 @@ if TYPE_CHECKING:
 __all__ = ["main"]
 
 COMMANDS: Final[dict[str, Command]] = {
-    "refine": refine.COMMAND,
-    "run": run.COMMAND,
+    "refine": refine_command.COMMAND,
+    "run": run_command.COMMAND,
     "exec": exec_.COMMAND,
-    "check": check.COMMAND,
-    "unlock": unlock.COMMAND,
+    "check": check_command.COMMAND,
+    "unlock": unlock_command.COMMAND,
 }
 
 

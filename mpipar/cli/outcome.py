@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Final
 
 from mpipar import __version__
 from mpipar.errors import MpiparError, ProtocolError
-from mpipar.launch.supervision import meant
-from mpipar.runtime.interruption import Meaning, handled, settle
+from mpipar.launch.signal_forwarding import meant
+from mpipar.runtime.process.signals import Meaning, handled, settle
 
 if TYPE_CHECKING:
     from mpipar.launch import Launch

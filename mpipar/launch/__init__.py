@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from mpipar.launch.caches import prepare_process
+from mpipar.launch.launch_environment import Surroundings
 from mpipar.launch.start import Launch, start
-from mpipar.launch.surroundings import Surroundings
 
 __all__ = ["Launch", "Surroundings", "prepare_process", "start"]

@@ -7,10 +7,10 @@ import sys
 from typing import TYPE_CHECKING, Final
 
 from mpipar.errors import LaunchError
-from mpipar.interfaces import crew
+from mpipar.interfaces.calls import registry
+from mpipar.launch.launch_environment import Surroundings
 from mpipar.launch.parallel import Parallel
 from mpipar.launch.start import Launch
-from mpipar.launch.surroundings import Surroundings
 from mpipar.runtime.reports import CANNOT_REPLACE
 
 if TYPE_CHECKING:
@@ -24,8 +24,8 @@ CACHE_BYTES: Final = 1 << 30  # for the setups of contexts, on each worker
 
 def offer_own_workers() -> None:
     """Let interfaces open workers of this process, unless it is known already whose they use."""
-    if not crew.is_installed():
-        crew.install(_open, lambda text, workers: _resolve(text, workers, None))
+    if not registry.is_installed():
+        registry.install(_open, lambda text, workers: _resolve(text, workers, None))
 
 
 def offer_workers_of(here: Launch, settings: ExecSettings) -> None:
@@ -45,10 +45,12 @@ def offer_workers_of(here: Launch, settings: ExecSettings) -> None:
         return _open_world(here, replace_lost=settings.replace_lost)
 
     if here.parallel.kind == "mpi":
-        crew.install(open_world, resolve_in_world, isolate=isolate)
+        registry.install(open_world, resolve_in_world, isolate=isolate)
     else:
         bound = None if asked is None else str(here.parallel)
-        crew.install(_open, lambda text, workers: _resolve(text, workers, bound), isolate=isolate)
+        registry.install(
+            _open, lambda text, workers: _resolve(text, workers, bound), isolate=isolate
+        )
 
 
 def _open_world(here: Launch, *, replace_lost: bool) -> Pool:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final
 from mpipar.errors import LaunchError, UnavailableError, UsageError
 
 if TYPE_CHECKING:
-    from mpipar.launch.surroundings import Surroundings
+    from mpipar.launch.launch_environment import Surroundings
 
 __all__ = ["Launcher", "check_library", "find_launcher", "is_own_mpi"]
 

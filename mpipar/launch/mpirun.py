@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Final, NoReturn
 
 from mpipar.errors import LaunchError
 from mpipar.launch.launchers import find_launcher, is_own_mpi
-from mpipar.launch.supervision import NOTE, supervise
+from mpipar.launch.signal_forwarding import NOTE, supervise
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from mpipar.launch.launch_environment import Surroundings
     from mpipar.launch.launchers import Launcher
     from mpipar.launch.parallel import Parallel
-    from mpipar.launch.surroundings import Surroundings
 
 __all__ = ["FAULT_TOLERANT", "relaunch", "tune_own_mpi"]
 

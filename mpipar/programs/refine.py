@@ -12,11 +12,11 @@ from mpipar.cryoem import reconstruction, symmetry
 from mpipar.cryoem.fourier import filter_shells, largest_radius, lowpass_gain
 from mpipar.cryoem.search_plan import plan_search
 from mpipar.cryoem.symmetry_check import CONVINCING, fitting_setting
-from mpipar.programs import dataset, exports, folder, iteration, saved
+from mpipar.programs import checkpoints, dataset, exports, iteration, run_folder
 from mpipar.programs.convergence import Next, Step, decide
 from mpipar.programs.inputs import RefineInputs, read_inputs
 from mpipar.programs.stages import AlignStage, SpectrumStage
-from mpipar.runtime import interruption
+from mpipar.runtime.process import signals
 from mpipar.runtime.reports import CANNOT_REPLACE
 from mpipar.views.progress import View, duration
 
@@ -109,7 +109,7 @@ def run(settings: RefineSettings, open_pool: OpenPool, view: View) -> None:
     project: Project | None = None
     try:
         if settings.resume:
-            project, settings = folder.reopen(
+            project, settings = run_folder.reopen(
                 settings, settings.path, writer=not settings.check, say=view.say
             )
         symmetry.canonical_name(settings.sym)  # before any file is opened
@@ -120,7 +120,7 @@ def run(settings: RefineSettings, open_pool: OpenPool, view: View) -> None:
         if settings.check:
             view.say("input checked; nothing was written")
             return
-        project = project or folder.create(settings, settings.path)
+        project = project or run_folder.create(settings, settings.path)
         view.say(f"results go to {project.path}")
         pool = open_pool(settings.threads, settings.cache * MEGABYTE)
         if settings.replace_lost and not pool.replace_lost():
@@ -130,7 +130,7 @@ def run(settings: RefineSettings, open_pool: OpenPool, view: View) -> None:
         _refine(session, data, state)
         project.verdict("done", "refinement finished")
     except BaseException as error:
-        folder.give_up(project, error, _kept(project), view.say)
+        run_folder.give_up(project, error, _kept(project), view.say)
         raise
     finally:
         if project is not None:
@@ -177,7 +177,7 @@ def _describe(inputs: RefineInputs, notes: list[str], view: View) -> None:
 def _prepare(session: Session, operators: Any) -> tuple[Dataset, RefineState]:
     """The data set and the state to go on from: the last commit's, or after a first look."""
     settings, inputs, project = session.settings, session.inputs, session.project
-    fingerprint = saved.fingerprint(inputs)
+    fingerprint = checkpoints.fingerprint(inputs)
     cutoff = dataset.lowpass_of(inputs, settings, len(operators))
     lowpassed = filter_shells(
         inputs.model, lowpass_gain(inputs.box, inputs.box * inputs.pixel_size / cutoff)
@@ -188,13 +188,13 @@ def _prepare(session: Session, operators: Any) -> tuple[Dataset, RefineState]:
         f"model filtered to {cutoff:.0f} A"
     )
     if project.commits():
-        constants = saved.load_constants(project, fingerprint)
-        for change in saved.changed_environment(project):
+        constants = checkpoints.load_constants(project, fingerprint)
+        for change in checkpoints.changed_environment(project):
             session.view.say(f"note: the bits may differ from an undisturbed run's: {change}")
-        session.history = saved.load_history(project)
+        session.history = checkpoints.load_history(project)
         session.pool.serve(inputs.stacks.divided(dataset.blocks_of(constants.half)))
         data = dataset.make_dataset(inputs, settings, geometry, operators, constants)
-        return data, saved.load_state(project)
+        return data, checkpoints.load_state(project)
     half = dataset.half_sets(inputs.particles, settings.seed)
     blocks = dataset.blocks_of(half)
     session.pool.serve(inputs.stacks.divided(blocks))
@@ -212,8 +212,8 @@ def _prepare(session: Session, operators: Any) -> tuple[Dataset, RefineState]:
         )
     data = dataset.make_dataset(inputs, settings, geometry, operators, constants)
     state = dataset.first_state(inputs, data, spectra, lowpassed, cutoff)
-    with session.phase("saving"), interruption.postponed():
-        saved.commit_first(project, constants, state, fingerprint)
+    with session.phase("saving"), signals.postponed():
+        checkpoints.commit_first(project, constants, state, fingerprint)
     return data, state
 
 
@@ -222,11 +222,11 @@ def _refine(session: Session, data: Dataset, state: RefineState) -> None:
     settings = session.settings
     maps: Maps | None = None
     while not (following := decide(session.history, settings.iter, settings.targetres)).stop:
-        interruption.check()
+        signals.check()
         state, maps = _iterate(session, data, state, following)
     session.view.say(following.reason)
     with session.phase("writing results"):
-        maps = maps or saved.load_maps(session.project)
+        maps = maps or checkpoints.load_maps(session.project)
         exports.write_all(session.project, session.inputs, session.settings, data, state, maps)
     _summarise(session, maps)
 
@@ -260,8 +260,8 @@ def _iterate(
         state, maps = _solve(data, state, plan, radius, scales, outcome)
     complete = radius == largest_radius(data.geometry.box)
     session.history.append(Step(state.resolution, state.jumped, plan.exhaustive, complete))
-    with session.phase("saving"), interruption.postponed():
-        saved.commit(session.project, state, maps, session.history)
+    with session.phase("saving"), signals.postponed():
+        checkpoints.commit(session.project, state, maps, session.history)
     _report(session, state, plan, outcome, time.monotonic() - started)
     return state, maps
 

@@ -9,13 +9,13 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from mpipar.errors import RequeueError, UnavailableError, UsageError
-from mpipar.runtime import environment, interruption
-from mpipar.runtime.depot import memory_name
-from mpipar.runtime.loop import Loop
-from mpipar.runtime.master import Master
-from mpipar.runtime.messages import MASTER, POLICY, Bye, Hello, Stop, Welcome
-from mpipar.runtime.newcomers import Recruits, Volunteers
-from mpipar.runtime.replacing import Replacer
+from mpipar.runtime.loops.late_workers import Recruits, Volunteers
+from mpipar.runtime.loops.master_loop import Loop
+from mpipar.runtime.loops.respawning import Replacer
+from mpipar.runtime.machines.master import Master
+from mpipar.runtime.machines.messages import MASTER, POLICY, Bye, Hello, Stop, Welcome
+from mpipar.runtime.node_memory.shared_arrays import memory_name
+from mpipar.runtime.process import environment, signals
 from mpipar.runtime.reports import Loss, Outcome, Snapshot, StageStatistics
 from mpipar.runtime.stage import frozen
 from mpipar.runtime.stream import Stream
@@ -26,13 +26,13 @@ if TYPE_CHECKING:
 
     from typing_extensions import Self
 
-    from mpipar.runtime.master import Run
-    from mpipar.runtime.messages import Knobs, Rank
-    from mpipar.runtime.replacing import Starter
+    from mpipar.runtime.loops.respawning import Starter
+    from mpipar.runtime.machines.master import Run
+    from mpipar.runtime.machines.messages import Knobs, Rank
     from mpipar.runtime.reports import Gain
     from mpipar.runtime.stage import BlockSource, Policy, Stage, Task
     from mpipar.runtime.stream import StreamClient
-    from mpipar.runtime.transport import Transport
+    from mpipar.runtime.transports.transport import Transport
 
 WATCH_SECONDS = 0.1
 PARTING_SECONDS = 5.0
@@ -253,7 +253,7 @@ class Pool:
     def _wait(self, run: Run, start: float, watch: Callable[[Snapshot], None] | None) -> None:
         shown = start
         while not run.over:
-            interruption.check()
+            signals.check()
             self._transport.pause(moved=self._loop.turn())
             now = time.monotonic()
             if watch is not None and now - shown >= WATCH_SECONDS:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from mpipar.runtime.messages import Hello, Rank
+    from mpipar.runtime.machines.messages import Hello, Rank
     from mpipar.runtime.stage import Sums
 
 

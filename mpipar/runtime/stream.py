@@ -6,13 +6,13 @@ import threading
 import time
 from typing import TYPE_CHECKING, Any, Protocol
 
-from mpipar.runtime import interruption
+from mpipar.runtime.process import signals
 from mpipar.runtime.reports import Snapshot
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from mpipar.runtime.loop import Loop
+    from mpipar.runtime.loops.master_loop import Loop
     from mpipar.runtime.stage import Task
 
 AHEAD_SECONDS = 0.02
@@ -95,7 +95,7 @@ class Stream:
         loop, run = self._loop, self._run
         try:
             while not run.over and not self._aborting:
-                interruption.check()
+                signals.check()
                 moved = loop.turn()
                 moved = self._deliver() or moved
                 moved = self._supply() or moved

@@ -7,7 +7,16 @@ import socket
 from typing import TYPE_CHECKING
 
 from mpipar.errors import MpiparError, ProjectLockedError
-from mpipar.store import checkpoint, durable, epoch, evidence, history, schema, segments, takeover
+from mpipar.store import (
+    durable,
+    epoch,
+    evidence,
+    history,
+    project_index,
+    schema,
+    segments,
+    takeover,
+)
 from mpipar.store.epoch import Process
 from mpipar.store.status import read_status
 
@@ -66,7 +75,7 @@ def _entry_point_problems(path: Path) -> list[str]:
     entry_point = path / schema.PROJECT
     remedy = "the next run on this project makes it anew"
     try:
-        listed = checkpoint.listed(path)
+        listed = project_index.listed(path)
         commits = history.read(path).commits
     except MpiparError as error:
         return [f"{error}; {remedy}"]

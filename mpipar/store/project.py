@@ -15,7 +15,16 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from mpipar.errors import CorruptStoreError, OutputError, StoreError
-from mpipar.store import checkpoint, durable, epoch, evidence, history, schema, segments, takeover
+from mpipar.store import (
+    durable,
+    epoch,
+    evidence,
+    history,
+    project_index,
+    schema,
+    segments,
+    takeover,
+)
 from mpipar.store.epoch import LEASE, Claim, Ownership
 from mpipar.store.folder import NewFolder, sweep
 from mpipar.store.journal import JournalWriter
@@ -135,7 +144,7 @@ class Project:
             begin_verdict(project._owner().ownership)
             commits = project.commits()
             sweep(path, claim.epoch, {info.segment for info in commits})
-            with checkpoint.prepared(path, claim.epoch, claim.identity, commits) as publish:
+            with project_index.prepared(path, claim.epoch, claim.identity, commits) as publish:
                 publish()
         except BaseException:
             project.close()
@@ -158,7 +167,7 @@ class Project:
         info = self._write_segment(writer, number, arrays, plain)
         records = writer.journal.records
         try:
-            with checkpoint.prepared(
+            with project_index.prepared(
                 self.path, info.epoch, self._identity, [*known, info]
             ) as publish:
                 writer.journal.append([(COMMIT, schema.commit_to_json(info))])  # the commit

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mpipar.runtime import mpi
+from mpipar.runtime.clusters import mpi_cluster
 from mpipar.runtime.stage import Stage, Task
 from tests.support.memory import proportional_bytes
 
@@ -63,7 +63,7 @@ def run_once(pool: Pool, array: NDArray[np.float64]) -> dict[str, float]:
 def measure(mebibytes: int) -> dict[str, float]:
     """Run on rank 0: seconds and bytes."""
     array = np.ones(mebibytes << 17)
-    with mpi.open_pool() as pool:
+    with mpi_cluster.open_pool() as pool:
         rows = []
         for _ in range(REPEATS):
             rows.append(run_once(pool, array))
@@ -101,10 +101,10 @@ def main(words: list[str]) -> int:
     if words[:1] != ["--measure"]:
         table(*[int(word) for word in words] or [8, 256])
         return 0
-    if mpi.world().rank:
-        return mpi.serve()
+    if mpi_cluster.world().rank:
+        return mpi_cluster.serve()
     print(json.dumps(measure(int(words[1]))), flush=True)
-    mpi.finish(0)
+    mpi_cluster.finish(0)
     return 0
 
 

@@ -31,7 +31,7 @@ STARTED: Final = """
 import os, sys
 class Watch:
     def find_spec(self, name, path=None, target=None):
-        if name == "mpipar.runtime.mpi_transport":  # mpi4py has been imported before it
+        if name == "mpipar.runtime.transports.mpi_transport":  # mpi4py has been imported before it
             sys.meta_path.remove(self)
             mark = os.path.join(os.environ["MPIPAR_TEST_STARTED"], rank)
             open(mark, "w").write(str(os.getpid()))

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from mpipar.launch.mpirun import FAULT_TOLERANT
-from mpipar.programs.commands.book import Book
+from mpipar.programs.commands.try_log import Book
 from mpipar.store.project import Project
 from mpipar.store.status import read_verdict
 from tests.support import refining

@@ -16,7 +16,7 @@ HEAD = """
 import os, signal, sys, time, threading
 import numpy as np
 from mpipar.errors import InputError, MpiparError
-from mpipar.runtime import mpi
+from mpipar.runtime.clusters import mpi_cluster as mpi
 from mpipar.runtime.stage import Stage, Task
 
 class Sleep(Stage):

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from mpipar.errors import InputError, TaskFailedError
-from mpipar.runtime import serving
-from mpipar.runtime.mpi import MpiTransport
+from mpipar.runtime.clusters.mpi_cluster import MpiTransport
+from mpipar.runtime.loops import worker_loop
+from mpipar.runtime.node_memory.sharing_transport import SharingTransport
 from mpipar.runtime.pool import Pool
-from mpipar.runtime.sharing import SharingTransport
 from tests.support.ranks import assert_on_all_ranks
 from tests.support.stages import Fails, Numbers, Total, Truncated, Where, Wide, tasks_of
 
@@ -23,7 +23,7 @@ def on_pool(world, program, *, threads=1, cache_bytes=1 << 28):
     """Run `program(pool)` on rank 0 while the others serve; its verdict holds on all ranks."""
     transport = SharingTransport(MpiTransport(world))
     if world.rank:
-        departure = serving.serve(transport)
+        departure = worker_loop.serve(transport)
         assert_on_all_ranks(world, departure.code == 0, f"{departure}")
         return
     verdict, said = False, ""

@@ -11,8 +11,9 @@ import pytest
 from mpipar.errors import InputError, MpiparError
 from mpipar.programs import refine
 from mpipar.programs.stages import AlignStage
-from mpipar.runtime import local, serving
-from mpipar.runtime.mpi import MpiTransport
+from mpipar.runtime.clusters import thread_cluster
+from mpipar.runtime.clusters.mpi_cluster import MpiTransport
+from mpipar.runtime.loops import worker_loop
 from mpipar.runtime.pool import Pool
 from mpipar.settings import RefineSettings
 from mpipar.views.progress import QuietView
@@ -32,7 +33,7 @@ def on_ranks(world: Any, program: Callable[[Any], bool]) -> None:
     """Run `program(open_pool)` on rank 0 while the others serve; its verdict holds on all."""
     transport = MpiTransport(world)
     if world.rank:
-        departure = serving.serve(transport)
+        departure = worker_loop.serve(transport)
         assert_on_all_ranks(world, departure.code == 0, f"{departure}")
         return
     pools: list[Pool] = []
@@ -60,7 +61,7 @@ def in_this_process(made: refining.Input, path: Path) -> dict[str, str]:
     """Refine without MPI; the digests of the results."""
 
     def open_pool(threads: int, cache_bytes: int) -> Pool:
-        return local.open_pool(1, threads=threads, cache_bytes=cache_bytes)
+        return thread_cluster.open_pool(1, threads=threads, cache_bytes=cache_bytes)
 
     refine.run(settings_of(made, path), open_pool, QuietView())
     return refining.digests(path)

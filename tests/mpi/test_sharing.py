@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from mpipar.runtime import pool as pool_module
-from mpipar.runtime import serving
-from mpipar.runtime.depot import Depot, UnreachableError
+from mpipar.runtime.loops import worker_loop
+from mpipar.runtime.node_memory.shared_arrays import Depot, UnreachableError
 from tests.mpi.test_pool import on_pool
 from tests.support.stages import Seen, tasks_of
 
@@ -51,7 +51,7 @@ def test_who_cannot_map_reads_its_own(world, monkeypatch):
 
 
 def test_each_host_has_its_own_memory(world, monkeypatch):
-    for module in (serving, pool_module):
+    for module in (worker_loop, pool_module):
         monkeypatch.setattr(module.socket, "gethostname", lambda: f"node{world.rank % 2}")
 
     def program(pool):

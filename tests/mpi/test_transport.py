@@ -7,9 +7,10 @@ from mpi4py import MPI
 import numpy as np
 import pytest
 
-from mpipar.runtime import mpi, mpi_wire
-from mpipar.runtime.messages import BlockReply, Bye, Stop
-from mpipar.runtime.transport import UnsendableError
+from mpipar.runtime.clusters import mpi_cluster
+from mpipar.runtime.machines.messages import BlockReply, Bye, Stop
+from mpipar.runtime.transports import mpi_requests
+from mpipar.runtime.transports.transport import UnsendableError
 from tests.support.conversations import CONVERSATIONS, hear
 from tests.support.ranks import assert_on_all_ranks
 
@@ -18,12 +19,12 @@ pytestmark = pytest.mark.mpi(min_size=2)
 
 @pytest.mark.parametrize("conversation", CONVERSATIONS)
 def test_conversation(world, conversation):
-    assert_on_all_ranks(world, conversation(mpi.MpiTransport(world)))
+    assert_on_all_ranks(world, conversation(mpi_cluster.MpiTransport(world)))
 
 
 def test_buffers_beyond_one_piece_are_cut_and_joined(world, monkeypatch):
-    monkeypatch.setattr(mpi_wire, "PIECE", 1 << 16)
-    transport = mpi.MpiTransport(world)
+    monkeypatch.setattr(mpi_requests, "PIECE", 1 << 16)
+    transport = mpi_cluster.MpiTransport(world)
     after = (world.rank + 1) % world.size
     array = np.arange(100_003.0)
     transport.send(after, BlockReply(1, 2, {"x": array}))
@@ -32,7 +33,7 @@ def test_buffers_beyond_one_piece_are_cut_and_joined(world, monkeypatch):
 
 
 def test_backlog_counts_what_has_not_left(world):
-    transport = mpi.MpiTransport(world)
+    transport = mpi_cluster.MpiTransport(world)
     after = (world.rank + 1) % world.size
     transport.send(after, BlockReply(1, 2, {"x": np.zeros(10_000_000, np.uint8)}))
     large = transport.backlog()
@@ -41,7 +42,7 @@ def test_backlog_counts_what_has_not_left(world):
 
 
 def test_unpicklable_message_is_refused_before_a_byte_has_left(world):
-    transport = mpi.MpiTransport(world)
+    transport = mpi_cluster.MpiTransport(world)
     try:
         transport.send((world.rank + 1) % world.size, lambda: None)
     except UnsendableError as error:
@@ -57,10 +58,10 @@ def test_spawned_rank_talks_to_all_although_linked_to_rank_0_alone(world, conver
     small = world.Split(int(world.rank == last))
     if world.rank == last:
         link = MPI.COMM_SELF.Create_intercomm(0, world, 0)
-        transport = mpi.MpiTransport(link, spawned_as=last)
+        transport = mpi_cluster.MpiTransport(link, spawned_as=last)
         transport.send(0, Bye())
     else:
-        transport = mpi.MpiTransport(small)
+        transport = mpi_cluster.MpiTransport(small)
         if world.rank == 0:
             assert transport.adopt(MPI.COMM_SELF.Create_intercomm(0, world, last)) == last
             transport.send(last, Bye())  # goes nowhere: it has not said a word
@@ -75,7 +76,7 @@ def test_spawned_rank_talks_to_all_although_linked_to_rank_0_alone(world, conver
 
 
 def test_rank_that_is_cut_off_is_told_so_and_heard_no_more(world):
-    transport = mpi.MpiTransport(world)
+    transport = mpi_cluster.MpiTransport(world)
     if world.rank == 0:
         transport.cut_off(1, "silent for long")
         transport.send(1, BlockReply(1, 2, {"x": np.zeros(10_000_000, np.uint8)}))

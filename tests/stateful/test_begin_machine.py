@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mpipar.runtime.messages import MASTER, Begin, NeedArrays, Place
+from mpipar.runtime.machines.messages import MASTER, Begin, NeedArrays, Place
 from mpipar.runtime.stage import Task
 from tests.support.loopback import Cluster, Ledger
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mpipar.runtime.messages import Begin
+from mpipar.runtime.machines.messages import Begin
 from tests.stateful.test_scheduler_machine import check, make_tasks
 from tests.support.loopback import Cluster, Ledger
 

@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from mpipar.runtime.cache import BlockCache
+from mpipar.runtime.machines.block_cache import BlockCache
 
 BLOCKS = st.integers(0, 9)
 

@@ -9,8 +9,8 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mpipar.runtime.messages import Collect, Partial
-from mpipar.runtime.reduction import CHUNK, WINDOW, Branch, Root
+from mpipar.runtime.machines.messages import Collect, Partial
+from mpipar.runtime.machines.reduction import CHUNK, WINDOW, Branch, Root
 
 
 @given(

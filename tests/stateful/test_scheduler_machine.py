@@ -15,9 +15,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from mpipar.runtime.compute import Compute
-from mpipar.runtime.entry import State
-from mpipar.runtime.market import RAIDS
+from mpipar.runtime.machines.orders import (
+    Compute,
+)
+from mpipar.runtime.machines.task_state import State
+from mpipar.runtime.machines.victims import RAIDS
 from mpipar.runtime.stage import QUARANTINED, Policy, Task
 from tests.support.loopback import STEPS, Cluster, Ledger
 

@@ -12,7 +12,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from mpipar.runtime.messages import (
+from mpipar.runtime.machines.messages import (
     MASTER,
     Claim,
     Granted,
@@ -22,8 +22,8 @@ from mpipar.runtime.messages import (
     StealReply,
     StealRequest,
 )
+from mpipar.runtime.machines.task_deque import Deque
 from mpipar.runtime.stage import Task
-from mpipar.runtime.stealing import Deque
 
 
 class Steals(RuleBasedStateMachine):

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mpipar.runtime.messages import BlockReply, BlockRequest, Finished, Place
+from mpipar.runtime.machines.messages import BlockReply, BlockRequest, Finished, Place
 from mpipar.runtime.stage import Task
 
 if TYPE_CHECKING:
-    from mpipar.runtime.messages import Message, Rank
-    from mpipar.runtime.transport import Transport
+    from mpipar.runtime.machines.messages import Message, Rank
+    from mpipar.runtime.transports.transport import Transport
 
 PATIENCE = 30.0
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mpipar.runtime import mpi
+from mpipar.runtime.clusters import mpi_cluster
 from mpipar.runtime.stage import Policy, Stage, Task
 
 if TYPE_CHECKING:
@@ -114,12 +114,12 @@ def is_right(pool: Pool, what: str) -> bool:
 
 def main(words: list[str]) -> int:
     """Rank 0's part, or a worker's."""
-    if mpi.world().rank:
-        return mpi.serve()
-    with mpi.open_pool() as pool:
+    if mpi_cluster.world().rank:
+        return mpi_cluster.serve()
+    with mpi_cluster.open_pool() as pool:
         for what in words:
             print(f"{what}: {'right' if is_right(pool, what) else 'wrong'}", flush=True)
-    mpi.finish(0)
+    mpi_cluster.finish(0)
     return 0
 
 

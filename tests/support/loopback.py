@@ -14,22 +14,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mpipar.runtime.broadcast import is_neighbour
-from mpipar.runtime.compute import (
-    Compute,
-    Computed,
-    Drop,
-    EngineEvent,
-    Gather,
-    Gathered,
-    Order,
-    Prepare,
-    Prepared,
+from mpipar.runtime.loops.compute_threads import (
     Trouble,
 )
-from mpipar.runtime.links import Waits, who_leaves
-from mpipar.runtime.master import Master
-from mpipar.runtime.messages import (
+from mpipar.runtime.machines.broadcast import is_neighbour
+from mpipar.runtime.machines.master import Master
+from mpipar.runtime.machines.messages import (
     MASTER,
     Begin,
     Finished,
@@ -40,15 +30,27 @@ from mpipar.runtime.messages import (
     Unreachable,
     Welcome,
 )
-from mpipar.runtime.reduction import check_sums
+from mpipar.runtime.machines.orders import (
+    Compute,
+    Computed,
+    Drop,
+    EngineEvent,
+    Gather,
+    Gathered,
+    Order,
+    Prepare,
+    Prepared,
+)
+from mpipar.runtime.machines.peer_timeouts import Waits, who_leaves
+from mpipar.runtime.machines.reduction import check_sums
+from mpipar.runtime.machines.worker import Worker
 from mpipar.runtime.stage import Policy, Stage, Task
-from mpipar.runtime.worker import Worker
 
 if TYPE_CHECKING:
     import random
     from collections.abc import Collection, Iterable, Mapping, Sequence
 
-    from mpipar.runtime.master import Run
+    from mpipar.runtime.machines.master import Run
 
 FORGIVING = Policy(deaths=1000)
 """However many ranks die, it is no task's fault."""

@@ -21,14 +21,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mpipar.errors import MpiparError
-from mpipar.runtime import mpi
-from mpipar.runtime.depot import Depot
+from mpipar.runtime.clusters import mpi_cluster
+from mpipar.runtime.node_memory.shared_arrays import Depot
 from mpipar.runtime.stage import Stage, Task
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from mpipar.runtime.messages import Message, Rank
+    from mpipar.runtime.machines.messages import Message, Rank
     from mpipar.runtime.pool import Pool
 
 RUNS, TASKS = 4, 150
@@ -112,14 +112,14 @@ def die_as_told(rank: int, words: list[str]) -> None:
 
 def _die_at(event: str, kind: str, count: int) -> None:
     left = count
-    send, receive = mpi.MpiTransport.send, mpi.MpiTransport.receive
+    send, receive = mpi_cluster.MpiTransport.send, mpi_cluster.MpiTransport.receive
 
     def met(message: Message) -> bool:
         nonlocal left
         left -= type(message).__name__ == kind
         return left == 0
 
-    def sending(self: mpi.MpiTransport, rank: Rank, message: Message) -> None:
+    def sending(self: mpi_cluster.MpiTransport, rank: Rank, message: Message) -> None:
         now = event != "receives" and met(message)
         if now and event == "sends":
             os.kill(os.getpid(), signal.SIGKILL)
@@ -127,19 +127,19 @@ def _die_at(event: str, kind: str, count: int) -> None:
         if now:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    def receiving(self: mpi.MpiTransport) -> list[tuple[Rank, Message]]:
+    def receiving(self: mpi_cluster.MpiTransport) -> list[tuple[Rank, Message]]:
         arrived = receive(self)
         if event == "receives" and sum(met(message) for _, message in arrived):
             os.kill(os.getpid(), signal.SIGKILL)
         return arrived
 
-    mpi.MpiTransport.send = sending  # type: ignore[method-assign]
-    mpi.MpiTransport.receive = receiving  # type: ignore[method-assign]
+    mpi_cluster.MpiTransport.send = sending  # type: ignore[method-assign]
+    mpi_cluster.MpiTransport.receive = receiving  # type: ignore[method-assign]
 
 
 def main(words: list[str]) -> int:
     """Rank 0's part, or a worker's."""
-    rank = mpi.world().rank
+    rank = mpi_cluster.world().rank
     beliefs = [word for word in words if word.startswith("hosts:") or word.endswith(":late")]
     believe_as_told(rank, beliefs)
     replace = "replace" in words
@@ -147,10 +147,10 @@ def main(words: list[str]) -> int:
     runs = int(words.pop(0)) if words and words[0].isdecimal() else RUNS
     if rank:
         die_as_told(rank, [word for word in words if word not in beliefs])
-        return mpi.serve()
+        return mpi_cluster.serve()
     code = 0
     try:
-        with mpi.open_pool() as pool:
+        with mpi_cluster.open_pool() as pool:
             assert not replace or pool.replace_lost()
             processes = {rank: hello.process for rank, hello in pool.hosts.items()}
             print(json.dumps(processes), flush=True)
@@ -158,7 +158,7 @@ def main(words: list[str]) -> int:
     except MpiparError as error:
         print(f"{type(error).__name__}: {error}", flush=True)
         code = error.exit_code
-    mpi.finish(code)
+    mpi_cluster.finish(code)
     return code
 
 

@@ -13,14 +13,14 @@ from collections import deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
-from mpipar.programs.commands.stage import Attempt, Errand
+from mpipar.programs.commands.command_stage import Attempt, Errand
 from mpipar.runtime.stage import Task
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
+    from mpipar.programs.commands.command_stage import Place
     from mpipar.programs.commands.listing import Command
-    from mpipar.programs.commands.stage import Place
 
 __all__ = ["BACKLOG_BYTES", "Dispatch", "Pending", "Said"]
 

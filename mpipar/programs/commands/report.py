@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from mpipar.programs.commands.book import LOGS, log_name
+from mpipar.programs.commands.try_log import LOGS, log_name
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from mpipar.programs.commands.book import Outcome
     from mpipar.programs.commands.listing import Command, Key
+    from mpipar.programs.commands.try_log import Outcome
 
 __all__ = ["DONE", "Row", "one_line", "rows_of", "summary", "tsv"]
 

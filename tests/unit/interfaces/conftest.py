@@ -4,22 +4,22 @@ from __future__ import annotations
 
 import pytest
 
-from mpipar.interfaces import crew as crews
-from mpipar.runtime import local
+from mpipar.interfaces.calls import registry
+from mpipar.runtime.clusters import thread_cluster
 from mpipar.runtime.stage import Policy
 
 
 @pytest.fixture
 def pool():
     """Three workers, each a thread."""
-    with local.open_pool(3) as pool:
+    with thread_cluster.open_pool(3) as pool:
         yield pool
 
 
 @pytest.fixture
 def crew(pool):
     """Their crew."""
-    crew = crews.Crew(pool, Policy())
+    crew = registry.Crew(pool, Policy())
     yield crew
     crew.close()
 
@@ -27,7 +27,7 @@ def crew(pool):
 @pytest.fixture
 def installed(crew, monkeypatch):
     """That crew is the one of this process."""
-    monkeypatch.setattr(crews, "_opener", lambda text: pytest.fail(f"opened {text}"))
-    monkeypatch.setattr(crews, "_resolver", lambda text, workers: text or "test")
-    monkeypatch.setattr(crews, "_crews", {"test": crew})
+    monkeypatch.setattr(registry, "_opener", lambda text: pytest.fail(f"opened {text}"))
+    monkeypatch.setattr(registry, "_resolver", lambda text, workers: text or "test")
+    monkeypatch.setattr(registry, "_crews", {"test": crew})
     return crew

@@ -7,7 +7,7 @@ import os
 import pytest
 
 from mpipar.errors import LaunchError, UsageError
-from mpipar.interfaces import crew
+from mpipar.interfaces.calls import registry
 from mpipar.launch import interfaces
 from mpipar.launch.parallel import Parallel
 from mpipar.launch.start import Launch
@@ -17,15 +17,15 @@ from mpipar.settings import ExecSettings
 @pytest.fixture(autouse=True)
 def alone(monkeypatch):
     """Nothing is installed, and no launcher started us."""
-    monkeypatch.setattr(crew, "_opener", None)
-    monkeypatch.setattr(crew, "_resolver", None)
+    monkeypatch.setattr(registry, "_opener", None)
+    monkeypatch.setattr(registry, "_resolver", None)
     for name in list(os.environ):
         if name.startswith(("OMPI_", "PMI", "SLURM", "NSLOTS", "MV2_")):
             monkeypatch.delenv(name)
 
 
 def resolve(text=None, workers=None):
-    return crew._resolver(text, workers)
+    return registry._resolver(text, workers)
 
 
 def test_alone_an_executor_has_as_many_processes_as_it_wants():
@@ -70,4 +70,4 @@ def test_one_of_several_processes_gets_no_workers_of_its_own(monkeypatch):
 
 def test_crew_says_so_when_nothing_was_offered():
     with pytest.raises(LaunchError, match="nothing says"):
-        crew.crew()
+        registry.crew()

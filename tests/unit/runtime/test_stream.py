@@ -8,7 +8,7 @@ from collections import deque
 import pytest
 
 from mpipar.errors import TaskFailedError
-from mpipar.runtime import local
+from mpipar.runtime.clusters import thread_cluster
 from mpipar.runtime.stage import Failure, Policy, Stage, Task
 
 
@@ -61,7 +61,7 @@ class Client:
 
 @pytest.fixture
 def pool():
-    with local.open_pool(2) as pool:
+    with thread_cluster.open_pool(2) as pool:
         yield pool
 
 

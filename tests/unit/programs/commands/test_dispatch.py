@@ -6,9 +6,9 @@ import pytest
 
 from mpipar.errors import RequeueError
 from mpipar.programs.commands import listing
+from mpipar.programs.commands.command_stage import Attempt
 from mpipar.programs.commands.dispatch import BACKLOG_BYTES, Dispatch, Pending
-from mpipar.programs.commands.stage import Attempt
-from mpipar.programs.commands.supervision import UNSEEN
+from mpipar.programs.commands.supervisor_client import UNSEEN
 
 HERE, THERE, BEYOND = ("a", 1, 0), ("a", 2, 0), ("b", 1, 0)
 

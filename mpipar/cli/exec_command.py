@@ -1,0 +1,47 @@
+"""`mpipar exec`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from mpipar import launch
+from mpipar.cli.outcome import conduct
+from mpipar.cli.request import Command, Request
+from mpipar.cli.script import file_program, module_program, run_program
+from mpipar.errors import UsageError
+from mpipar.runtime.process.signals import raised_at_once
+from mpipar.settings import ExecSettings
+
+if TYPE_CHECKING:
+    from mpipar.launch import Launch
+
+__all__ = ["COMMAND"]
+
+
+def run(request: Request) -> int:
+    """Run the script on rank 0, its calls on the others."""
+    if not request.rest:
+        raise UsageError("`mpipar exec` needs a script to run (`mpipar exec --help`)")
+    settings = request.read(ExecSettings)
+    here = launch.start(request.around, settings.parallel, threads=1, arguments=request.words)
+    if here.rank > 0:
+        return here.serve()
+    return conduct(here, lambda: _run(request, settings, here), raised_at_once)
+
+
+def _run(request: Request, settings: ExecSettings, here: Launch) -> int:
+    from mpipar.interfaces.calls.registry import (
+        close_all,
+    )
+    from mpipar.launch.interfaces import offer_workers_of
+
+    name, *arguments = request.rest
+    program = module_program(name) if settings.module else file_program(name)
+    offer_workers_of(here, settings)
+    try:
+        return run_program(program, arguments, lambda: close_all(drop=True))
+    finally:
+        close_all()
+
+
+COMMAND = Command(ExecSettings, run, is_parallel=True)

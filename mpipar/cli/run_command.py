@@ -1,0 +1,34 @@
+"""`mpipar run`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from mpipar.cli.job import Job, run_job
+from mpipar.cli.request import Command, Request
+from mpipar.settings import RunSettings
+
+if TYPE_CHECKING:
+    from mpipar.launch import Launch
+    from mpipar.views import View
+
+__all__ = ["COMMAND"]
+
+
+def run(request: Request) -> int:
+    """Hand out commands on rank 0, run them on the others."""
+    return run_job(request, lambda: _job(request))
+
+
+def _job(request: Request) -> Job:
+    settings = request.read(RunSettings)
+
+    def program(here: Launch, view: View) -> None:
+        from mpipar.programs.commands import run as commands
+
+        commands.run(settings, here.open_pool, view)
+
+    return Job(settings.parallel, settings.per_worker, settings.verbose, program)
+
+
+COMMAND = Command(RunSettings, run, is_parallel=True)

@@ -1,0 +1,261 @@
+"""A list of commands over the workers: the part of rank 0, from start to end."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from mpipar.errors import CommandsFailedError, UsageError
+from mpipar.programs import run_folder
+from mpipar.programs.commands import listing, report
+from mpipar.programs.commands.command_stage import (
+    Attempt,
+    CommandStage,
+    ElsewhereError,
+    Terms,
+)
+from mpipar.programs.commands.dispatch import Dispatch, Pending
+from mpipar.programs.commands.try_log import LOGS, Book, log_name, outcome_of
+from mpipar.runtime.reports import CANNOT_REPLACE
+from mpipar.runtime.stage import Policy
+from mpipar.views.progress import View, duration
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from mpipar.programs.commands.dispatch import Said
+    from mpipar.programs.commands.listing import Command, Key
+    from mpipar.programs.commands.try_log import Outcome
+    from mpipar.runtime.pool import Pool
+    from mpipar.settings import RunSettings
+    from mpipar.store.project import Project
+
+__all__ = ["run"]
+
+OpenPool = Callable[[int, int], "Pool"]
+TABLE: Final = "commands.tsv"
+COPY: Final = "commands.txt"
+MEGABYTE: Final = 1_000_000
+TURN_SECONDS: Final = 0.25
+REPORT_SECONDS: Final = 1.0
+FAILURES_TOLD: Final = 20
+LISTED: Final = 10
+GRACE_SECONDS: Final = 5.0
+
+
+def run(settings: RunSettings, open_pool: OpenPool, view: View) -> None:
+    """Run commands, or go on with them.
+
+    open_pool   commands at a time per worker, bytes of its block cache -> the workers
+    raises      CommandsFailedError if some have failed; other MpiparError
+    """
+    project: Project | None = None
+    kept = "what is done" if settings.resume else ""
+    try:
+        if settings.resume:
+            project, settings = run_folder.reopen(
+                settings, settings.path, writer=not settings.check, say=view.say
+            )
+        settings = dataclasses.replace(settings, cwd=_folder_of(settings))
+        commands, text = listing.read(_file_of(settings))
+        outcomes = Book(project).outcomes() if project else []
+        waiting = _waiting(commands, outcomes)
+        _describe(settings, commands, waiting, outcomes, view)
+        if settings.check:
+            view.say("checked; nothing was run or written")
+            return
+        project = project or run_folder.create(settings, settings.path)
+        view.say(f"logs and table go to {project.path}")
+        pool = open_pool(settings.per_worker, 0)
+        if settings.replace_lost and not pool.replace_lost():
+            view.say(f"note: {CANNOT_REPLACE}")
+        kept = "what is done"
+        _export(project, COPY, text)
+        session = Session(settings, project, pool, view, commands, outcomes)
+        session.run(waiting)
+        project.verdict("done", f"{len(commands)} commands done")
+    except BaseException as error:
+        run_folder.give_up(project, error, kept, view.say)
+        raise
+    finally:
+        if project is not None:
+            project.close()
+
+
+def _folder_of(settings: RunSettings) -> Path:
+    """Where the commands run: saved with the run, so that a resumed one runs them there too."""
+    cwd = (settings.cwd or Path.cwd()).absolute()
+    if not cwd.is_dir():
+        raise UsageError(f"--cwd {cwd}: is not a folder")
+    return cwd
+
+
+def _file_of(settings: RunSettings) -> Path:
+    assert settings.commands is not None  # without one only --resume, whose run had one
+    return settings.commands
+
+
+def _waiting(commands: Sequence[Command], outcomes: Sequence[Outcome]) -> list[Pending]:
+    """What is not done yet."""
+    done = {outcome.key for outcome in outcomes if outcome.is_done}
+    tries: dict[Key, int] = {}
+    for outcome in outcomes:
+        tries[outcome.key] = max(outcome.number, tries.get(outcome.key, 0))
+    return [
+        Pending(command, tries.get(command.key, 0))
+        for command in commands
+        if command.key not in done
+    ]
+
+
+def _describe(
+    settings: RunSettings,
+    commands: Sequence[Command],
+    waiting: Sequence[Pending],
+    outcomes: Sequence[Outcome],
+    view: View,
+) -> None:
+    """Say what will be run."""
+    view.say(f"{len(commands)} commands in {settings.commands}, to be run in {settings.cwd}")
+    if settings.resume:
+        gone = len({outcome.key for outcome in outcomes} - {command.key for command in commands})
+        changed = f"; no longer in the file: {gone}" if gone else ""
+        view.say(f"{len(commands) - len(waiting)} are done, {len(waiting)} are to be run{changed}")
+    if settings.check:
+        limit = "no limit" if settings.seconds is None else f"at most {duration(settings.seconds)}"
+        view.say(f"{settings.tries} tries each, {limit}; if one fails: {settings.on_error}")
+        for pending in waiting[:LISTED]:
+            view.say(f"  line {pending.command.line}: {report.one_line(pending.command)}")
+        if len(waiting) > LISTED:
+            view.say(f"  and {len(waiting) - LISTED} more")
+
+
+def _export(project: Project, name: str, data: bytes) -> None:
+    with project.export(name) as path:
+        path.write_bytes(data)
+
+
+@dataclass
+class Session:
+    """One run: what is to be done, what was, and where it is kept and told."""
+
+    settings: RunSettings
+    project: Project
+    pool: Pool
+    view: View
+    commands: list[Command]
+    outcomes: list[Outcome]  # all tries, of earlier runs too
+    failed: set[Key] = field(default_factory=set)  # in this run, with no try left
+    finished: int = 0  # in this run, well or not
+    losses_told: int = 0
+    reported: float = 0.0  # when status.json was last written
+
+    def run(self, waiting: Sequence[Pending]) -> None:
+        """Run what is waiting; the table is written however that ends."""
+        start, before = time.monotonic(), len(self.outcomes)
+        try:
+            if waiting:
+                self._work(waiting)
+        finally:
+            rows = report.rows_of(self.commands, self.outcomes, self.failed)
+            _export(self.project, TABLE, report.tsv(rows))
+        self.view.phase("")
+        for line in report.summary(rows, str(self.project.path / TABLE)):
+            self.view.say(line)
+        spent = sum(outcome.seconds or 0.0 for outcome in self.outcomes[before:])
+        done = sum(row.result == report.DONE for row in rows)
+        self.view.say(
+            f"{done} of {len(rows)} commands are done; {duration(spent)} of commands in "
+            f"{duration(time.monotonic() - start)}"
+        )
+        if done < len(rows):
+            left = len(rows) - done - len(self.failed)
+            raise CommandsFailedError(
+                f"{len(self.failed)} of {len(rows)} commands failed"
+                + (f", and {left} were not begun (--on-error stop)" if left else "")
+                + f"; see {self.project.path / LOGS}; --resume runs what is not done"
+            )
+
+    def _work(self, waiting: Sequence[Pending]) -> None:
+        settings = self.settings
+        terms = Terms(
+            cwd=str(settings.cwd),
+            timeout=settings.seconds,
+            grace=GRACE_SECONDS,
+            limit=int(settings.output * MEGABYTE),
+            variables={"MPIPAR_RUN": str(self.project.path.absolute())},
+        )
+        dispatch = Dispatch(waiting, self.pool, ahead=settings.on_error == "continue")
+        # What fails is tried again by this program, not by the runtime, so that each try has its
+        # number and its log. The runtime moves on what a worker refuses because it failed there.
+        policy = Policy(tries=settings.tries + 1)
+        stream = self.pool.stream(CommandStage(terms), {}, dispatch, policy=policy)
+        try:
+            while not dispatch.idle:
+                arrived = dispatch.take(TURN_SECONDS)
+                if arrived:
+                    self._settle(dispatch, arrived)
+                    dispatch.settled(len(arrived))
+                stream.notify()  # also without news: there may be more workers than before
+                self._show(len(waiting), dispatch.running)
+            stream.close()
+        except BaseException:
+            stream.abort()
+            raise
+
+    def _settle(
+        self, dispatch: Dispatch, arrived: Sequence[tuple[Pending, Attempt | Said]]
+    ) -> None:
+        """Keep what has arrived, and decide what becomes of each command."""
+        tried = []
+        for pending, answer in arrived:
+            if not isinstance(answer, Attempt) and answer.kind == ElsewhereError.__name__:
+                pending.tries -= 1  # only workers to avoid are left: so be it
+                dispatch.again(pending, None)
+            else:
+                tried.append((pending, answer))
+        for (pending, answer), outcome in zip(tried, self._keep(tried), strict=True):
+            if outcome.is_done:
+                self.finished += 1
+            elif isinstance(answer, Attempt) and pending.tries < self.settings.tries:
+                dispatch.again(pending, answer.place)
+            else:
+                self._fail(outcome, pending)
+                if self.settings.on_error == "stop":
+                    dispatch.halt()
+
+    def _keep(self, tried: Sequence[tuple[Pending, Attempt | Said]]) -> list[Outcome]:
+        if not tried:
+            return []
+        outcomes = [outcome_of(pending, answer) for pending, answer in tried]
+        Book(self.project).keep(tried, outcomes)
+        self.outcomes += outcomes
+        return outcomes
+
+    def _fail(self, outcome: Outcome, pending: Pending) -> None:
+        self.finished += 1
+        self.failed.add(pending.command.key)
+        if len(self.failed) <= FAILURES_TOLD:
+            tries = "" if self.settings.tries == 1 else f" (try {pending.tries})"
+            self.view.say(
+                f"line {outcome.line} failed: {outcome}{tries}; {LOGS}/{log_name(outcome.line)}"
+            )
+        elif len(self.failed) == FAILURES_TOLD + 1:
+            self.view.say(f"more failures are in {TABLE} at the end")
+
+    def _show(self, total: int, running: int) -> None:
+        for loss in self.pool.losses[self.losses_told :]:
+            self.view.say(str(loss))
+            self.losses_told += 1
+        failed = len(self.failed)
+        self.view.progress("commands", self.finished, total, running=running, failed=failed or None)
+        now = time.monotonic()
+        if now - self.reported >= REPORT_SECONDS:
+            self.reported = now
+            self.project.status(
+                phase="commands", done=self.finished, total=total, running=running, failed=failed
+            )

@@ -1,0 +1,153 @@
+"""A shepherd as its worker sees it: one command after the other, each to its end."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import weakref
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any, Final
+
+from mpipar.programs.commands.supervisor_main import LENGTH
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+__all__ = ["Ended", "Order", "Shepherd"]
+
+SCRIPT: Final = Path(__file__).with_name("supervisor_main.py")
+PARTING_SECONDS: Final = 2.0
+SHELLS: Final = ("/bin/bash", "/usr/bin/bash", "/bin/sh")
+
+
+@dataclass(frozen=True)
+class Order:
+    """One command, and what is granted to it."""
+
+    command: str
+    cwd: str
+    environment: Mapping[str, str]
+    timeout: float | None  # seconds; then its processes get SIGTERM
+    grace: float  # seconds from SIGTERM to SIGKILL
+    limit: int  # bytes of output that are kept: the first and the last half of it
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a command ended."""
+
+    code: int | None  # exit code of the shell; None if a signal ended it, or nobody saw the end
+    signal: int | None
+    timed_out: bool
+    left_behind: int  # processes that were left when the shell ended; they have been ended too
+    unkillable: bool  # a process is left that not even SIGKILL ends: it hangs in the kernel
+    seconds: float | None
+    dropped: int  # bytes of output between head and tail
+    head: bytes
+    tail: bytes
+    unseen: bool = False  # the shepherd was killed: what became of the command is not known
+
+
+UNSEEN: Final = Ended(
+    code=None,
+    signal=None,
+    timed_out=False,
+    left_behind=0,
+    unkillable=False,
+    seconds=None,
+    dropped=0,
+    head=b"",
+    tail=b"",
+    unseen=True,
+)
+
+
+class Shepherd:
+    """One of them, started with the first command, and again after it was killed."""
+
+    def __init__(self) -> None:
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def run(self, order: Order) -> Ended:
+        """Run a command to its end. Raises OSError if no process can be started."""
+        process = self._started()
+        group: int | None = None
+        try:
+            _send(process, order)
+            group = _read_facts(process)["pid"]
+            facts = _read_facts(process)
+            head = _read(process, facts.pop("head"))
+            return Ended(head=head, tail=_read(process, facts.pop("tail")), **facts)
+        except (EOFError, BrokenPipeError):
+            self._bury(group)
+            return UNSEEN
+
+    def close(self) -> None:
+        """Part; a command that still runs is ended."""
+        if self._process is not None:
+            self._finalizer()
+            self._process = None
+
+    def _started(self) -> subprocess.Popen[bytes]:
+        if self._process is None:
+            # -I -S: quick, and deaf to PYTHONPATH. A session of its own: what ends the worker's
+            # group must not end the shepherd before it has ended the command.
+            self._process = subprocess.Popen(
+                [sys.executable, "-I", "-S", str(SCRIPT)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                start_new_session=True,
+            )
+            self._finalizer = weakref.finalize(self, _part, self._process)
+            # At exit the system closes the pipes; we could wait for a thread that reads from one.
+            self._finalizer.atexit = False
+        return self._process
+
+    def _bury(self, group: int | None) -> None:
+        """The shepherd is dead, and the shell with it; end what else there is of the command."""
+        self.close()
+        if group is not None:
+            with contextlib.suppress(OSError):
+                os.killpg(group, signal.SIGKILL)
+
+
+def _part(process: subprocess.Popen[bytes]) -> None:
+    for pipe in (process.stdin, process.stdout):
+        if pipe is not None:
+            with contextlib.suppress(OSError):
+                pipe.close()
+    try:
+        process.wait(PARTING_SECONDS)
+    except subprocess.TimeoutExpired:  # it goes by itself when its command has gone
+        process.returncode = 0  # or Python would warn of a process that it sees no end of
+
+
+def _send(process: subprocess.Popen[bytes], order: Order) -> None:
+    shell = next((path for path in SHELLS if os.access(path, os.X_OK)), SHELLS[-1])
+    body = json.dumps({**order.__dict__, "shell": shell}).encode()
+    pipe = _pipe(process.stdin)
+    pipe.write(LENGTH.pack(len(body)) + body)
+    pipe.flush()
+
+
+def _read_facts(process: subprocess.Popen[bytes]) -> dict[str, Any]:
+    (length,) = LENGTH.unpack(_read(process, LENGTH.size))
+    facts: dict[str, Any] = json.loads(_read(process, length))
+    return facts
+
+
+def _read(process: subprocess.Popen[bytes], count: int) -> bytes:
+    data = _pipe(process.stdout).read(count)
+    if len(data) < count:
+        raise EOFError
+    return data
+
+
+def _pipe(pipe: IO[bytes] | None) -> IO[bytes]:
+    assert pipe is not None
+    return pipe

@@ -1,0 +1,85 @@
+"""The folder of a run, for every program: made, opened again, and what is left there at the end."""
+
+from __future__ import annotations
+
+import errno
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+from mpipar.errors import InputError, MissingInputError, MpiparError, RequeueError, StoppedError
+from mpipar.options import Settings
+from mpipar.runtime.process import signals
+from mpipar.store.folder import next_free
+from mpipar.store.project import Project
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = ["create", "give_up", "reopen"]
+
+S = TypeVar("S", bound=Settings)
+
+
+def create(settings: Settings, path: Path | None) -> Project:
+    """A new folder; without a path the next free one, as refine_03."""
+    kind = settings.command
+    return Project.create(
+        path or next_free(Path.cwd(), kind), settings=settings.to_mapping(), kind=kind
+    )
+
+
+def reopen(
+    settings: S, path: Path | None, *, writer: bool, say: Callable[[str], None]
+) -> tuple[Project, S]:
+    """Open an earlier run, without a path the newest, and take its settings.
+
+    say   is told when it takes long to find out whether the last writer still lives
+    """
+    kind = settings.command
+    if path is None:
+        runs = sorted(Path.cwd().glob(f"{kind}_[0-9]*"), key=lambda p: (len(p.name), p.name))
+        if not runs:
+            raise MissingInputError(
+                f"--resume: there is no {kind}_NN in {Path.cwd()}; name it with --path"
+            )
+        path = runs[-1]
+    project = Project.open(path, writer=writer, say=say)
+    try:
+        _require_kind(project, kind)
+        return project, settings.over(project.settings, where=str(path))
+    except BaseException:
+        project.close()
+        raise
+
+
+def _require_kind(project: Project, kind: str) -> None:
+    if project.kind != kind:
+        raise InputError(
+            f"{project.path} was made by `mpipar {project.kind}`, not by `mpipar {kind}`"
+        )
+
+
+def give_up(
+    project: Project | None, error: BaseException, kept: str, say: Callable[[str], None]
+) -> None:
+    """Leave a verdict; or no folder at all, if there is nothing in it to keep.
+
+    kept   what a resumed run goes on from, in words; empty if there is nothing
+    """
+    signals.settle()  # what is left takes little time, and must not be cut off itself
+    if project is None or not project.is_writer:
+        return
+    if isinstance(error, MpiparError) and not kept:
+        project.abandon()
+        return
+    temporary = isinstance(error, RequeueError | KeyboardInterrupt) or _is_orphaned(error)
+    with suppress(MpiparError):  # a writer that was passed over, or a full disk: the error says it
+        project.verdict("requeue" if temporary else "failed", f"{type(error).__name__}: {error}")
+    if isinstance(error, StoppedError):
+        say(f"{error}; {kept} is kept: go on with --resume --path {project.path}")
+
+
+def _is_orphaned(error: BaseException) -> bool:
+    """Whether output can go nowhere: mpirun, or the batch system's end of it, has died."""
+    return isinstance(error, OSError) and error.errno in (errno.EIO, errno.EPIPE)

@@ -1,0 +1,41 @@
+"""A cluster inside one process: rank 0's pool, and worker threads."""
+
+from __future__ import annotations
+
+import threading
+from typing import TYPE_CHECKING
+
+from mpipar.errors import UsageError
+from mpipar.runtime.loops.worker_loop import serve
+from mpipar.runtime.node_memory.sharing_transport import SharingTransport
+from mpipar.runtime.pool import PARTING_SECONDS, Pool, stop_workers
+from mpipar.runtime.process.environment import calm_process
+from mpipar.runtime.transports.in_process import local_cluster
+
+if TYPE_CHECKING:
+    from mpipar.runtime.machines.messages import Rank
+
+
+def open_pool(workers: int, *, threads: int = 1, cache_bytes: int = 1 << 30) -> Pool:
+    """Open a pool of worker threads in this process."""
+    if workers < 1:
+        raise UsageError(f"a pool needs at least one worker, not {workers}")
+    calm_process()
+    ends = local_cluster(workers + 1)
+    crew = [
+        threading.Thread(target=serve, args=(end,), name=f"worker-{end.rank}", daemon=True)
+        for end in ends[1:]
+    ]
+    for worker in crew:
+        worker.start()
+
+    def part(silent: list[Rank]) -> None:
+        for worker in crew:
+            worker.join(0.0 if silent else PARTING_SECONDS)
+
+    try:
+        rank_0 = SharingTransport(ends[0], one_process=True)
+        return Pool(rank_0, threads=threads, cache_bytes=cache_bytes, farewell=part)
+    except BaseException:
+        part(stop_workers(ends[0], range(1, workers + 1)))
+        raise

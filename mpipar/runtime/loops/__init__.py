@@ -1,0 +1,1 @@
+"""What drives the machines: loops and threads that carry messages, events and time to them."""

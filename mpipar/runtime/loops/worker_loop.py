@@ -1,0 +1,265 @@
+"""A worker's loop: it carries messages and events to the worker's machine, and its actions out."""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+import time
+import traceback
+from collections import deque
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from mpipar.errors import UnavailableError
+from mpipar.runtime.loops.compute_threads import Engine
+from mpipar.runtime.machines.messages import (
+    MASTER,
+    Beat,
+    Bye,
+    Crashed,
+    Failed,
+    Finished,
+    Gone,
+    Hello,
+    Overdue,
+    Send,
+    Stop,
+    Welcome,
+)
+from mpipar.runtime.machines.peer_timeouts import Waits
+from mpipar.runtime.machines.report_interval import beat_seconds, first_report, report_seconds
+from mpipar.runtime.machines.worker import MOST_RESULTS, Worker
+from mpipar.runtime.node_memory.shared_arrays import memory_name
+from mpipar.runtime.process.environment import patience, wants_fault_tolerance
+from mpipar.runtime.process.exits import kill_processes
+from mpipar.runtime.transports.transport import UnsendableError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from mpipar.runtime.loops.prepared_stage import Running
+    from mpipar.runtime.machines.messages import Message, Rank
+    from mpipar.runtime.machines.worker import Action
+    from mpipar.runtime.machines.worker_run import Run
+    from mpipar.runtime.transports.transport import Transport
+
+REPORT_BYTES = 1 << 17
+"""Results go in messages of about this size: it fits into the processors' caches."""
+CONGESTED_BYTES = 1 << 22
+"""No task begins while so much waits to leave: fresh memory costs more than its use."""
+LAST_TASK_SECONDS = 1.0
+FLUSH_SECONDS = 5.0
+CRASH_EXIT = 70
+ORPHAN_EXIT = 75
+BEATS_PER_PATIENCE = 4
+GREETING_PATIENCES = 30
+"""Rank 0 may read a large input before it opens the pool."""
+ORPHAN_PATIENCES = 10
+"""In a run rank 0 is heard four times per patience, unless it is very busy, gone, or cut off."""
+
+
+@dataclass(frozen=True)
+class Departure:
+    """How a worker ended."""
+
+    code: int
+    threads_ended: bool  # False: a task was still running, so its thread may outlive the loop
+    reason: str = ""  # why the job goes on without this worker, if it does
+
+
+class _OrphanedError(Exception):
+    """Rank 0 is dead."""
+
+
+def serve(transport: Transport) -> Departure:
+    """Work until told to stop. A fault of the runtime is reported to rank 0 before leaving."""
+    service = _Service(transport)
+    try:
+        return service.run()
+    except _OrphanedError:
+        return Departure(ORPHAN_EXIT, threads_ended=False)
+    except Exception:
+        return service.crash(traceback.format_exc())
+
+
+class _Service:
+    """The loop and what it needs; made once per worker."""
+
+    def __init__(self, transport: Transport) -> None:
+        self._transport = transport
+        self._inbox: deque[tuple[Rank, Message]] = deque()  # arrived, but not handled yet
+        self._engine: Engine | None = None
+        self._spoke = self._turned = time.monotonic()
+        self._unheard = 0.0  # seconds in which rank 0 said nothing
+        self._patience = patience()
+        self._reported = self._spoke - first_report(transport.rank, transport.size)
+        self._beat_seconds = min(beat_seconds(transport.size), self._patience / BEATS_PER_PATIENCE)
+        self._report_seconds = report_seconds(transport.size)
+        self._parted = False
+        self._reason = ""
+        self._waits = Waits(self._patience)
+        self._ages: dict[Running, float] = {}  # seconds for which tasks have been seen to run
+
+    def run(self) -> Departure:
+        """Greet, then loop until told to stop."""
+        welcome = self._greet()
+        if welcome is None:
+            self._send(MASTER, Bye())
+            self._flush()
+            return Departure(0, threads_ended=True, reason=self._reason)
+        transport = self._transport
+        transport.crowd(welcome.crowding)
+        slowdown = welcome.knobs.slowdown(transport.rank)
+        engine = self._engine = Engine(welcome.threads, slowdown, transport.wake)
+        worker = Worker(transport.rank, welcome)
+        while not worker.stopped:
+            moved = self._turn(worker, engine)
+            transport.pause(moved=moved, relaxed=worker.is_computing)
+        ended = engine.close(LAST_TASK_SECONDS)
+        self._flush()
+        return Departure(0, ended, self._reason)
+
+    def crash(self, text: str) -> Departure:
+        """Tell rank 0, and wait for its Stop unless that was answered already."""
+        if self._engine is not None:
+            self._engine.close(patience=0.0)
+        self._send(MASTER, Crashed(text))
+        until = time.monotonic() + self._patience
+        while not self._parted and time.monotonic() < until:
+            arrived = [*self._inbox, *self._transport.receive()]
+            self._inbox.clear()
+            if MASTER in self._transport.lost():
+                break
+            if any(isinstance(message, Stop) for _, message in arrived):
+                self._send(MASTER, Bye())
+            self._transport.pause(moved=bool(arrived))
+        self._flush()
+        return Departure(CRASH_EXIT, threads_ended=False)
+
+    def _flush(self) -> None:
+        until = time.monotonic() + FLUSH_SECONDS
+        while self._transport.backlog() and time.monotonic() < until:
+            self._transport.receive()
+            self._transport.pause(moved=False)
+
+    def _greet(self) -> Welcome | None:
+        """Say hello and return the answer; None if it is to stop."""
+        transport = self._transport
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+        hello = Hello(socket.gethostname(), os.getpid(), cores or 1, memory_name())
+        transport.send(MASTER, hello)
+        bound = GREETING_PATIENCES * self._patience
+        until = time.monotonic() + bound
+        while time.monotonic() < until:
+            arrived = self._receive()
+            self._inbox.extend(arrived)  # also from peers that were welcomed before us
+            for _, message in arrived:
+                if isinstance(message, Stop):
+                    self._on_stop(message)
+                    return None
+                if isinstance(message, Welcome):
+                    return message
+            transport.pause(moved=bool(arrived))
+        raise UnavailableError(f"rank 0 has not answered rank {transport.rank} for {bound:.0f} s")
+
+    def _turn(self, worker: Worker, engine: Engine) -> bool:
+        """Take what there is; return whether there was anything."""
+        self._inbox.extend(self._receive())
+        moved = bool(self._inbox)
+        congested = self._transport.backlog() > CONGESTED_BYTES
+        if congested is not worker.congested:
+            self._perform(engine, worker.congest(congested))
+        while self._inbox:
+            source, message = self._inbox.popleft()
+            if isinstance(message, Stop):
+                self._on_stop(message)
+            elif isinstance(message, Gone):
+                self._transport.cut_off(message.rank)
+            self._perform(engine, worker.handle(source, message))  # type: ignore[arg-type]
+        events = engine.events()
+        actions = [action for event in events for action in worker.react(event)]
+        self._report(worker)
+        self._perform(engine, actions)
+        self._keep_time(worker, engine)
+        return moved or bool(events)
+
+    def _report(self, worker: Worker) -> None:
+        """Send results, and learn from it how large they are."""
+        now = time.monotonic()
+        for message in worker.report(due=now - self._reported >= self._report_seconds):
+            self._reported = now
+            before = self._transport.backlog()
+            self._send(MASTER, message)
+            each = (self._transport.backlog() - before) / len(message.results)
+            worker.most_results = max(1, min(MOST_RESULTS, int(REPORT_BYTES / max(each, 1.0))))
+
+    def _keep_time(self, worker: Worker, engine: Engine) -> None:
+        now = time.monotonic()
+        # If this process was stopped for a while, that says nothing about rank 0.
+        seconds, self._turned = min(now - self._turned, 1.0), now
+        if worker.run is None:
+            self._unheard = 0.0
+            return
+        self._unheard += seconds
+        if self._unheard > ORPHAN_PATIENCES * self._patience:
+            sys.stderr.write(
+                f"mpipar: rank {self._transport.rank} on {socket.gethostname()} leaves: nothing "
+                f"was heard of rank 0 for {self._unheard:.0f} s\n"
+            )
+            raise _OrphanedError
+        if now - self._spoke > self._beat_seconds:
+            self._send(MASTER, Beat(worker.run.serial))
+        self._perform(engine, self._waits.pass_time(worker, seconds))
+        if worker.run.timeout is not None:
+            self._find_overdue(worker.run, engine, seconds)
+
+    def _find_overdue(self, run: Run, engine: Engine, seconds: float) -> None:
+        """Report a task that has run for longer than it may while this process was running."""
+        running = engine.running(run.serial)
+        self._ages = {task: self._ages.get(task, 0.0) + seconds for task in running}
+        for (number, _), age in self._ages.items():
+            if run.timeout is not None and age > run.timeout:
+                self._send(MASTER, Overdue(run.serial, number))
+                run.timeout = None  # once is enough: this rank will be told to stop
+
+    def _on_stop(self, message: Stop) -> None:
+        if wants_fault_tolerance():  # else MPI would end the job because of it
+            kill_processes(message.kill)
+        self._reason = message.reason
+        if message.reason:
+            rank, host = self._transport.rank, socket.gethostname()
+            sys.stderr.write(
+                f"mpipar: rank {rank} on {host} (process {os.getpid()}) leaves, the job goes on "
+                f"without it: {message.reason}\n"
+            )
+
+    def _receive(self) -> list[tuple[Rank, Message]]:
+        arrived = self._transport.receive()
+        # Of other ranks the master tells us, so that all of us learn it in the same order.
+        if MASTER in self._transport.lost():
+            raise _OrphanedError
+        if any(source == MASTER for source, _ in arrived):
+            self._unheard = 0.0
+        return arrived
+
+    def _perform(self, engine: Engine, actions: Iterable[Action]) -> None:
+        for action in actions:
+            if isinstance(action, Send):
+                self._send(action.rank, action.message)
+            else:
+                engine.perform(action)
+
+    def _send(self, rank: Rank, message: Message) -> None:
+        if rank == MASTER:
+            self._spoke = time.monotonic()
+            self._parted = self._parted or isinstance(message, Bye)
+        try:
+            self._transport.send(rank, message)
+        except UnsendableError as error:
+            if not isinstance(message, Finished):
+                raise
+            # Its contribution is in our sums already, so the task must not be run again.
+            tasks = ", ".join(str(task) for task, _ in message.results)
+            text = f"the result of task {tasks} cannot be sent: {error}"
+            self._transport.send(MASTER, Failed(message.serial, None, "TypeError", text, ""))

@@ -1,0 +1,393 @@
+"""Rank 0's machine: it sorts what workers say to scheduler, file server and reduction.
+
+      Pool --begin, tick, cancel--> Master --Send--> workers
+                                    |  |  |
+             who owns each task: Scheduler |  Root: adds up the partials
+                                    FileServer: which block to read for whom
+
+    A run:  PLACING --all HELD--> COLLECTING --all layouts known--> REDUCING --sum here--> OVER
+               ^                       |                                |
+               +------- rank lost -----+--------------------------------+
+
+Pure: messages in, sends out. Without sums a run goes from PLACING to OVER directly.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from bisect import insort
+from enum import Enum, auto
+from typing import TYPE_CHECKING, Any
+
+from mpipar.errors import MpiparError, ProtocolError, RequeueError, TaskFailedError
+from mpipar.runtime.machines.broadcast import Routes
+from mpipar.runtime.machines.file_server import FileServer
+from mpipar.runtime.machines.messages import (
+    POLICY,
+    Beat,
+    Begin,
+    BlockRequest,
+    Bye,
+    Claim,
+    Collect,
+    Collected,
+    Crashed,
+    Failed,
+    Finished,
+    Forget,
+    Gone,
+    Hello,
+    Idle,
+    Knobs,
+    Layout,
+    NeedArrays,
+    Overdue,
+    Partial,
+    Rank,
+    Send,
+    Started,
+    ToMaster,
+    Unreachable,
+)
+from mpipar.runtime.machines.peer_timeouts import LONG
+from mpipar.runtime.machines.reduction import Root, heaps_of_hosts
+from mpipar.runtime.machines.scheduler import Scheduler
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+    from mpipar.runtime.stage import Block, Policy, Stage, Sums, Task
+
+
+class Phase(Enum):
+    """How far a run is; see the diagram above."""
+
+    PLACING = auto()
+    COLLECTING = auto()
+    REDUCING = auto()
+    OVER = auto()
+
+
+class Run:
+    """What rank 0 knows of the run under way."""
+
+    def __init__(self, begin: Begin, scheduler: Scheduler, *, sealed: bool) -> None:
+        self.begin = begin
+        self.scheduler = scheduler
+        self.is_stream = not sealed
+        self.sealed = sealed  # whether no more tasks will come
+        self.phase = Phase.PLACING
+        self.results: dict[int, Any] = {}  # of a stream: those not delivered yet
+        self.number = 0  # of the attempt at a reduction
+        self.asked: set[Rank] = set()  # COLLECTING: who has not answered
+        self.layouts: dict[Rank, Layout] = {}
+        self.root: Root | None = None
+        self.sums: Sums | None = None
+        self.waited = 0.0  # REDUCING: seconds in which no part of the sum has come
+        self.error: BaseException | None = None
+        self.done: dict[Rank, int] = {}
+        self.seconds: dict[Rank, float] = {}
+        self.peer_blocks = 0
+
+    @property
+    def over(self) -> bool:
+        """Whether the caller can have its outcome, or its error."""
+        return self.error is not None or self.phase is Phase.OVER
+
+
+class Master:
+    """All of rank 0's decisions."""
+
+    def __init__(
+        self,
+        ranks: Iterable[Rank],
+        *,
+        threads: int,
+        knobs: Knobs,
+        hosts: Mapping[Rank, str] | None = None,
+        patience: float = math.inf,
+    ) -> None:
+        """What this object needs to know.
+
+        hosts     ranks, the master included, that say the same have their memory in common
+        patience  seconds that a worker may be silent
+        """
+        self.ranks = sorted(ranks)
+        self._alive = set(self.ranks)
+        self.files = FileServer()
+        self.run: Run | None = None
+        self.home: dict[int, Rank] = {}  # block -> the worker that used it last
+        self._threads = threads
+        self._dice = None if knobs.shuffle is None else random.Random(knobs.shuffle)
+        self._plain = not knobs.node_memory
+        self._routes = Routes(hosts or {})
+        self._patience = patience
+        self._within_hosts = False  # whether sums go over trees within hosts
+        self._serial = 0
+
+    # From the pool
+
+    def renew_source(self) -> None:
+        """The blocks of the old source are void."""
+        self.files.renew()
+        self.home.clear()
+
+    def begin(
+        self,
+        stage: Stage,
+        shared: Mapping[str, Any],
+        tasks: Sequence[Task],
+        policy: Policy = POLICY,
+        *,
+        sealed: bool = True,
+    ) -> list[Send]:
+        """Start a run; the one before must be over. If it is not sealed, tasks can be added."""
+        self._serial += 1
+        tree = self._routes.plan(self.ranks)
+        begin = Begin(self._serial, self.files.generation, stage, shared, tree, policy, self._plain)
+        scheduler = Scheduler(
+            self._serial,
+            self.ranks,
+            threads=self._threads,
+            policy=policy,
+            sums=stage.has_sums,
+            dice=self._dice,
+        )
+        run = self.run = Run(begin, scheduler, sealed=sealed)
+        run.done = dict.fromkeys(self.ranks, 0)
+        run.seconds = dict.fromkeys(self.ranks, 0.0)
+        sends = self._routes.start(begin)
+        return sends + scheduler.add(tasks, self.home) + self._advance(run)
+
+    def add(self, tasks: Sequence[Task]) -> list[Send]:
+        """More tasks for the run under way, which is not sealed."""
+        assert self.run is not None
+        return self.run.scheduler.add_more(tasks)
+
+    def seal(self) -> list[Send]:
+        """No more tasks will come."""
+        assert self.run is not None
+        self.run.sealed = True
+        return self._advance(self.run)
+
+    def take_results(self) -> list[tuple[int, Any]]:
+        """Return what has come of tasks since the last call, and forget those tasks."""
+        assert self.run is not None
+        results, self.run.results = self.run.results, {}
+        self.run.scheduler.forget(results)
+        return list(results.items())
+
+    def end(self) -> list[Send]:
+        """The run is over, well or not: workers drop it."""
+        if self.run is None:
+            return []
+        serial, self.run = self.run.begin.serial, None
+        self.files.drop_requests()
+        return [Send(rank, Forget(serial)) for rank in self.ranks]
+
+    def tick(self, seconds: float) -> list[Send]:
+        """Time has passed."""
+        run = self.run
+        return run.scheduler.tick(seconds) + self._watch_sum(run, seconds) if run else []
+
+    # From the I/O thread
+
+    def unreadable(self, generation: int, block: int, error: BaseException) -> None:
+        """A block could not be read: the run ends with that very error."""
+        if self.files.unreadable(generation, block) and self.run:
+            self.run.error = self.run.error or error
+
+    def loaded(self, generation: int, block: int, arrays: Block) -> list[Send]:
+        """A block has been read."""
+        return self.files.loaded(generation, block, arrays)
+
+    # From workers
+
+    def handle(self, source: Rank, message: ToMaster) -> list[Send]:
+        """Take one message; return what to send."""
+        if source not in self._alive:
+            return []  # lost, but not as dead as it seemed
+        match message:
+            case BlockRequest():
+                self.files.request(source, message)
+            case Crashed():
+                raise ProtocolError(f"worker rank {source} crashed\n{message.text}")
+            case Hello() | Bye() | Beat() | Unreachable():
+                pass  # being heard at all is what counts; about the last the loop decides
+            case _:
+                run = self.run
+                if run is None or run.begin.serial != message.serial:
+                    return []
+                if isinstance(message, NeedArrays):
+                    return [self._routes.answer(run.begin, source, message, self.ranks)]
+                return self._in_run(run, source, message)
+        return []
+
+    def _in_run(
+        self,
+        run: Run,
+        source: Rank,
+        message: Started | Finished | Failed | Overdue | Idle | Claim | Collected | Partial,
+    ) -> list[Send]:
+        match message:
+            case Started() | Overdue():
+                run.scheduler.note(source, message)
+                return []
+            case Finished():
+                sends = self._on_finished(run, source, message)
+            case Failed():
+                sends = run.scheduler.fail(source, message)
+                self._note_failures(run, source)
+            case Idle():
+                return run.scheduler.idle(source, message)
+            case Claim():
+                return run.scheduler.claim(source, message)
+            case Collected():
+                return self._on_collected(run, source, message)
+            case Partial():
+                return self._on_partial(run, source, message)
+        return sends + self._advance(run)
+
+    def _on_finished(self, run: Run, source: Rank, message: Finished) -> list[Send]:
+        numbers = [task for task, _ in message.results]
+        sends = run.scheduler.finish(source, numbers, message.seconds)
+        run.done[source] += len(message.results)
+        run.seconds[source] += message.seconds
+        run.peer_blocks += message.peer_blocks
+        run.results.update(message.results)
+        if not run.is_stream:
+            self._note_homes(run, source, numbers)
+        return sends
+
+    def _note_homes(self, run: Run, source: Rank, tasks: Sequence[int]) -> None:
+        for task in tasks:
+            block = run.scheduler.entries[task].task.block
+            if block is not None:
+                self.home[block] = source
+
+    def _note_failures(self, run: Run, source: Rank) -> None:
+        """Tasks given up end a run; in a stream they are its results."""
+        broken = run.scheduler.stage_failure
+        if broken is not None and run.error is None:
+            what = f"{type(run.begin.stage).__name__} failed on rank {source}"
+            text = f"{what}: {broken.kind}: {broken.text}\n{broken.traceback}".rstrip()
+            run.error = TaskFailedError(text)
+        for failure in run.scheduler.take_failures():
+            if run.is_stream:
+                run.results[failure.task] = failure
+            elif run.error is None:
+                run.error = TaskFailedError(str(failure))
+
+    # The end of a run
+
+    def _advance(self, run: Run) -> list[Send]:
+        """Go on to the reduction once every task is finished."""
+        if run.phase is not Phase.PLACING or not run.scheduler.all_finished or not run.sealed:
+            return []
+        if not run.begin.stage.has_sums:
+            run.phase = Phase.OVER
+            return []
+        if not self.ranks:
+            return []  # who comes will be asked
+        run.phase = Phase.COLLECTING
+        run.number += 1
+        run.layouts.clear()
+        # With no task at all one worker still says what its sums look like.
+        run.asked = run.scheduler.holders() or set(self.ranks[:1])
+        return [Send(r, Collect(run.begin.serial, run.number)) for r in sorted(run.asked)]
+
+    def _on_collected(self, run: Run, source: Rank, message: Collected) -> list[Send]:
+        if run.phase is not Phase.COLLECTING or message.number != run.number:
+            return []
+        run.asked.discard(source)
+        if message.layout is not None:
+            run.layouts[source] = message.layout
+        if run.asked:
+            return []
+        if not run.layouts:
+            return self._bank(run, None)
+        run.phase, run.waited = Phase.REDUCING, 0.0
+        tree = None
+        if self._within_hosts:
+            tree = heaps_of_hosts(self._routes.groups(sorted(run.layouts)))
+        try:
+            run.root = Root(run.begin.serial, run.number, run.layouts, tree)
+        except MpiparError as error:
+            run.error = error
+            return []
+        if run.root.done:
+            return self._bank(run, run.root.sums)
+        return run.root.start()
+
+    def _on_partial(self, run: Run, source: Rank, message: Partial) -> list[Send]:
+        if run.phase is not Phase.REDUCING or run.root is None or message.number != run.number:
+            return []
+        run.waited = 0.0
+        sends = run.root.add(source, message)
+        return sends + self._bank(run, run.root.sums) if run.root.done else sends
+
+    def _watch_sum(self, run: Run, seconds: float) -> list[Send]:
+        """Begin a reduction again that does not go on, with another tree; give up a second time."""
+        run.waited += min(seconds, 1.0)  # if this process was stopped, that says nothing
+        if run.phase is not Phase.REDUCING or run.waited <= LONG * self._patience:
+            return []
+        if self._within_hosts:
+            run.error = RequeueError(
+                f"no part of the sum has come for {run.waited:.0f} s; resume the run to go on"
+            )
+            return []
+        self._within_hosts = True
+        run.phase, run.root = Phase.PLACING, None
+        return self._advance(run)
+
+    def _bank(self, run: Run, sums: Sums | None) -> list[Send]:
+        run.sums = sums
+        run.scheduler.bank()
+        run.phase = Phase.OVER
+        return []
+
+    # Gain and loss
+
+    def rank_joined(self, rank: Rank) -> list[Send]:
+        """A worker has come: it takes part in the run under way, though not in its tree."""
+        insort(self.ranks, rank)
+        self._alive.add(rank)
+        run = self.run
+        if run is None or run.over:
+            return []
+        run.done[rank], run.seconds[rank] = 0, 0.0
+        begin = self._routes.alone(run.begin, rank)
+        return [begin, *run.scheduler.rank_joined(rank), *self._advance(run)]
+
+    def nobody_comes(self) -> None:
+        """There is no worker, and none can be expected: the run cannot go on."""
+        if self.run is not None and not self.run.over:
+            self.run.error = RequeueError("the last worker is lost; resume the run to go on")
+
+    def rank_lost(self, rank: Rank, *, expected: int = 0) -> list[Send]:
+        """A worker is lost: its tasks go elsewhere, and a reduction under way starts again.
+
+        If it was the last one, they wait for those expected, if any.
+        """
+        if rank not in self._alive:
+            return []
+        self.ranks.remove(rank)
+        self._alive.remove(rank)
+        self.files.rank_lost(rank)
+        self._routes.rank_lost(rank)
+        self.home = {block: r for block, r in self.home.items() if r != rank}
+        sends = [Send(other, Gone(rank)) for other in self.ranks]
+        run = self.run
+        if run is None or run.over:
+            return sends
+        if not (self.ranks or expected):
+            self.nobody_comes()
+            return sends
+        # Its children in the broadcast tree may still be waiting for it to pass Begin on.
+        sends += self._routes.adopt(run.begin, rank, self._alive)
+        sends += run.scheduler.rank_lost(rank)
+        self._note_failures(run, rank)
+        run.phase = Phase.PLACING
+        run.root = None
+        return sends + self._advance(run)

@@ -1,0 +1,251 @@
+"""Adding up the workers' partials: a tree of ranks, a few megabytes at a time.
+
+    leaf --Partial 0, 1, 2..--> node --Partial 0, 1..--> ... --> rank 0
+         <------- More --------      <----- More -----
+
+A partial is seen as one sequence of chunks: the arrays in order of name, each cut in pieces. Arrays
+that a worker lacks count as zero, so that it needs no memory for what it never added to. A node
+adds its children's chunk to its own and passes the sum on; it keeps its own partial as it was,
+because a lost rank makes the reduction start again. `More` keeps a child at most WINDOW chunks
+ahead of its parent, so that no rank holds more than that for each child.
+"""
+
+from __future__ import annotations
+
+from math import prod
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mpipar.errors import ProtocolError
+from mpipar.runtime.machines.broadcast import below
+from mpipar.runtime.machines.messages import (
+    MASTER,
+    Collect,
+    Layout,
+    More,
+    Partial,
+    Rank,
+    Reduce,
+    Send,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from numpy.typing import NDArray
+
+    from mpipar.runtime.machines.broadcast import Groups
+    from mpipar.runtime.stage import Sums
+
+CHUNK = 1 << 18  # elements: 2 MiB
+WINDOW = 4
+FAN_IN = 3
+
+
+def layout_of(sums: Sums) -> Layout:
+    """Return names and shapes, sorted by name."""
+    return tuple((name, sums[name].shape) for name in sorted(sums))
+
+
+def check_sums(partial: Mapping[str, Any] | None) -> Sums | None:
+    """Return what a program's `partial` gave as contiguous arrays; TypeError unless int64."""
+    if partial is None:
+        return None
+    for name, array in partial.items():
+        kind = getattr(array, "dtype", type(array).__name__)
+        if not isinstance(array, np.ndarray) or kind != np.int64:
+            raise TypeError(f"partial() must return int64 arrays, but {name!r} is {kind}")
+    return {name: np.ascontiguousarray(array) for name, array in partial.items()}
+
+
+class Chunks:
+    """A partial seen as a sequence of one-dimensional views; zeros for arrays that it lacks."""
+
+    def __init__(self, sums: Sums, layout: Layout, size: int = CHUNK) -> None:
+        nothing = np.zeros(size, np.int64)
+        self._pieces = [
+            sums[name].reshape(-1)[start : start + size]
+            if name in sums
+            else nothing[: prod(shape) - start]
+            for name, shape in layout
+            for start in range(0, prod(shape), size)
+        ]
+
+    def __len__(self) -> int:
+        return len(self._pieces)
+
+    def __getitem__(self, index: int) -> NDArray[np.int64]:
+        return self._pieces[index]
+
+
+class Node:
+    """One worker's part in one reduction."""
+
+    def __init__(self, order: Reduce, own: Chunks) -> None:
+        self.order = order
+        self._own = own
+        self._next = 0  # chunk to pass on next
+        self._limit = WINDOW  # how far the parent lets us go
+        self._sums: dict[int, NDArray[np.int64]] = {}
+        self._heard: dict[int, int] = {}  # chunk -> children heard
+
+    def start(self) -> list[Send]:
+        """Send what can be sent before any child has been heard."""
+        return self._advance()
+
+    def add(self, message: Partial) -> list[Send]:
+        """A child's chunk."""
+        chunk = message.chunk
+        if chunk in self._sums:
+            self._sums[chunk] += message.data
+        else:
+            self._sums[chunk] = self._own[chunk] + message.data
+        self._heard[chunk] = self._heard.get(chunk, 0) + 1
+        return self._advance()
+
+    def more(self, message: More) -> list[Send]:
+        """The parent has room."""
+        self._limit = max(self._limit, message.limit)
+        return self._advance()
+
+    def _advance(self) -> list[Send]:
+        sends: list[Send] = []
+        order, children = self.order, self.order.children
+        while self._next < min(self._limit, len(self._own)):
+            chunk = self._next
+            if self._heard.get(chunk, 0) < len(children):
+                break
+            self._heard.pop(chunk, None)
+            data = self._sums.pop(chunk) if children else self._own[chunk]
+            message = Partial(order.serial, order.number, chunk, data)
+            sends.append(Send(order.parent, message))
+            self._next += 1
+        if sends and children:
+            more = More(order.serial, order.number, self._next + WINDOW)
+            sends += [Send(child, more) for child in children]
+        return sends
+
+
+class Branch:
+    """A worker's part in the reductions of one run: its partial, and its place in the tree."""
+
+    def __init__(self) -> None:
+        self.number: int | None = None  # of the reduction that is being collected for
+        self._own: Sums | None = None
+        self._node: Node | None = None
+        self._early: list[Partial] = []  # from children that knew of Reduce before we did
+
+    def collect(self, message: Collect) -> None:
+        """A reduction begins; one that was under way is void."""
+        self.number = message.number
+        self._own = self._node = None
+        self._early = [early for early in self._early if early.number >= message.number]
+
+    def gathered(self, sums: Sums | None) -> Layout | None:
+        """The stage has given its partial, which is kept as it is until the run is over."""
+        self._own = sums
+        return None if sums is None else layout_of(sums)
+
+    def handle(self, message: Reduce | Partial | More) -> list[Send]:
+        """Take one message; return what to send."""
+        match message:
+            case Reduce():
+                return self._on_reduce(message)
+            case Partial():
+                return self._on_partial(message)
+            case More():
+                node = self._current(message.number)
+                return node.more(message) if node is not None else []
+
+    def _current(self, number: int) -> Node | None:
+        return self._node if self._node is not None and self.number == number else None
+
+    def _on_reduce(self, message: Reduce) -> list[Send]:
+        if self._own is None or self.number != message.number:
+            return []
+        self._node = Node(message, Chunks(self._own, message.layout))
+        early, self._early = self._early, []
+        sends = self._node.start()
+        return sends + [send for chunk in early for send in self._on_partial(chunk)]
+
+    def _on_partial(self, message: Partial) -> list[Send]:
+        node = self._current(message.number)
+        if node is not None:
+            return node.add(message)
+        if self.number is None or message.number >= self.number:
+            self._early.append(message)
+        return []
+
+
+def heap(ranks: Sequence[Rank]) -> dict[Rank, tuple[Rank, ...]]:
+    """Return who is whose child in the usual tree: the ranks are a heap under rank 0."""
+    order = (MASTER, *ranks)
+    return {rank: below(at, order, FAN_IN) for at, rank in enumerate(order)}
+
+
+def heaps_of_hosts(groups: Groups) -> dict[Rank, tuple[Rank, ...]]:
+    """The same in a tree in which ranks speak only to those of their host and to rank 0.
+
+    groups   the ranks of each host, as `broadcast.grouped` has them: rank 0's host first
+    """
+    tree = {rank: below(at, host, FAN_IN) for host in groups for at, rank in enumerate(host)}
+    tree[MASTER] += tuple(host[0] for host in groups[1:])
+    return tree
+
+
+class Root:
+    """Rank 0's part: who stands where in the tree, and the total."""
+
+    def __init__(
+        self,
+        serial: int,
+        number: int,
+        layouts: dict[Rank, Layout],
+        tree: Mapping[Rank, tuple[Rank, ...]] | None = None,
+    ) -> None:
+        """`layouts` are those of the workers that have something to add; the tree has these."""
+        self.serial, self.number = serial, number
+        self._tree = heap(sorted(layouts)) if tree is None else tree
+        self._children = self._tree[MASTER]
+        self._layout = _union(layouts)
+        self.sums: Sums = {name: np.zeros(shape, np.int64) for name, shape in self._layout}
+        self._total = Chunks(self.sums, self._layout)
+        self._missing = len(self._total) * len(self._children)
+
+    @property
+    def done(self) -> bool:
+        """Whether every chunk has arrived from every child."""
+        return self._missing == 0
+
+    def start(self) -> list[Send]:
+        """Tell every worker its place."""
+        return [
+            Send(child, Reduce(self.serial, self.number, rank, self._tree[child], self._layout))
+            for rank, children in self._tree.items()
+            for child in children
+        ]
+
+    def add(self, child: Rank, message: Partial) -> list[Send]:
+        """A chunk from one of rank 0's children."""
+        total = self._total[message.chunk]
+        total += message.data
+        self._missing -= 1
+        limit = message.chunk + 1 + WINDOW
+        if message.chunk + WINDOW >= len(self._total):
+            return []
+        return [Send(child, More(self.serial, self.number, limit))]
+
+
+def _union(layouts: dict[Rank, Layout]) -> Layout:
+    """All arrays that any worker has, by name."""
+    known: dict[str, tuple[Rank, tuple[int, ...]]] = {}
+    for rank, layout in sorted(layouts.items()):
+        for name, shape in layout:
+            first, agreed = known.setdefault(name, (rank, shape))
+            if shape != agreed:
+                raise ProtocolError(
+                    f"the partials of ranks {first} and {rank} differ in the shape of {name!r}: "
+                    f"{agreed} and {shape}; a stage must sum the same arrays on every worker"
+                )
+    return tuple((name, shape) for name, (_, shape) in sorted(known.items()))

@@ -1,0 +1,89 @@
+"""The states of a task, what moves it from one to the next, and its story.
+
+    WAITING --ASSIGNED--> PLACED --FINISHED--> HELD --BANKED--> DONE
+     | ^                   | | MOVED (stolen)   |
+     | +--FAILED, RANK_LOST--+------RANK_LOST---+
+     +--GIVEN_UP--> ASIDE
+
+WAITING: nobody's. PLACED: on one worker, perhaps running, perhaps in the hands of a thief that
+has not claimed it yet. HELD: its result is here, its contribution only in one worker's partial.
+DONE: its contribution is in a sum that has reached rank 0. ASIDE: it failed on every try, or too
+many ranks died with it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum, auto
+from typing import TYPE_CHECKING, Final
+
+from mpipar.errors import ProtocolError
+
+if TYPE_CHECKING:
+    from mpipar.runtime.machines.messages import Rank
+    from mpipar.runtime.stage import Task
+
+
+class State(Enum):
+    """Where a task is; see the diagram above."""
+
+    WAITING = auto()
+    PLACED = auto()
+    HELD = auto()
+    DONE = auto()
+    ASIDE = auto()
+
+    __hash__ = object.__hash__  # members are unique, and Enum's own hash is slow
+
+
+class Event(Enum):
+    """What moves a task."""
+
+    ASSIGNED = auto()
+    MOVED = auto()
+    FINISHED = auto()
+    FAILED = auto()
+    BANKED = auto()
+    RANK_LOST = auto()
+    GIVEN_UP = auto()
+
+    __hash__ = object.__hash__
+
+
+NEXT: Final = {
+    (State.WAITING, Event.ASSIGNED): State.PLACED,
+    (State.PLACED, Event.MOVED): State.PLACED,
+    (State.PLACED, Event.FINISHED): State.HELD,
+    (State.PLACED, Event.FAILED): State.WAITING,
+    (State.PLACED, Event.RANK_LOST): State.WAITING,
+    (State.HELD, Event.BANKED): State.DONE,
+    (State.HELD, Event.RANK_LOST): State.WAITING,
+    (State.WAITING, Event.GIVEN_UP): State.ASIDE,
+}
+BY_OWNER: Final = frozenset({Event.FINISHED, Event.FAILED, Event.RANK_LOST})
+"""Events that only the rank on which the task is can cause."""
+
+
+@dataclass(slots=True)
+class Entry:
+    """One task's state, and how it came there."""
+
+    task: Task
+    state: State = State.WAITING
+    rank: Rank | None = None  # owner if PLACED, holder if HELD
+    failed_on: tuple[Rank, ...] = ()
+    died_on: tuple[Rank, ...] = ()  # ranks that were lost while they had it
+    story: tuple[tuple[Event, Rank | None], ...] = ()
+
+    def move(self, event: Event, rank: Rank | None) -> None:
+        """Make a transition, or raise ProtocolError and change nothing."""
+        after = NEXT.get((self.state, event))
+        if after is None or (event in BY_OWNER and rank != self.rank):
+            story = ", ".join(f"{what.name} {who}" for what, who in self.story)
+            raise ProtocolError(
+                f"task {self.task.id} cannot take {event.name} (rank {rank}) while "
+                f"{self.state.name} (rank {self.rank}); its story: {story or 'none'}"
+            )
+        self.story += ((event, rank),)
+        self.state = after
+        self.rank = None if after is State.WAITING else rank

@@ -1,0 +1,58 @@
+"""A worker's part in one run: its tasks, what they gave, its place in the reduction."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from mpipar.runtime.machines.messages import Finished
+from mpipar.runtime.machines.reduction import Branch
+from mpipar.runtime.machines.task_deque import Deque
+
+if TYPE_CHECKING:
+    import random
+
+    from mpipar.runtime.machines.messages import Rank
+
+BURST_SECONDS = 0.002
+"""Short tasks are handed to the compute threads in bursts of about this length."""
+BURST_TASKS = 1000
+
+
+class Run:
+    """One run as this worker sees it; made by whichever of its messages comes first."""
+
+    def __init__(self, serial: int, dice: random.Random | None) -> None:
+        self.serial = serial
+        self.begun = False
+        self.prepared = False
+        self.timeout: float | None = None  # seconds that a task may take before its rank is lost
+        self.deque = Deque(serial, dice)
+        self.running: set[int] = set()  # handed to the compute threads
+        self.bursts = 0  # the orders in which they were
+        self.done = 0
+        self.seconds = 0.0
+        self.peers: dict[int, Rank] = {}  # block -> the victim that has it
+        self.branch = Branch()
+        self.finished: list[tuple[int, Any]] = []
+        self.unreported = 0.0
+        self.peer_blocks = 0
+
+    def burst(self) -> int:
+        """Return how many tasks one order has: one, or more if they are short."""
+        if not self.done:
+            return 1
+        mean = self.seconds / self.done
+        return max(1, int(min(BURST_TASKS, BURST_SECONDS / mean if mean > 0 else BURST_TASKS)))
+
+    def report(self, most: int) -> list[Finished]:
+        """Return messages, of at most so many results each, for what is not reported yet."""
+        finished, seconds, blocks = self.finished, self.unreported, self.peer_blocks
+        if not finished:
+            return []
+        self.finished, self.unreported, self.peer_blocks = [], 0.0, 0
+        messages = []
+        for start in range(0, len(finished), most):
+            results = tuple(finished[start : start + most])
+            messages.append(Finished(self.serial, results, seconds, blocks))
+            seconds, blocks = 0.0, 0
+        return messages

@@ -1,0 +1,1 @@
+"""Arrays that the ranks of one host have in one memory."""

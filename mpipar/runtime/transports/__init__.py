@@ -1,0 +1,1 @@
+"""Messages between ranks: within a process, over MPI, over TCP."""

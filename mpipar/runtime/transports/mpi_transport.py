@@ -1,0 +1,358 @@
+"""Messages between ranks over MPI.
+
+    send --> outgoing (Isend) ----> MPI ----> incoming (Improbe, Irecv) --> receive
+
+All MPI calls are made by the thread that runs the loop. Between rank 0 and a rank that was spawned
+later there is a communicator of their own, and none between that rank and the others: rank 0
+passes their messages on.
+
+Nothing is sent to a rank that is dead (where MPI can tell) or cut off (because the loop says so),
+and what it says is dropped. Memory that MPI may still read or write is kept until MPI is done.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from mpi4py import MPI
+
+from mpipar.runtime.machines.messages import MASTER, Bye, Stop
+from mpipar.runtime.transports.mpi_requests import FRAME, Incoming, Outgoing, is_over, take_complete
+from mpipar.runtime.transports.transport import Backoff, UnsendableError
+from mpipar.runtime.wire import codec
+
+if TYPE_CHECKING:
+    from mpipar.runtime.machines.messages import Message, Rank
+    from mpipar.runtime.transports.mpi_requests import End
+
+AT_ONCE = 256  # frames taken per turn and communicator
+WAIT_FOR_FRAME = 1 << 16  # a frame up to this size is received at once, a longer one by and by
+UNDER_WAY = 1e-4  # seconds of a pause while a transfer needs this process to go on,
+UNDER_WAY_LIMIT = 2e-3  # and where many ranks share a core
+STALLED_SECONDS = 5.0  # after which rank 0 does not count what a worker does not take
+LOOK_SECONDS = 0.05  # between two looks for dead ranks
+SUSPICION_SECONDS = 10.0  # for MPI to say that a rank is dead with which a transfer failed
+DEAD = frozenset({MPI.ERR_PROC_FAILED, MPI.ERR_PROC_FAILED_PENDING})
+
+
+@dataclass(frozen=True, slots=True)
+class Routed:
+    """A message to or from a spawned rank, on its way over rank 0."""
+
+    origin: Rank
+    target: Rank
+    message: Message
+
+
+class MpiTransport:
+    """One rank's end of a communicator, of which it must be the only user."""
+
+    def __init__(
+        self,
+        communicator: MPI.Intracomm | MPI.Intercomm,
+        *,
+        spawned_as: Rank | None = None,
+        fault_tolerant: bool = False,
+    ) -> None:
+        """`spawned_as` is the number of a spawned rank; its communicator leads to rank 0 alone."""
+        communicator.Set_errhandler(MPI.ERRORS_RETURN)
+        self.rank: Rank = communicator.rank if spawned_as is None else spawned_as
+        self.size = communicator.size if spawned_as is None else spawned_as + 1
+        self._communicator = communicator
+        self._spawned_as = spawned_as
+        self._links: dict[Rank, MPI.Intercomm] = {}
+        self._unheard: set[Rank] = set()  # of them, those that have not said a word
+        self._outgoing: dict[Rank, Outgoing] = {}
+        self._incoming: dict[Rank, deque[Incoming]] = {}
+        self._strays: dict[Rank, deque[Incoming]] = {}  # from ranks that are cut off
+        self._abandoned: list[tuple[MPI.Request, Any]] = []
+        self._backoff = Backoff()
+        self._under_way = UNDER_WAY
+        self._news = threading.Event()
+        self._fault_tolerant = fault_tolerant
+        self._dead: set[Rank] = set()
+        self._cut: set[Rank] = set()
+        self._left: set[Rank] = set()  # those of them that said Bye
+        self._lost: list[Rank] = []  # that `lost` has not told yet
+        self._suspects: dict[Rank, float] = {}  # until when MPI has time to call them dead
+        self._look_at = 0.0
+
+    def adopt(self, link: MPI.Intercomm) -> Rank:
+        """Take in a rank that was spawned; return its number."""
+        link.Set_errhandler(MPI.ERRORS_RETURN)
+        rank, self.size = self.size, self.size + 1
+        self._links[rank] = link
+        # To send to one that died at its start would hang: MPI waits for its address.
+        self._unheard.add(rank)
+        return rank
+
+    @property
+    def has_spawned(self) -> bool:
+        """Whether a rank has been taken in."""
+        return bool(self._links)
+
+    def _is_near(self, rank: Rank) -> bool:
+        """Whether there is a communicator between a rank and this one."""
+        if MASTER in {self.rank, rank}:
+            return True
+        return self._spawned_as is None and rank < self._communicator.size
+
+    def _end_of(self, rank: Rank) -> End:
+        """Where a rank is that is near."""
+        link = self._links.get(rank)
+        return (self._communicator, rank) if link is None else (link, 0)
+
+    # Sending
+
+    def send(self, rank: Rank, message: Message) -> None:
+        if self._is_cut_off(rank):
+            return
+        if self._is_near(rank):
+            self._transmit(rank, message)
+        else:
+            self._transmit(MASTER, Routed(self.rank, rank, message))
+
+    def _transmit(self, rank: Rank, message: Message | Routed) -> None:
+        queue = self._outgoing.setdefault(rank, Outgoing())
+        if not queue.parts:
+            queue.moved = time.monotonic()
+        try:
+            queue.post(self._end_of(rank), message)
+        except MPI.Exception as error:
+            self._suspect(rank, error)
+        except Exception as error:  # whatever a __reduce__ of a program raises
+            name = type(message).__name__
+            raise UnsendableError(f"{name} for rank {rank} cannot be pickled: {error}") from error
+        finally:
+            if not queue.parts:
+                self._outgoing.pop(rank, None)
+
+    def _move_outgoing(self) -> None:
+        now = time.monotonic() if self._outgoing else 0.0
+        for rank, queue in list(self._outgoing.items()):
+            try:
+                queue.move(now)
+            except MPI.Exception as error:
+                self._suspect(rank, error)
+            if not queue.parts:
+                self._outgoing.pop(rank, None)
+
+    def backlog(self) -> int:
+        if self.rank != MASTER or not self._outgoing:
+            return sum(queue.size for queue in self._outgoing.values())
+        since = time.monotonic() - STALLED_SECONDS
+        return sum(queue.size for queue in self._outgoing.values() if queue.moved > since)
+
+    # Receiving
+
+    def receive(self) -> list[tuple[Rank, Message]]:
+        self._news.clear()
+        self._move_outgoing()
+        self._take_frames(self._communicator)
+        for rank, link in list(self._links.items()):
+            self._take_frames(link, rank)
+        arrived = [item for rank in list(self._incoming) for item in self._take(rank)]
+        for rank in list(self._strays):
+            self._take_stray(rank)
+        if time.monotonic() >= self._look_at:
+            self._look()
+        return [item for source, message in arrived for item in self._delivered(source, message)]
+
+    def _take_frames(
+        self, communicator: MPI.Intracomm | MPI.Intercomm, rank: Rank | None = None
+    ) -> None:
+        """Take what has come over a communicator; `rank` is who is at its other end, if but one."""
+        if rank in self._dead:
+            return
+        if self._spawned_as is not None:
+            rank = MASTER
+        status = MPI.Status()
+        for _ in range(AT_ONCE):
+            try:
+                matched = communicator.Improbe(MPI.ANY_SOURCE, FRAME, status)
+            except MPI.Exception as error:
+                self._excuse(error, rank)
+                return
+            if matched is None:
+                return
+            source = status.Get_source() if rank is None else rank
+            frame = codec.blank(status.Get_count(MPI.BYTE))
+            try:
+                self._take_frame(source, frame, matched)
+            except MPI.Exception as error:
+                self._suspect(source, error)
+
+    def _take_frame(self, source: Rank, frame: codec.Frame, matched: MPI.Message) -> None:
+        self._unheard.discard(source)
+        requests = []
+        if len(frame) <= WAIT_FOR_FRAME and not self._fault_tolerant:
+            matched.Recv([frame, MPI.BYTE])
+        else:
+            requests.append(matched.Irecv([frame, MPI.BYTE]))
+        if source in self._dead or source in self._suspects:
+            self._abandoned += [(request, frame) for request in requests]
+            return
+        waiting = self._strays if source in self._cut else self._incoming
+        waiting.setdefault(source, deque()).append(Incoming(frame, requests))
+
+    def _take(self, rank: Rank) -> list[tuple[Rank, Message | Routed]]:
+        queue = self._incoming[rank]
+        taken: list[tuple[Rank, Message | Routed]] = []
+        try:
+            complete = take_complete(queue, self._end_of(rank))
+            taken = [(rank, incoming.decode()) for incoming in complete]
+        except MPI.Exception as error:
+            self._suspect(rank, error)
+        if not queue:
+            self._incoming.pop(rank, None)
+        return taken
+
+    def _take_stray(self, rank: Rank) -> None:
+        """Receive what a rank says that is cut off, and drop it: MPI has to be rid of it."""
+        queue = self._strays[rank]
+        try:
+            complete = take_complete(queue, self._end_of(rank))
+            if any(isinstance(incoming.decode(), Bye) for incoming in complete):
+                self._left.add(rank)
+        except MPI.Exception:
+            self._look_at = 0.0
+            self._abandon(self._strays, rank)
+        if not queue:
+            self._strays.pop(rank, None)
+
+    def _delivered(self, source: Rank, message: Message | Routed) -> list[tuple[Rank, Message]]:
+        """What this rank is to hear; on rank 0, what is for another is passed on instead."""
+        if not isinstance(message, Routed):
+            return [(source, message)]
+        if self._is_cut_off(message.origin) or self._is_cut_off(message.target):
+            return []
+        if message.target == self.rank:
+            return [(message.origin, message.message)]
+        self._transmit(message.target, message)
+        return []
+
+    # Losing
+
+    def lost(self) -> list[Rank]:
+        lost, self._lost = self._lost, []
+        return lost
+
+    def cut_off(self, rank: Rank, reason: str = "") -> None:
+        if rank in self._dead or rank in self._cut:
+            return
+        self._cut.add(rank)
+        self._suspects.pop(rank, None)
+        self._abandon_outgoing(rank)
+        if rank in self._incoming:
+            self._strays[rank] = self._incoming.pop(rank)
+        if reason:
+            self._whisper(rank, Stop(reason))
+
+    def _whisper(self, rank: Rank, message: Message) -> None:
+        """Send something that a rank may never hear."""
+        queue = Outgoing()
+        try:
+            if rank not in self._unheard:
+                queue.post(self._end_of(rank), message)
+        except MPI.Exception:
+            self._look_at = 0.0
+        self._abandoned += [part[:2] for part in queue.parts]
+
+    def strays(self) -> list[Rank]:
+        """Return the ranks that are cut off, are not known to be dead, and have not said Bye."""
+        return sorted(self._cut - self._dead - self._left)
+
+    def dismiss(self) -> None:
+        """Tell the ranks that are cut off and came back that the job is over."""
+        for rank in self._left - self._dead:
+            self._whisper(rank, Stop())
+
+    def _is_cut_off(self, rank: Rank) -> bool:
+        return any(rank in some for some in (self._dead, self._cut, self._suspects, self._unheard))
+
+    def _look(self) -> None:
+        now = time.monotonic()
+        self._look_at = now + LOOK_SECONDS
+        if self._fault_tolerant:
+            if self._spawned_as is None:
+                self._look_for_the_dead()
+            for rank in [rank for rank, until in self._suspects.items() if now > until]:
+                self._lost.append(rank)
+                self.cut_off(rank)
+        self._abandoned = [item for item in self._abandoned if not is_over(item[0])]
+
+    def _look_for_the_dead(self) -> None:
+        """Ask MPI who has failed; it tells nobody of its own accord."""
+        failed = self._communicator.Get_failed()
+        if failed.size > len(self._dead.difference(self._links)):
+            ranks = MPI.Group.Translate_ranks(failed, None, self._communicator.group)
+            for rank in set(ranks) - self._dead:
+                self._bury(rank)
+            # Receives from any rank go on without it.
+            self._communicator.Ack_failed()
+        failed.Free()
+
+    def _bury(self, rank: Rank) -> None:
+        """Drop what is on its way to or from a dead rank."""
+        self._dead.add(rank)
+        self._suspects.pop(rank, None)
+        if rank not in self._cut:
+            self._lost.append(rank)
+        self._drop(rank)
+
+    def _excuse(self, error: MPI.Exception, rank: Rank | None) -> None:
+        """Raise an error unless it only says that some rank is dead: `rank`, if but one can be."""
+        if not self._fault_tolerant or error.Get_error_class() not in DEAD:
+            raise error
+        self._look_at = 0.0
+        if rank is not None and rank not in self._dead:
+            self._bury(rank)
+
+    def _suspect(self, rank: Rank, error: MPI.Exception) -> None:
+        """Break off with a rank after a failed transfer."""
+        if not self._fault_tolerant:
+            raise error
+        if not self._is_cut_off(rank):
+            self._suspects[rank] = time.monotonic() + SUSPICION_SECONDS
+        self._drop(rank)
+        self._look_at = 0.0
+
+    def _drop(self, rank: Rank) -> None:
+        self._abandon_outgoing(rank)
+        self._abandon(self._incoming, rank)
+        self._abandon(self._strays, rank)
+
+    def _abandon_outgoing(self, rank: Rank) -> None:
+        queue = self._outgoing.pop(rank, None)
+        if queue is not None:
+            self._abandoned += [part[:2] for part in queue.parts]
+            queue.parts.clear()
+
+    def _abandon(self, waiting: dict[Rank, deque[Incoming]], rank: Rank) -> None:
+        queue = waiting.pop(rank, deque())
+        for message in queue:
+            self._abandoned += [(request, message) for request in message.requests]
+        queue.clear()
+
+    # Waiting
+
+    def pause(self, *, moved: bool, relaxed: bool = False) -> None:
+        if moved:
+            self._backoff.reset()
+            return
+        seconds = self._backoff.next(relaxed=relaxed)
+        if self._outgoing or self._incoming:
+            seconds = min(seconds, self._under_way)
+        if seconds:
+            self._news.wait(seconds)
+
+    def wake(self) -> None:
+        self._news.set()
+
+    def crowd(self, crowding: float) -> None:
+        self._backoff.crowd(crowding)
+        self._under_way = min(UNDER_WAY_LIMIT, UNDER_WAY * max(1.0, crowding))

@@ -1,0 +1,1 @@
+"""Messages as bytes: pickled frames with large arrays beside them."""

@@ -1,0 +1,78 @@
+"""Objects as pickles with arrays beside them."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from mpipar.interfaces.calls.pickling import Unreadable, pack, unpack_each
+
+
+class Unwilling:
+    def __reduce__(self):
+        raise ZeroDivisionError("not me")
+
+
+class Unwelcome:
+    def __reduce__(self):
+        return divmod, (1, 0)
+
+
+@pytest.mark.parametrize(
+    "array",
+    [
+        np.arange(1000.0),
+        np.arange(1000.0)[::3],
+        np.asfortranarray(np.arange(12).reshape(3, 4)),
+        np.arange(12).reshape(3, 4)[:, 1:3],
+        np.zeros((0, 5)),
+    ],
+    ids=["plain", "strided", "Fortran", "window", "empty"],
+)
+def test_memory_of_an_array_is_never_inside_the_pickle(array):
+    pieces, failed = pack([{"array": array}])
+    assert failed == []
+    assert len(pieces[0]) < 300
+    assert sum(memoryview(buffer).nbytes for buffer in pieces[3]) == array.nbytes
+    (back,) = unpack_each(pieces, own=True)
+    np.testing.assert_array_equal(back["array"], array)
+
+
+@pytest.mark.parametrize("own", [True, False])
+def test_arrays_that_come_out_can_be_written_to(own):
+    array = np.arange(5.0)
+    array.flags.writeable = False
+    (back,) = unpack_each(pack([array])[0], own=own)
+    back += 1
+    assert array[0] == 0
+
+
+def test_own_copies_do_not_share_memory_with_the_packer():
+    array = np.zeros(3)
+    (back,) = unpack_each(pack([array])[0], own=True)
+    back += 1
+    assert array.tolist() == [0, 0, 0]
+
+
+def test_what_cannot_be_pickled_costs_no_other():
+    objects = [np.arange(3), [np.arange(4), Unwilling()], "a", lambda: 0, np.arange(5)]
+    pieces, failed = pack(objects)
+    assert [position for position, _ in failed] == [1, 3]
+    assert isinstance(failed[0][1], ZeroDivisionError)
+    first, second, third = unpack_each(pieces, own=False)
+    assert (len(first), second, len(third)) == (3, "a", 5)
+
+
+def test_what_cannot_be_read_costs_no_other():
+    pieces, _ = pack([np.arange(3), Unwelcome(), np.arange(4)])
+    first, second, third = unpack_each(pieces, own=False)
+    assert isinstance(second, Unreadable)
+    assert isinstance(second.error, ZeroDivisionError)
+    assert (first.size, third.size) == (3, 4)
+
+
+def test_no_two_objects_share_a_list():
+    shared = [1]
+    first, second = unpack_each(pack([(shared, 1), (shared, 2)])[0], own=False)
+    first[0].append(2)
+    assert second == ([1], 2)

@@ -1,0 +1,265 @@
+"""Contexts on a crew of threads: setup, turns, limits, failures, the end."""
+
+from __future__ import annotations
+
+import operator
+import queue
+import threading
+from functools import partial
+
+import numpy as np
+import pytest
+
+from mpipar.errors import UsageError
+from mpipar.interfaces.calls.answers import Broken, Failed, Raised, Returned, SetupRaised
+from mpipar.interfaces.calls.call_stage import CallStage, Reply
+from mpipar.interfaces.calls.user_main import UserMain
+from mpipar.runtime.stage import Failure, Task
+from tests.support import functions
+
+PATIENCE = 20
+
+
+class Caller:
+    """Submits to a context and collects the answers."""
+
+    def __init__(self, context):
+        self.context = context
+        self.answers = queue.Queue()
+
+    def submit(self, function, *arguments, claim=lambda: True):
+        self.context.submit(function, arguments, claim=claim, done=self.answers.put)
+
+    def take(self, count):
+        return [self.answers.get(timeout=PATIENCE) for _ in range(count)]
+
+
+def test_calls_return_raise_and_refuse_to_be_pickled(crew):
+    caller = Caller(crew.context())
+    caller.submit(functions.square, 3)
+    (answer,) = caller.take(1)
+    assert answer == Returned(9)
+    caller.submit(functions.fail_at, 1, 1)
+    (answer,) = caller.take(1)
+    assert isinstance(answer, Raised)
+    assert "in fail_at" in answer.traceback
+    assert "process" in answer.where
+    for unwilling in ((lambda: 0,), (functions.unpicklable,), (functions.raise_needs_two,)):
+        caller.submit(*unwilling)
+        (answer,) = caller.take(1)
+        assert isinstance(answer, Raised)
+    assert "NeedsTwoError" in str(answer.exception)
+    assert "in raise_needs_two" in answer.traceback
+
+
+def test_setup_runs_once_on_each_worker_and_is_handed_to_each_call(crew):
+    functions.setups.clear()
+    context = crew.context(partial(functions.remember, "lattice"), passes_setup=True)
+    caller = Caller(context)
+    for number in range(300):
+        caller.submit(functions.pair, number)
+    values = sorted(answer.value[0] for answer in caller.take(300))
+    assert values == [("lattice", number) for number in range(300)]
+    threads = [thread for thread, _ in functions.setups]
+    assert len(threads) == len(set(threads)) <= 3
+
+
+def test_contexts_do_not_mix_and_a_closed_one_finishes(crew):
+    callers = [
+        Caller(crew.context(partial(functions.remember, name), passes_setup=True))
+        for name in ("first", "second")
+    ]
+    for number in range(50):
+        for caller in callers:
+            caller.submit(functions.pair, number)
+    for caller in callers:
+        caller.context.close()
+        with pytest.raises(RuntimeError, match="closed"):
+            caller.submit(functions.pair)
+    for caller, name in zip(callers, ("first", "second"), strict=True):
+        assert {answer.value[0][0] for answer in caller.take(50)} == {name}
+
+
+def test_workers_drop_the_setups_of_closed_contexts(crew):
+    stage = CallStage(UserMain.here())
+    site = stage.start({})
+    contexts = [crew.context(partial(functions.remember, n), passes_setup=True) for n in range(3)]
+    site.prefix(0, crew.read(0))
+    site.prefix(1, crew.read(1))
+    contexts[0].close()
+    site.prefix(2, crew.read(2))
+    assert sorted(site._prefixes) == [1, 2]
+    assert list(crew.read(0)) == ["open"]  # as for a block that was fetched for nothing
+
+
+def test_setup_that_raises_is_told_to_every_call(crew):
+    caller = Caller(crew.context(functions.refuse))
+    for _ in range(5):
+        caller.submit(functions.square, 1)
+    for answer in caller.take(5):
+        assert isinstance(answer, SetupRaised)
+        assert str(answer.exception) == "no such file on this node"
+        assert "in refuse" in answer.traceback
+
+
+def test_never_more_than_the_limit_at_once(crew):
+    lock, running, most = threading.Lock(), set(), []
+
+    def enter(number):
+        with lock:
+            running.add(number)
+            most.append(len(running))
+        threading.Event().wait(0.002)
+        with lock:
+            running.discard(number)
+
+    functions.enter = enter  # found there by name: the workers are of this process
+    enter.__module__, enter.__qualname__ = functions.__name__, "enter"
+    caller = Caller(crew.context(limit=2))
+    for number in range(40):
+        caller.submit(enter, number)
+    caller.take(40)
+    del functions.enter
+    assert max(most) == 2
+
+
+def test_call_that_is_not_claimed_is_neither_made_nor_told(crew):
+    caller = Caller(crew.context())
+    caller.submit(functions.square, 2, claim=lambda: False)
+    caller.submit(functions.square, 3)
+    assert caller.take(1) == [Returned(9)]
+    assert caller.answers.empty()
+
+
+def test_one_slow_call_of_a_bundle_sends_the_rest_back():
+    stage = CallStage(UserMain.here())
+    site = stage.start({})
+    calls = [(functions.nap, (seconds,), {}) for seconds in (0.0, 0.05, 0.0, 0.0)]
+    from mpipar.interfaces.calls.batches import pack_calls
+
+    parcel, _ = pack_calls(calls)
+    payload = 0, 0.02, parcel.functions, parcel.together, parcel.pieces
+    reply = stage.run(Task(0, None, payload), None, site)
+    assert isinstance(reply, Reply)
+    assert list(reply.kinds) == [0, 0]
+
+
+class Script:
+    """A pool whose stream answers as a test says."""
+
+    workers = 2
+    description = "scripted"
+
+    def __init__(self):
+        self.client = None
+        self.losses = []
+
+    def serve(self, source):
+        pass
+
+    def stream(self, stage, shared, client, *, policy):
+        self.client, self.policy = client, policy
+        return self
+
+    def notify(self):
+        pass
+
+    def close(self):
+        self.client.ended(None)
+
+
+@pytest.fixture
+def script():
+    from mpipar.interfaces.calls.router import Crew
+    from mpipar.runtime.stage import Policy
+
+    pool = Script()
+    return pool, Crew(pool, Policy())
+
+
+def died(task):
+    return task.id, Failure(task.id, "Quarantined", "it took down 3 ranks", "", (1, 2, 1))
+
+
+def test_failed_bundle_is_sent_again_call_by_call(script):
+    pool, crew = script
+    context = crew.context()
+    context.pace.note(1000, 0.0001)
+    caller = Caller(context)
+    for number in range(64):
+        caller.submit(functions.square, number)
+    (bundle,) = pool.client.supply(1)
+    pool.client.deliver([died(bundle)])
+    assert caller.answers.empty()
+    singles = pool.client.supply(8)
+    pool.client.deliver([died(task) for task in singles])
+    assert [type(answer) for answer in caller.take(8)] == [Failed] * 8
+
+
+def test_lost_worker_is_told_once(script, capsys):
+    pool, crew = script
+    crew.context()
+    pool.losses.append("rank 2 is lost")
+    pool.client.deliver([])
+    pool.client.deliver([])
+    assert capsys.readouterr().err == "mpipar: rank 2 is lost\n"
+
+
+def test_end_of_the_stream_breaks_what_is_under_way_and_what_waits(script):
+    pool, crew = script
+    caller = Caller(crew.context())
+    for number in range(6):
+        caller.submit(functions.square, number)
+    pool.client.supply(2)
+    pool.client.ended(ConnectionError("no worker is left"))
+    assert [type(answer) for answer in caller.take(6)] == [Broken] * 6
+    with pytest.raises(ConnectionError):
+        caller.submit(functions.square, 1)
+    assert not crew._contexts, "their setups are let go"
+    crew._closed = True  # nothing is left to be closed
+
+
+def test_setup_stays_as_long_as_a_worker_may_ask_for_it(script):
+    pool, crew = script
+    context = crew.context(functions.refuse)
+    caller = Caller(context)
+    for number in range(6):
+        caller.submit(functions.square, number)
+    under_way = pool.client.supply(2)
+    context.fail(LookupError("another worker has answered"))
+    assert [type(answer) for answer in caller.take(4)] == [Broken] * 4
+    assert "data" in crew.read(0)
+    caller.submit(functions.square, 1)  # by who has not heard of it yet
+    assert pool.client.supply(2) == []
+    assert [type(answer) for answer in caller.take(1)] == [Broken]
+    pool.client.deliver([died(task) for task in under_way])
+    assert [type(answer) for answer in caller.take(2)] == [Failed] * 2
+    assert list(crew.read(0)) == ["open"]
+
+
+def test_contexts_have_their_turn(script):
+    pool, crew = script
+    callers = [Caller(crew.context()) for _ in range(3)]
+    for caller in callers:
+        for number in range(10):
+            caller.submit(operator.neg, number)
+    tasks = pool.client.supply(6)
+    assert [task.payload[0] for task in tasks] == [0, 1, 2, 0, 1, 2]
+
+
+def test_open_contexts_agree_on_the_policy_and_later_ones_may_choose(script):
+    pool, crew = script
+    first = crew.context()
+    with pytest.raises(UsageError, match="isolate"):
+        crew.context(isolate=True)
+    first.close()
+    crew.context(isolate=True)
+    assert pool.policy.isolate
+
+
+def test_arrays_of_a_setup_reach_the_worker_as_arrays_of_the_block(crew):
+    data = np.arange(100_000.0)
+    crew.context(partial(functions.remember, data))
+    block = crew.read(0)
+    assert block["buffer0"].nbytes == data.nbytes
+    assert sum(array.nbytes for array in block.values()) < data.nbytes + 1000

@@ -1,0 +1,96 @@
+"""The user's main module on a worker that is another process."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from mpipar.interfaces.calls import user_main
+from mpipar.interfaces.calls.user_main import UserMain
+
+ROOT = Path(__file__).parents[3]
+SCRIPT = """
+import dataclasses, sys
+runs = globals().get("runs", 0) + 1
+
+@dataclasses.dataclass
+class Point:
+    x: int
+
+def double(x):
+    return 2 * x
+
+if __name__ == "__main__":
+    raise SystemExit("a worker must not get here")
+"""
+
+
+@pytest.fixture
+def worker(monkeypatch):
+    """This process as if it were a worker: what it does to `__main__` is undone."""
+    for name in ("__main__", user_main.NAME):
+        monkeypatch.setitem(sys.modules, name, sys.modules["__main__"])
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.setattr(user_main, "_loaded", [])
+
+
+def far(**words):
+    main = UserMain(process=-1, search=(), module=None, path=None, source=None)
+    return replace(main, **words)
+
+
+def test_script_is_run_once_from_its_source_and_is_then_main(worker):
+    main = far(path="/not/here/script.py", source=SCRIPT.encode())
+    main.load()
+    loaded = sys.modules["__main__"]
+    main.load()
+    assert sys.modules["__main__"] is loaded is sys.modules["__mp_main__"]
+    assert (loaded.double(4), loaded.Point(3).x, loaded.__file__) == (8, 3, "/not/here/script.py")
+
+
+def test_module_is_imported_by_name(worker):
+    far(module="tests.support.functions").load()
+    assert sys.modules["__main__"].square(3) == 9
+
+
+def test_script_that_fails_is_tried_again_by_the_next_call(worker):
+    main = far(path="script.py", source=b"1 / 0")
+    for _ in range(2):
+        with pytest.raises(ZeroDivisionError):
+            main.load()
+    assert sys.modules[user_main.NAME] is sys.modules["__main__"]
+    assert not user_main.is_loading()
+
+
+def test_nothing_is_done_in_the_process_that_it_comes_from(worker):
+    before = sys.modules["__main__"]
+    UserMain.here().load()
+    assert sys.modules["__main__"] is before
+
+
+def test_search_path_is_that_of_rank_0_behind_our_own(worker):
+    mine = list(sys.path)
+    far(search=("/a", mine[0], "/b")).extend_search()
+    assert sys.path == [*mine, "/a", "/b"]
+
+
+def test_an_executor_made_while_a_worker_reads_the_script_says_what_to_do(tmp_path):
+    script = tmp_path / "unguarded.py"
+    script.write_text(
+        "from mpipar import Executor\n"
+        "def f(x):\n    return x\n"
+        "with Executor(2) as executor:\n    print(executor.submit(f, 1).exception())\n"
+    )
+    done = subprocess.run(
+        [sys.executable, script],
+        env={"PYTHONPATH": str(ROOT), "PATH": ""},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert 'below `if __name__ == "__main__":`' in done.stdout + done.stderr
