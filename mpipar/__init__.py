@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from mpipar.version import __version__
+
 if TYPE_CHECKING:
     from mpipar.interfaces.executor.executor import Executor
 
 __all__ = ["Executor", "__version__"]
-
-__version__ = "0.1.0"
 
 
 def __getattr__(name: str) -> object:

@@ -3,11 +3,12 @@
     python jobs/scaling/simulate.py                            what docs/scaling.md is made of
     python jobs/scaling/simulate.py --ranks 64 1024 --tasks 20 --durations 0.3:0.5
 
-Nothing of the scheduler is modelled: `Master` and `Worker` are those that run under MPI, and what
-rank 0 takes to handle a message is the processor time that its Python code takes here, measured
-at each message (and corrected for a busy machine, see Clock). Modelled are the tasks (log-normal
-durations), the network (one latency), when a worker's loop looks for messages
-(`transport.Backoff`), and what MPI and pickle cost rank 0 for each message (see RECEIVE, SEND).
+Nothing of the scheduler is modelled: `MasterMachine` and `WorkerMachine` are those that run
+under MPI, and what rank 0 takes to handle a message is the processor time that its Python code
+takes here, measured at each message (and corrected for a busy machine, see Clock). Modelled are
+the tasks (log-normal durations), the network (one latency), when a worker's loop looks for
+messages (`transport.Backoff`), and what MPI and pickle cost rank 0 for each message (see
+RECEIVE, SEND).
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from mpipar.runtime.loops.master_loop import TICK_SECONDS
-from mpipar.runtime.machines.master import Master
+from mpipar.runtime.machines.master import MasterMachine
 from mpipar.runtime.machines.messages import MASTER, Knobs, Send, Welcome
 from mpipar.runtime.machines.orders import (
     Compute,
@@ -40,7 +41,7 @@ from mpipar.runtime.machines.orders import (
     Prepared,
 )
 from mpipar.runtime.machines.report_interval import beat_seconds, first_report, report_seconds
-from mpipar.runtime.machines.worker import Worker
+from mpipar.runtime.machines.worker import WorkerMachine
 from mpipar.runtime.stage import Stage, Task
 from mpipar.runtime.transports.transport import Backoff
 
@@ -144,8 +145,8 @@ class Simulation:
         self.clock = Clock()
         knobs = Knobs()
         ranks = range(1, case.ranks + 1)
-        self.master = Master(ranks, threads=1, knobs=knobs)
-        self.workers = [Worker(rank, Welcome(1, 1 << 20, knobs, 1.0)) for rank in ranks]
+        self.master = MasterMachine(ranks, threads=1, knobs=knobs)
+        self.workers = [WorkerMachine(rank, Welcome(1, 1 << 20, knobs, 1.0)) for rank in ranks]
         self.inboxes: list[deque[tuple[int, Any]]] = [deque() for _ in ranks]
         self.turning = [False] * case.ranks  # whether its next turn is in the list
         self.due = report_seconds(case.ranks)
@@ -240,7 +241,7 @@ class Simulation:
                 self._act(rank, when, worker.handle(source, message))
         self._act(rank, when, self._report(rank, worker))
 
-    def _report(self, rank: int, worker: Worker) -> list[Any]:
+    def _report(self, rank: int, worker: WorkerMachine) -> list[Any]:
         last = self.reported[rank - 1]
         messages = worker.report(due=self.now >= last + self.due)
         if messages:

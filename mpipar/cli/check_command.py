@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from mpipar.cli.request import Command, Request
+from mpipar.cli.request import Request, Subcommand
 from mpipar.errors import CorruptStoreError
 from mpipar.settings import CheckSettings
 
@@ -23,4 +23,4 @@ def run(request: Request) -> int:
     return CorruptStoreError.exit_code if problems else 0
 
 
-COMMAND = Command(CheckSettings, run)
+COMMAND = Subcommand(CheckSettings, run)

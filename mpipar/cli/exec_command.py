@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from mpipar import launch
 from mpipar.cli.outcome import conduct
-from mpipar.cli.request import Command, Request
+from mpipar.cli.request import Request, Subcommand
 from mpipar.cli.script import file_program, module_program, run_program
 from mpipar.errors import UsageError
 from mpipar.runtime.process.signals import raised_at_once
@@ -44,4 +44,4 @@ def _run(request: Request, settings: ExecSettings, here: Launch) -> int:
         close_all()
 
 
-COMMAND = Command(ExecSettings, run, is_parallel=True)
+COMMAND = Subcommand(ExecSettings, run, is_parallel=True)

@@ -13,16 +13,16 @@ from mpipar.cli.outcome import attempt
 from mpipar.cli.parser import command_parser, main_parser, parse_flags, split_rest
 from mpipar.cli.request import Request
 from mpipar.errors import UsageError
-from mpipar.launch import Surroundings, prepare_process
+from mpipar.launch import LaunchEnvironment, prepare_process
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from mpipar.cli.request import Command
+    from mpipar.cli.request import Subcommand
 
 __all__ = ["main"]
 
-COMMANDS: Final[dict[str, Command]] = {
+COMMANDS: Final[dict[str, Subcommand]] = {
     "refine": refine_command.COMMAND,
     "run": run_command.COMMAND,
     "exec": exec_.COMMAND,
@@ -35,11 +35,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run mpipar and return its exit code."""
     words = sys.argv[1:] if arguments is None else list(arguments)
     prepare_process()
-    around = Surroundings.read()
+    around = LaunchEnvironment.read()
     return attempt(lambda: _run(words, around), around.rank)
 
 
-def _run(words: list[str], around: Surroundings) -> int:
+def _run(words: list[str], around: LaunchEnvironment) -> int:
     """Parse on every rank, so that all agree on a wrong option; then run the command."""
     name = words[0] if words else ""
     try:
@@ -67,6 +67,6 @@ def _no_command(words: list[str]) -> int:
     raise UsageError("no command given")
 
 
-def _summary(command: Command) -> str:
+def _summary(command: Subcommand) -> str:
     """First line of the settings' docstring."""
     return (command.settings.__doc__ or "").splitlines()[0]

@@ -9,10 +9,10 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Final
 
-from mpipar import __version__
 from mpipar.errors import MpiparError, ProtocolError
 from mpipar.launch.signal_forwarding import meant
 from mpipar.runtime.process.signals import Meaning, handled, settle
+from mpipar.version import __version__
 
 if TYPE_CHECKING:
     from mpipar.launch import Launch

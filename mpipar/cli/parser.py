@@ -8,8 +8,8 @@ import difflib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from mpipar import __version__
 from mpipar.errors import UsageError
+from mpipar.version import __version__
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -11,9 +11,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from mpipar.launch import Surroundings
+    from mpipar.launch import LaunchEnvironment
 
-__all__ = ["Command", "Request"]
+__all__ = ["Request", "Subcommand"]
 
 S = TypeVar("S", bound=Settings)
 
@@ -26,7 +26,7 @@ class Request:
     flags: dict[str, Any]
     file: Path | None  # --settings
     words: list[str]
-    around: Surroundings
+    around: LaunchEnvironment
     rest: list[str] = field(default_factory=list)  # what follows the options, if the command says
 
     def read(self, kind: type[S]) -> S:
@@ -36,7 +36,7 @@ class Request:
 
 
 @dataclass(frozen=True)
-class Command:
+class Subcommand:
     """One command of mpipar."""
 
     settings: type[Settings]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from mpipar.cli.job import Job, run_job
-from mpipar.cli.request import Command, Request
+from mpipar.cli.request import Request, Subcommand
 from mpipar.settings import RunSettings
 
 if TYPE_CHECKING:
@@ -31,4 +31,4 @@ def _job(request: Request) -> Job:
     return Job(settings.parallel, settings.per_worker, settings.verbose, program)
 
 
-COMMAND = Command(RunSettings, run, is_parallel=True)
+COMMAND = Subcommand(RunSettings, run, is_parallel=True)

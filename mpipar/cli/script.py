@@ -17,12 +17,12 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from importlib.machinery import ModuleSpec
 
-__all__ = ["Program", "file_program", "module_program", "run_program"]
+__all__ = ["MainProgram", "file_program", "module_program", "run_program"]
 
 INTERRUPTED: Final = 130
 
 
-class Program:
+class MainProgram:
     """Code that is to be `__main__`, and what Python sets for it."""
 
     def __init__(self, code: types.CodeType, file: str, folder: str, **names: Any) -> None:
@@ -33,7 +33,7 @@ class Program:
         self.names = names
 
 
-def file_program(name: str) -> Program:
+def file_program(name: str) -> MainProgram:
     """Return the program in a file. Raises MissingInputError, InputError."""
     path = Path(name)
     try:
@@ -45,10 +45,10 @@ def file_program(name: str) -> Program:
     except (SyntaxError, ValueError) as error:
         text = "".join(traceback.format_exception_only(error)).rstrip()
         raise InputError(f"{name} is not a Python script:\n{text}") from None
-    return Program(code, name, str(path.resolve().parent))
+    return MainProgram(code, name, str(path.resolve().parent))
 
 
-def module_program(name: str) -> Program:
+def module_program(name: str) -> MainProgram:
     """Return the program that `python -m name` would run. Raises MissingInputError."""
     sys.path.insert(0, str(Path.cwd()))
     try:
@@ -61,7 +61,7 @@ def module_program(name: str) -> Program:
     if spec is None or code is None:
         raise MissingInputError(f"-m {name}: there is no module of that name to run")
     file = spec.origin or name
-    return Program(code, file, str(Path.cwd()), __spec__=spec, __package__=spec.parent)
+    return MainProgram(code, file, str(Path.cwd()), __spec__=spec, __package__=spec.parent)
 
 
 def _spec(name: str) -> ModuleSpec | None:
@@ -71,7 +71,9 @@ def _spec(name: str) -> ModuleSpec | None:
     return spec
 
 
-def run_program(program: Program, arguments: Sequence[str], interrupted: Callable[[], None]) -> int:
+def run_program(
+    program: MainProgram, arguments: Sequence[str], interrupted: Callable[[], None]
+) -> int:
     """Run it to its end, functions registered with atexit included; return its exit code.
 
     interrupted   called after ^C or a signal like it, before anything is waited for

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from mpipar.cli.request import Command, Request
+from mpipar.cli.request import Request, Subcommand
 from mpipar.settings import UnlockSettings
 
 __all__ = ["COMMAND"]
@@ -19,4 +19,4 @@ def run(request: Request) -> int:
     return 0
 
 
-COMMAND = Command(UnlockSettings, run)
+COMMAND = Subcommand(UnlockSettings, run)

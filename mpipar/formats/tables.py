@@ -35,7 +35,7 @@ def read_tables(path: Path) -> dict[str, pd.DataFrame]:
     raises   MissingInputError if there is no such file, InputError if it is not a STAR file,
              naming the line where it breaks the rules
     """
-    parser = _Parser(path)
+    parser = _TableParser(path)
     try:
         with path.open(encoding="utf-8", errors=UNDECODED) as file:
             for number, line in enumerate(file, start=1):
@@ -51,7 +51,7 @@ def read_tables(path: Path) -> dict[str, pd.DataFrame]:
 
 
 @dataclass
-class _Block:
+class _TableBlock:
     """A data block being read: a loop of rows, or one value after each label."""
 
     name: str
@@ -67,7 +67,7 @@ class _Block:
         return table
 
 
-class _Parser:
+class _TableParser:
     """Takes a STAR file line by line.
 
     Written here because names with '#' or an apostrophe, which RELION takes, are cut or changed by
@@ -75,7 +75,7 @@ class _Parser:
     """
 
     def __init__(self, path: Path) -> None:
-        self.blocks: list[_Block] = []
+        self.blocks: list[_TableBlock] = []
         self._path = path
 
     def take(self, number: int, line: str) -> None:
@@ -96,7 +96,7 @@ class _Parser:
     def _begin(self, number: int, name: str) -> None:
         if any(block.name == name for block in self.blocks):
             raise self._damage(number, f"a second block data_{name}")
-        self.blocks.append(_Block(name))
+        self.blocks.append(_TableBlock(name))
 
     def _loop(self, number: int) -> None:
         block = self.blocks[-1]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from mpipar.launch.caches import prepare_process
-from mpipar.launch.launch_environment import Surroundings
+from mpipar.launch.launch_environment import LaunchEnvironment
 from mpipar.launch.start import Launch, start
 
-__all__ = ["Launch", "Surroundings", "prepare_process", "start"]
+__all__ = ["Launch", "LaunchEnvironment", "prepare_process", "start"]

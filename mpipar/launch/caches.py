@@ -19,8 +19,8 @@ from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from mpipar import __version__
 from mpipar.errors import OutputError
+from mpipar.version import __version__
 
 __all__ = ["make_scratch", "prepare_process", "use_scratch"]
 

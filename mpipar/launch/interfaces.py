@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 
 from mpipar.errors import LaunchError
 from mpipar.interfaces.calls import registry
-from mpipar.launch.launch_environment import Surroundings
+from mpipar.launch.launch_environment import LaunchEnvironment
 from mpipar.launch.parallel import Parallel
 from mpipar.launch.start import Launch
 from mpipar.runtime.reports import CANNOT_REPLACE
@@ -62,7 +62,7 @@ def _open_world(here: Launch, *, replace_lost: bool) -> Pool:
 
 def _resolve(text: str | None, workers: int | None, bound: str | None) -> str:
     """What is to be opened in a process that is alone. Raises UsageError, LaunchError."""
-    around = Surroundings.read()
+    around = LaunchEnvironment.read()
     if not around.is_alone:
         raise LaunchError(
             f"several processes were started ({around.evidence}), and each would have workers of "

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["Surroundings"]
+__all__ = ["LaunchEnvironment"]
 
 # Set for each process by what started it. Order matters: mpirun inside a SLURM job starts its
 # daemons with srun, so SLURM's numbers then count daemons.
@@ -23,7 +23,7 @@ SLOTS: Final = ("NSLOTS", "PBS_NP", "LSB_DJOB_NUMPROC")
 
 
 @dataclass(frozen=True)
-class Surroundings:
+class LaunchEnvironment:
     """What started this process, and how much of what it was given."""
 
     rank: int  # 0 if nothing says otherwise
@@ -35,7 +35,7 @@ class Surroundings:
     in_slurm: bool = False  # inside a SLURM allocation, whose nodes srun reaches
 
     @classmethod
-    def read(cls, environ: Mapping[str, str] | None = None) -> Surroundings:
+    def read(cls, environ: Mapping[str, str] | None = None) -> LaunchEnvironment:
         """Read the environment, by default that of this process."""
         env = os.environ if environ is None else environ
         rank, started, evidence = _launcher(env)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final
 from mpipar.errors import LaunchError, UnavailableError, UsageError
 
 if TYPE_CHECKING:
-    from mpipar.launch.launch_environment import Surroundings
+    from mpipar.launch.launch_environment import LaunchEnvironment
 
 __all__ = ["Launcher", "check_library", "find_launcher", "is_own_mpi"]
 
@@ -64,7 +64,7 @@ def is_own_mpi() -> bool:
     return _own_mpirun().exists()
 
 
-def find_launcher(around: Surroundings) -> Launcher:
+def find_launcher(around: LaunchEnvironment) -> Launcher:
     """The launcher that belongs to the MPI library that this interpreter will load.
 
     Its own mpirun, which spreads the ranks over the nodes of a SLURM job too; else one that
@@ -114,7 +114,7 @@ def _srun_type(srun: str) -> str:
     return next((kind for kind in kinds if kind in offered), "")
 
 
-def check_library(around: Surroundings) -> None:
+def check_library(around: LaunchEnvironment) -> None:
     """Refuse an MPI library that would abort, or see no world, under what started this process.
 
     Only the libraries of the extras are judged, by programs that they bring; before the verdict

@@ -15,7 +15,7 @@ from mpipar.launch.signal_forwarding import NOTE, supervise
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from mpipar.launch.launch_environment import Surroundings
+    from mpipar.launch.launch_environment import LaunchEnvironment
     from mpipar.launch.launchers import Launcher
     from mpipar.launch.parallel import Parallel
 
@@ -41,7 +41,7 @@ def tune_own_mpi() -> None:
             os.environ.setdefault(name, value)
 
 
-def relaunch(asked: Parallel, arguments: Sequence[str], around: Surroundings) -> NoReturn:
+def relaunch(asked: Parallel, arguments: Sequence[str], around: LaunchEnvironment) -> NoReturn:
     """Run the same command as ranks of a launcher, and exit with their code."""
     if NOTE in os.environ:
         raise LaunchError(
@@ -54,7 +54,7 @@ def relaunch(asked: Parallel, arguments: Sequence[str], around: Surroundings) ->
 
 
 def launch_command(
-    launcher: Launcher, asked: Parallel, arguments: Sequence[str], around: Surroundings
+    launcher: Launcher, asked: Parallel, arguments: Sequence[str], around: LaunchEnvironment
 ) -> list[str]:
     """Command line that starts the ranks."""
     ranks = asked.count or 1
@@ -75,7 +75,7 @@ def _srun_options(environ: Mapping[str, str]) -> list[str]:
     return [*options, f"--cpus-per-task={threads}"] if threads else options
 
 
-def _open_mpi_options(launcher: Launcher, ranks: int, around: Surroundings) -> list[str]:
+def _open_mpi_options(launcher: Launcher, ranks: int, around: LaunchEnvironment) -> list[str]:
     # Bound to a core, a rank's threads would get in each other's way.
     options = [] if "--bind-to" in launcher.options else ["--bind-to", "none"]
     if launcher.tolerates_faults and FAULT_TOLERANT[0] not in launcher.options:

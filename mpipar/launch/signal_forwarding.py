@@ -47,7 +47,7 @@ def supervise(command: Sequence[str], environment: Mapping[str, str]) -> int:
     """Run a launcher to its end; return the exit code of rank 0, as far as that can be known."""
     sys.stdout.flush()
     sys.stderr.flush()
-    with _note() as note, _Orders(note) as orders:
+    with _note() as note, _ForwardedSignals(note) as orders:
         try:
             launcher = subprocess.Popen(
                 command,
@@ -65,7 +65,7 @@ def supervise(command: Sequence[str], environment: Mapping[str, str]) -> int:
         return _judge(code, note.read_text(encoding="utf-8").splitlines(), orders.first)
 
 
-class _Orders:
+class _ForwardedSignals:
     """Signals on their way to the ranks; rougher ones when the launcher does not end."""
 
     def __init__(self, note: Path) -> None:

@@ -20,8 +20,8 @@ from mpipar.runtime.process.signals import check, leave_to_rank_0
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from mpipar.launch.launch_environment import Surroundings
-    from mpipar.runtime.clusters.mpi_cluster import World
+    from mpipar.launch.launch_environment import LaunchEnvironment
+    from mpipar.runtime.clusters.mpi_cluster import MpiWorld
     from mpipar.runtime.pool import Pool
 
 __all__ = ["Launch", "start"]
@@ -34,7 +34,9 @@ FEWEST_TO_GO_ON: Final = 3  # ranks: a master and two workers
 class Launch:
     """This process's part in the job. Rank 0 must call `finish`, or the other ranks stay."""
 
-    def __init__(self, parallel: Parallel, *, world: World | None = None, note: str = "") -> None:
+    def __init__(
+        self, parallel: Parallel, *, world: MpiWorld | None = None, note: str = ""
+    ) -> None:
         self.parallel = parallel
         self.rank = world.rank if world else 0
         self.workers = max(1, world.size - 1) if world else parallel.count or 1
@@ -117,7 +119,7 @@ class Launch:
 
 
 def start(
-    around: Surroundings, text: str | None, *, threads: int, arguments: Sequence[str]
+    around: LaunchEnvironment, text: str | None, *, threads: int, arguments: Sequence[str]
 ) -> Launch:
     """Find out what this process is. Does not return if it starts the ranks and waits for them.
 
@@ -147,7 +149,7 @@ def start(
     return Launch(Parallel("serial", scratch=asked.scratch))
 
 
-def _start_in_world(around: Surroundings, asked: Parallel | None) -> Launch:
+def _start_in_world(around: LaunchEnvironment, asked: Parallel | None) -> Launch:
     """A rank of several, if the MPI library agrees with the launcher."""
     if around.rank > 0:
         leave_to_rank_0()
@@ -171,7 +173,7 @@ def _start_in_world(around: Surroundings, asked: Parallel | None) -> Launch:
     return Launch(parallel, world=world, note=note)
 
 
-def _world(around: Surroundings) -> World:
+def _world(around: LaunchEnvironment) -> MpiWorld:
     """The MPI world as the library sees it; the first use of MPI in this process."""
     try:
         with warnings.catch_warnings():
@@ -195,7 +197,7 @@ def _check_inside_world(asked: Parallel, size: int) -> None:
         )
 
 
-def _mismatch(around: Surroundings, world: World) -> LaunchError:
+def _mismatch(around: LaunchEnvironment, world: MpiWorld) -> LaunchError:
     """Every process believes that it is alone, or sees a world of another size."""
     sees = "is alone" if world.size == 1 else f"is one of {world.size}"
     remedy = (
@@ -212,7 +214,7 @@ def _mismatch(around: Surroundings, world: World) -> LaunchError:
     )
 
 
-def _refuse_silently_serial(around: Surroundings, threads: int) -> None:
+def _refuse_silently_serial(around: LaunchEnvironment, threads: int) -> None:
     """One process without `--parallel` where the batch system gave room for more."""
     given = around.tasks if around.tasks > 1 else around.slots
     if given <= 1 or (around.tasks == 1 and threads >= around.slots):
@@ -227,7 +229,7 @@ def _refuse_silently_serial(around: Surroundings, threads: int) -> None:
     )
 
 
-def _no_tolerance(around: Surroundings, world: World) -> str:
+def _no_tolerance(around: LaunchEnvironment, world: MpiWorld) -> str:
     """What is worth saying of a mpirun that could let the job live on without a killed rank."""
     product, _, version = world.vendor.rpartition(" ")
     major = version.partition(".")[0]
@@ -238,7 +240,7 @@ def _no_tolerance(around: Surroundings, world: World) -> str:
     return f"a killed rank ends this job; with `mpirun {' '.join(FAULT_TOLERANT)}` it would go on"
 
 
-def _unused_slots(around: Surroundings, size: int) -> str:
+def _unused_slots(around: LaunchEnvironment, size: int) -> str:
     if around.slots <= size:
         return ""
     return f"{size} ranks were started; the job was given {around.slots} places"

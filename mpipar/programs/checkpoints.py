@@ -10,12 +10,12 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mpipar import __version__
 from mpipar.cryoem.alignment import Poses
 from mpipar.errors import InputError
-from mpipar.programs.convergence import Step
+from mpipar.programs.convergence import FinishedIteration
 from mpipar.programs.dataset import Constants
 from mpipar.programs.iteration import Maps, RefineState
+from mpipar.version import __version__
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -84,7 +84,9 @@ def commit_first(project: Project, constants: Constants, state: RefineState, inp
     project.commit(0, arrays, attributes)
 
 
-def commit(project: Project, state: RefineState, maps: Maps, history: Sequence[Step]) -> None:
+def commit(
+    project: Project, state: RefineState, maps: Maps, history: Sequence[FinishedIteration]
+) -> None:
     """Commit a finished iteration: its state, its maps, and the story so far."""
     arrays: dict[str, NDArray[Any]] = {
         **_state_arrays(state),
@@ -143,9 +145,9 @@ def load_constants(project: Project, inputs: str) -> Constants:
     )
 
 
-def load_history(project: Project) -> list[Step]:
+def load_history(project: Project) -> list[FinishedIteration]:
     """All finished iterations."""
-    return [Step(**step) for step in _latest(project).attributes["history"]]
+    return [FinishedIteration(**step) for step in _latest(project).attributes["history"]]
 
 
 def load_state(project: Project) -> RefineState:

@@ -19,7 +19,7 @@ SMALLEST_GAIN = 0.005
 
 
 @dataclass(frozen=True)
-class Step:
+class FinishedIteration:
     """One finished iteration, as far as decisions need it."""
 
     resolution: float  # Angstrom
@@ -29,7 +29,7 @@ class Step:
 
 
 @dataclass(frozen=True)
-class Next:
+class NextIteration:
     """What comes after: stop, or another iteration, exhaustive or not, with all shells or not."""
 
     stop: bool
@@ -38,27 +38,35 @@ class Next:
     reason: str
 
 
-def decide(history: Sequence[Step], most_iterations: int, target: float | None) -> Next:
+def decide(
+    history: Sequence[FinishedIteration], most_iterations: int, target: float | None
+) -> NextIteration:
     """Decide from all finished iterations, oldest first; none asks for the first iteration."""
     last_allowed = len(history) + 1 >= most_iterations
     if not history:
-        return Next(stop=False, exhaustive=True, complete=last_allowed, reason="first iteration")
+        return NextIteration(
+            stop=False, exhaustive=True, complete=last_allowed, reason="first iteration"
+        )
     last = history[-1]
     reason = _reason_to_stop(history, most_iterations, target)
     if reason and (last.complete or len(history) >= most_iterations):
-        return Next(stop=True, exhaustive=False, complete=True, reason=reason)
+        return NextIteration(stop=True, exhaustive=False, complete=True, reason=reason)
     if reason:
-        return Next(
+        return NextIteration(
             stop=False,
             exhaustive=False,
             complete=True,
             reason=f"{reason}; last iteration with all data",
         )
     exhaustive = last.exhaustive and _still_unsettled(history)
-    return Next(stop=False, exhaustive=exhaustive, complete=last_allowed, reason="going on")
+    return NextIteration(
+        stop=False, exhaustive=exhaustive, complete=last_allowed, reason="going on"
+    )
 
 
-def _reason_to_stop(history: Sequence[Step], most_iterations: int, target: float | None) -> str:
+def _reason_to_stop(
+    history: Sequence[FinishedIteration], most_iterations: int, target: float | None
+) -> str:
     if len(history) >= most_iterations:
         return f"{most_iterations} iterations done"
     if target is not None and history[-1].resolution <= target * (1 + SMALLEST_GAIN):
@@ -73,7 +81,7 @@ def _reason_to_stop(history: Sequence[Step], most_iterations: int, target: float
     return ""
 
 
-def _still_unsettled(history: Sequence[Step]) -> bool:
+def _still_unsettled(history: Sequence[FinishedIteration]) -> bool:
     searched = [step for step in history if step.exhaustive]
     if len(searched) < FEWEST_EXHAUSTIVE:
         return True

@@ -13,7 +13,7 @@ from mpipar.cryoem.fourier import filter_shells, largest_radius, lowpass_gain
 from mpipar.cryoem.search_plan import plan_search
 from mpipar.cryoem.symmetry_check import CONVINCING, fitting_setting
 from mpipar.programs import checkpoints, dataset, exports, iteration, run_folder
-from mpipar.programs.convergence import Next, Step, decide
+from mpipar.programs.convergence import FinishedIteration, NextIteration, decide
 from mpipar.programs.inputs import RefineInputs, read_inputs
 from mpipar.programs.stages import AlignStage, SpectrumStage
 from mpipar.runtime.process import signals
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from mpipar.cryoem.alignment import SearchPlan
     from mpipar.programs.iteration import Dataset, Maps, RefineState
     from mpipar.runtime.pool import Pool
-    from mpipar.runtime.reports import Outcome, Snapshot
+    from mpipar.runtime.reports import PoolStatistics, RunResult
     from mpipar.runtime.stage import Stage, Task
     from mpipar.settings import RefineSettings
     from mpipar.store.project import Project
@@ -53,7 +53,7 @@ class Clock:
 
 
 @dataclass
-class Session:
+class RefineSession:
     """What one run holds: its settings, input, project, workers, and where it says what it does."""
 
     settings: RefineSettings
@@ -62,7 +62,7 @@ class Session:
     pool: Pool
     view: View
     clock: Clock
-    history: list[Step] = field(default_factory=list)
+    history: list[FinishedIteration] = field(default_factory=list)
     losses_told: int = 0
     gains_told: int = 0
 
@@ -75,11 +75,11 @@ class Session:
 
     def run(
         self, label: str, stage: Stage, shared: dict[str, Any], tasks: list[Task], **facts: str
-    ) -> Outcome:
+    ) -> RunResult:
         """Run a stage on the workers, showing progress in particles."""
         count, total = self.inputs.particles.count, len(tasks)
 
-        def watch(now: Snapshot) -> None:
+        def watch(now: PoolStatistics) -> None:
             self._tell_losses()
             done = count * now.done // max(total, 1)
             self.view.progress(label, done, count, **facts, stolen=now.stolen)
@@ -125,7 +125,7 @@ def run(settings: RefineSettings, open_pool: OpenPool, view: View) -> None:
         pool = open_pool(settings.threads, settings.cache * MEGABYTE)
         if settings.replace_lost and not pool.replace_lost():
             view.say(f"note: {CANNOT_REPLACE}")
-        session = Session(settings, inputs, project, pool, view, clock)
+        session = RefineSession(settings, inputs, project, pool, view, clock)
         data, state = _prepare(session, operators)
         _refine(session, data, state)
         project.verdict("done", "refinement finished")
@@ -174,7 +174,7 @@ def _describe(inputs: RefineInputs, notes: list[str], view: View) -> None:
         view.say(f"note: {note}")
 
 
-def _prepare(session: Session, operators: Any) -> tuple[Dataset, RefineState]:
+def _prepare(session: RefineSession, operators: Any) -> tuple[Dataset, RefineState]:
     """The data set and the state to go on from: the last commit's, or after a first look."""
     settings, inputs, project = session.settings, session.inputs, session.project
     fingerprint = checkpoints.fingerprint(inputs)
@@ -217,7 +217,7 @@ def _prepare(session: Session, operators: Any) -> tuple[Dataset, RefineState]:
     return data, state
 
 
-def _refine(session: Session, data: Dataset, state: RefineState) -> None:
+def _refine(session: RefineSession, data: Dataset, state: RefineState) -> None:
     """Iterate until converged, then write the results."""
     settings = session.settings
     maps: Maps | None = None
@@ -232,7 +232,7 @@ def _refine(session: Session, data: Dataset, state: RefineState) -> None:
 
 
 def _iterate(
-    session: Session, data: Dataset, state: RefineState, following: Next
+    session: RefineSession, data: Dataset, state: RefineState, following: NextIteration
 ) -> tuple[RefineState, Maps]:
     """One iteration: align and insert on the workers, solve on rank 0, commit."""
     started, number = time.monotonic(), state.iteration + 1
@@ -259,7 +259,9 @@ def _iterate(
     with session.phase("reconstruction"):
         state, maps = _solve(data, state, plan, radius, scales, outcome)
     complete = radius == largest_radius(data.geometry.box)
-    session.history.append(Step(state.resolution, state.jumped, plan.exhaustive, complete))
+    session.history.append(
+        FinishedIteration(state.resolution, state.jumped, plan.exhaustive, complete)
+    )
     with session.phase("saving"), signals.postponed():
         checkpoints.commit(session.project, state, maps, session.history)
     _report(session, state, plan, outcome, time.monotonic() - started)
@@ -272,7 +274,7 @@ def _solve(
     plan: SearchPlan,
     radius: int,
     scales: reconstruction.FixedPoint,
-    outcome: Outcome,
+    outcome: RunResult,
 ) -> tuple[RefineState, Maps]:
     assert outcome.sums is not None
     halves = iteration.sums_of(data, outcome.sums, scales)
@@ -280,7 +282,7 @@ def _solve(
 
 
 def _report(
-    session: Session, state: RefineState, plan: SearchPlan, outcome: Outcome, seconds: float
+    session: RefineSession, state: RefineState, plan: SearchPlan, outcome: RunResult, seconds: float
 ) -> None:
     statistics = outcome.statistics
     session.view.iteration(
@@ -296,7 +298,7 @@ def _report(
     )
 
 
-def _summarise(session: Session, maps: Maps) -> None:
+def _summarise(session: RefineSession, maps: Maps) -> None:
     view, geometry = session.view, session.inputs
     view.phase("")
     inside, everywhere = exports.resolutions(maps, geometry.box, geometry.pixel_size)

@@ -9,14 +9,14 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from mpipar.errors import RequeueError, UnavailableError, UsageError
-from mpipar.runtime.loops.late_workers import Recruits, Volunteers
-from mpipar.runtime.loops.master_loop import Loop
-from mpipar.runtime.loops.respawning import Replacer
-from mpipar.runtime.machines.master import Master
+from mpipar.runtime.loops.late_workers import ExternalWorkers, WelcomedWorkers
+from mpipar.runtime.loops.master_loop import MasterLoop
+from mpipar.runtime.loops.respawning import RespawnedWorkers
+from mpipar.runtime.machines.master import MasterMachine
 from mpipar.runtime.machines.messages import MASTER, POLICY, Bye, Hello, Stop, Welcome
 from mpipar.runtime.node_memory.shared_arrays import memory_name
 from mpipar.runtime.process import environment, signals
-from mpipar.runtime.reports import Loss, Outcome, Snapshot, StageStatistics
+from mpipar.runtime.reports import LostWorker, PoolStatistics, RunResult, StageStatistics
 from mpipar.runtime.stage import frozen
 from mpipar.runtime.stream import Stream
 
@@ -27,9 +27,9 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
     from mpipar.runtime.loops.respawning import Starter
-    from mpipar.runtime.machines.master import Run
+    from mpipar.runtime.machines.master import MasterRun
     from mpipar.runtime.machines.messages import Knobs, Rank
-    from mpipar.runtime.reports import Gain
+    from mpipar.runtime.reports import NewWorker
     from mpipar.runtime.stage import BlockSource, Policy, Stage, Task
     from mpipar.runtime.stream import StreamClient
     from mpipar.runtime.transports.transport import Transport
@@ -69,7 +69,7 @@ class Pool:
         cache_bytes: int,
         vendor: str | None = None,
         farewell: Callable[[list[Rank]], None] = lambda silent: None,
-        newcomers: Recruits | Starter | None = None,
+        newcomers: ExternalWorkers | Starter | None = None,
     ) -> None:
         """Greet all workers, or Recruits when they come.
 
@@ -78,34 +78,34 @@ class Pool:
         """
         if threads < 1 or cache_bytes < 0:
             raise UsageError("a worker needs at least one thread and a cache of 0 bytes or more")
-        recruits = newcomers if isinstance(newcomers, Recruits) else None
+        recruits = newcomers if isinstance(newcomers, ExternalWorkers) else None
         self._transport = transport
         self._farewell = farewell
         self._patience = environment.patience()
         self.threads = threads
-        self.losses: list[Loss] = []  # in the order in which they were noticed
+        self.losses: list[LostWorker] = []  # in the order in which they were noticed
         knobs = environment.knobs()
         self.hosts = {} if recruits else self._greet()
         self._ranks_on = Counter(hello.host for hello in self.hosts.values())
         self._welcome(knobs, cache_bytes)
         self.description = self._describe(vendor)
         patience = recruits.patience if recruits else self._patience
-        self._master = Master(
+        self._master = MasterMachine(
             self.hosts,
             threads=threads,
             knobs=knobs,
             hosts=self._memories(),
             patience=patience,
         )
-        self._loop = Loop(transport, self._master, self.hosts, self.losses, patience)
+        self._loop = MasterLoop(transport, self._master, self.hosts, self.losses, patience)
         self._stream: Stream | None = None
         self._closed = False
-        self._replacer: Replacer | None = None
+        self._replacer: RespawnedWorkers | None = None
         welcome = partial(self._welcome_to, knobs=knobs, cache_bytes=cache_bytes)
-        if isinstance(newcomers, Recruits):
-            self._loop.newcomers = Volunteers(newcomers, welcome)
+        if isinstance(newcomers, ExternalWorkers):
+            self._loop.newcomers = WelcomedWorkers(newcomers, welcome)
         elif newcomers is not None:
-            self._replacer = Replacer(newcomers, welcome, self._patience)
+            self._replacer = RespawnedWorkers(newcomers, welcome, self._patience)
 
     @property
     def workers(self) -> int:
@@ -113,7 +113,7 @@ class Pool:
         return len(self._master.ranks)
 
     @property
-    def gains(self) -> list[Gain]:
+    def gains(self) -> list[NewWorker]:
         """The workers that have come in the place of lost ones."""
         return self._loop.gains
 
@@ -136,7 +136,7 @@ class Pool:
                     hellos[source] = message
             for rank in transport.lost():
                 awaited.discard(rank)
-                self.losses.append(Loss(rank, hellos.pop(rank, None), 0, len(awaited)))
+                self.losses.append(LostWorker(rank, hellos.pop(rank, None), 0, len(awaited)))
             if time.monotonic() > until:
                 silent = sorted(awaited - hellos.keys())
                 raise UnavailableError(
@@ -189,8 +189,8 @@ class Pool:
         tasks: Sequence[Task],
         *,
         policy: Policy = POLICY,
-        watch: Callable[[Snapshot], None] | None = None,
-    ) -> Outcome:
+        watch: Callable[[PoolStatistics], None] | None = None,
+    ) -> RunResult:
         """Compute all tasks; return results by task id, and the sum of the workers' partials.
 
         Raises TaskFailedError if a task was given up, and the source's own error if a block could
@@ -250,7 +250,9 @@ class Pool:
         if not self._loop.has_source and any(task.block is not None for task in tasks):
             raise ValueError("a task needs a block, but the pool serves no source")
 
-    def _wait(self, run: Run, start: float, watch: Callable[[Snapshot], None] | None) -> None:
+    def _wait(
+        self, run: MasterRun, start: float, watch: Callable[[PoolStatistics], None] | None
+    ) -> None:
         shown = start
         while not run.over:
             signals.check()
@@ -262,16 +264,16 @@ class Pool:
         if watch is not None and run.error is None:
             watch(self._snapshot(run, time.monotonic() - start))
 
-    def _snapshot(self, run: Run, elapsed: float) -> Snapshot:
+    def _snapshot(self, run: MasterRun, elapsed: float) -> PoolStatistics:
         scheduler = run.scheduler
         running = scheduler.loads.running
         total = len(scheduler.entries)
         lost = len(self.losses)
-        return Snapshot(scheduler.finished, total, scheduler.stolen, running, elapsed, lost)
+        return PoolStatistics(scheduler.finished, total, scheduler.stolen, running, elapsed, lost)
 
     def _outcome(
-        self, run: Run, start: float, served: tuple[int, int], losses: Sequence[Loss]
-    ) -> Outcome:
+        self, run: MasterRun, start: float, served: tuple[int, int], losses: Sequence[LostWorker]
+    ) -> RunResult:
         files, scheduler = self._master.files, run.scheduler
         statistics = StageStatistics(
             wall=time.monotonic() - start,
@@ -286,7 +288,7 @@ class Pool:
             tasks_run_again=scheduler.rerun,
         )
         results = [run.results[task] for task in range(len(scheduler.entries))]
-        return Outcome(results, run.sums, statistics)
+        return RunResult(results, run.sums, statistics)
 
     # The end
 

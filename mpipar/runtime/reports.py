@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Loss:
+class LostWorker:
     """A worker that died or hangs, while the job goes on without it."""
 
     rank: Rank
@@ -31,7 +31,7 @@ class Loss:
 
 
 @dataclass(frozen=True)
-class Gain:
+class NewWorker:
     """A worker that was started in the place of a lost one."""
 
     rank: Rank
@@ -48,7 +48,7 @@ def name_of(rank: Rank, hello: Hello | None) -> str:
 
 
 @dataclass(frozen=True)
-class Snapshot:
+class PoolStatistics:
     """How far a run is."""
 
     done: int
@@ -76,7 +76,7 @@ class StageStatistics:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class RunResult:
     """What a run gave."""
 
     results: list[Any]  # by task id

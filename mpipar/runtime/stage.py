@@ -49,7 +49,7 @@ class Policy:
 
 
 @dataclass(frozen=True, slots=True)
-class Failure:
+class GivenUpTask:
     """Why a task was given up; in the place of its result."""
 
     task: int

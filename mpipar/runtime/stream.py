@@ -7,12 +7,12 @@ import time
 from typing import TYPE_CHECKING, Any, Protocol
 
 from mpipar.runtime.process import signals
-from mpipar.runtime.reports import Snapshot
+from mpipar.runtime.reports import PoolStatistics
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from mpipar.runtime.loops.master_loop import Loop
+    from mpipar.runtime.loops.master_loop import MasterLoop
     from mpipar.runtime.stage import Task
 
 AHEAD_SECONDS = 0.02
@@ -42,7 +42,7 @@ class StreamClient(Protocol):
 class Stream:
     """A run under way. The thread that made it may do anything but use the pool."""
 
-    def __init__(self, loop: Loop, client: StreamClient, *, threads: int) -> None:
+    def __init__(self, loop: MasterLoop, client: StreamClient, *, threads: int) -> None:
         """The master has begun the run; each worker has so many compute threads."""
         assert loop.master.run is not None
         self._loop = loop
@@ -80,13 +80,13 @@ class Stream:
         """Whether the client has been told that it ended."""
         return not self._thread.is_alive()
 
-    def snapshot(self) -> Snapshot:
+    def snapshot(self) -> PoolStatistics:
         """Return how far it is; `total` counts the tasks supplied so far."""
         scheduler = self._run.scheduler
         running = scheduler.loads.running
         elapsed, lost = time.monotonic() - self._began, len(self._loop.losses)
         done, total = self._delivered, self._supplied
-        return Snapshot(done, total, scheduler.stolen, running, elapsed, lost)
+        return PoolStatistics(done, total, scheduler.stolen, running, elapsed, lost)
 
     # Of the stream's thread
 

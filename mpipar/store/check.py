@@ -17,7 +17,7 @@ from mpipar.store import (
     segments,
     takeover,
 )
-from mpipar.store.epoch import Process
+from mpipar.store.epoch import OwnerProcess
 from mpipar.store.status import read_status
 
 if TYPE_CHECKING:
@@ -115,9 +115,9 @@ def unlock(path: Path, *, force: bool = False) -> str:
     )
 
 
-def _refuse_if_alive(path: Path, claim: epoch.Claim) -> None:
+def _refuse_if_alive(path: Path, claim: epoch.WriterClaim) -> None:
     here = evidence.this_process(claim.epoch + 1, claim.identity)
-    if evidence.process_evidence(claim, here) is Process.ALIVE:
+    if evidence.process_evidence(claim, here) is OwnerProcess.ALIVE:
         raise ProjectLockedError(
             f"{path}: {claim.owner()} is alive on this machine; end it first, or add --force"
         )

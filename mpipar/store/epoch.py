@@ -31,7 +31,7 @@ LEASES_TO_WATCH: Final = 3
 
 
 @dataclass(frozen=True)
-class Batch:
+class BatchJob:
     """The batch job a process runs in."""
 
     system: str  # "slurm" or "sge"
@@ -41,7 +41,7 @@ class Batch:
 
 
 @dataclass(frozen=True)
-class Claim:
+class WriterClaim:
     """One writer's claim to a project, as written in epoch/."""
 
     epoch: int
@@ -51,7 +51,7 @@ class Claim:
     namespace: str  # of process ids: a container may share the boot id but not the ids
     process: int
     process_start: str  # in the kernel's ticks, "" if unknown
-    batch: Batch | None
+    batch: BatchJob | None
     started: str  # local time with offset, for people; never compared
     lease: float  # seconds
     identity: Identity
@@ -64,7 +64,7 @@ class Claim:
         return f"process {self.process} on {self.host}{job}, since {self.started}"
 
 
-class Process(Enum):
+class OwnerProcess(Enum):
     """What is known of the owner's process. Known only on its own machine."""
 
     ALIVE = "alive"
@@ -72,7 +72,7 @@ class Process(Enum):
     UNKNOWN = "unknown"
 
 
-class Beat(Enum):
+class HeartbeatSeen(Enum):
     """What the newcomer saw of the owner's heart-beat counter."""
 
     UNWATCHED = "unwatched"
@@ -86,10 +86,10 @@ class Evidence:
 
     released: bool = False  # the owner closed the project
     unlocked: bool = False  # a person said so
-    process: Process = Process.UNKNOWN
+    process: OwnerProcess = OwnerProcess.UNKNOWN
     restarted: bool = False  # the newcomer is the same batch job, started again by the scheduler
     job_over: bool = False  # the scheduler says that the job is over
-    beat: Beat = Beat.UNWATCHED
+    beat: HeartbeatSeen = HeartbeatSeen.UNWATCHED
 
 
 class Verdict(Enum):
@@ -108,7 +108,7 @@ class Decision:
     reason: str
 
 
-def may_take_over(claim: Claim | None, evidence: Evidence) -> Decision:
+def may_take_over(claim: WriterClaim | None, evidence: Evidence) -> Decision:
     """Whether the next epoch may be claimed. The first rule that applies decides.
 
     claim   None if it cannot be read
@@ -116,13 +116,13 @@ def may_take_over(claim: Claim | None, evidence: Evidence) -> Decision:
     rules = (
         (evidence.released, Verdict.TAKE, "its owner closed the project"),
         (evidence.unlocked, Verdict.TAKE, "it was unlocked by hand"),
-        (evidence.process is Process.ALIVE, Verdict.REFUSE, "that process is alive"),
-        (evidence.process is Process.GONE, Verdict.TAKE, "that process is gone"),
+        (evidence.process is OwnerProcess.ALIVE, Verdict.REFUSE, "that process is alive"),
+        (evidence.process is OwnerProcess.GONE, Verdict.TAKE, "that process is gone"),
         (evidence.restarted, Verdict.TAKE, "the scheduler has restarted that job as this one"),
         (evidence.job_over, Verdict.TAKE, "the scheduler says that the job is over"),
-        (evidence.beat is Beat.MOVED, Verdict.REFUSE, "its heart-beat goes on"),
+        (evidence.beat is HeartbeatSeen.MOVED, Verdict.REFUSE, "its heart-beat goes on"),
         (
-            evidence.beat is Beat.STOOD_STILL,
+            evidence.beat is HeartbeatSeen.STOOD_STILL,
             Verdict.TAKE,
             "its heart-beat stood still for three leases",
         ),
@@ -149,12 +149,12 @@ def claim_path(project: Path, epoch: int) -> Path:
     return project / schema.EPOCH / schema.claim_name(epoch)
 
 
-def read_claim(project: Path, epoch: int) -> Claim | None:
+def read_claim(project: Path, epoch: int) -> WriterClaim | None:
     """The claim; None if it cannot be read (cut off where the file system has no hard links)."""
     try:
         value = schema.decode(claim_path(project, epoch).read_bytes())
-        batch = Batch(**value.pop("batch")) if value["batch"] else value.pop("batch")
-        return Claim(batch=batch, identity=Identity(**value.pop("identity")), **value)
+        batch = BatchJob(**value.pop("batch")) if value["batch"] else value.pop("batch")
+        return WriterClaim(batch=batch, identity=Identity(**value.pop("identity")), **value)
     except FileNotFoundError:
         return None
     except OSError as error:
@@ -174,7 +174,7 @@ def identity_from_claims(project: Path, claimed: list[int]) -> Identity:
     )
 
 
-def publish_claim(project: Path, claim: Claim) -> None:
+def publish_claim(project: Path, claim: WriterClaim) -> None:
     """Take an epoch. FileExistsError if another process was faster: exactly one wins."""
     final = claim_path(project, claim.epoch)
     name = schema.temporary_name(claim.epoch, f"{claim.nonce}-{final.name}")
@@ -206,7 +206,7 @@ def is_marked(project: Path, name: str) -> bool:
 class Ownership:
     """The claim of this process, asked before and after each write whether it still stands."""
 
-    def __init__(self, project: Path, claim: Claim) -> None:
+    def __init__(self, project: Path, claim: WriterClaim) -> None:
         self.project = project
         self.claim = claim
         self._lock = _second_belt(project)

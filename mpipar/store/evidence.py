@@ -17,11 +17,11 @@ from mpipar.store import schema
 from mpipar.store.epoch import (
     LEASE,
     LEASES_TO_WATCH,
-    Batch,
-    Beat,
-    Claim,
+    BatchJob,
     Evidence,
-    Process,
+    HeartbeatSeen,
+    OwnerProcess,
+    WriterClaim,
     is_marked,
 )
 from mpipar.store.journal import NONCE_BYTES
@@ -52,9 +52,9 @@ _OVER: Final = (
 _LOOKS: Final = 6  # times per lease
 
 
-def this_process(epoch: int, identity: Identity, lease: float = LEASE) -> Claim:
+def this_process(epoch: int, identity: Identity, lease: float = LEASE) -> WriterClaim:
     """The claim of the process that calls."""
-    return Claim(
+    return WriterClaim(
         epoch=epoch,
         nonce=secrets.token_hex(NONCE_BYTES),
         host=socket.gethostname(),
@@ -85,7 +85,7 @@ def process_namespace() -> str:
         return ""
 
 
-def look_at_process(process: int) -> tuple[Process, str]:
+def look_at_process(process: int) -> tuple[OwnerProcess, str]:
     """Whether a process of this machine lives, and when it started, in the kernel's ticks."""
     try:
         text = (_PROC / str(process) / "stat").read_text()
@@ -93,31 +93,31 @@ def look_at_process(process: int) -> tuple[Process, str]:
         return _signalled(process), ""
     fields = text[text.rindex(")") + 2 :].split()  # the name before it may hold blanks and brackets
     state, start = fields[0], fields[19]
-    return (Process.GONE if state in "ZX" else Process.ALIVE), start
+    return (OwnerProcess.GONE if state in "ZX" else OwnerProcess.ALIVE), start
 
 
-def _signalled(process: int) -> Process:
+def _signalled(process: int) -> OwnerProcess:
     """Where /proc hides other people's processes, signal 0 still tells that there is one."""
     try:
         os.kill(process, 0)
     except ProcessLookupError:
-        return Process.GONE
+        return OwnerProcess.GONE
     except OSError:
         pass
-    return Process.UNKNOWN
+    return OwnerProcess.UNKNOWN
 
 
-def batch_job(environment: Mapping[str, str]) -> Batch | None:
+def batch_job(environment: Mapping[str, str]) -> BatchJob | None:
     """The batch job that these environment variables describe."""
     slurm = environment.get("SLURM_JOB_ID")
     if slurm:
         restarts = _count(environment.get("SLURM_RESTART_COUNT"))
-        return Batch("slurm", environment.get("SLURM_CLUSTER_NAME", ""), slurm, restarts)
+        return BatchJob("slurm", environment.get("SLURM_CLUSTER_NAME", ""), slurm, restarts)
     sge = environment.get("JOB_ID")
     if sge and "SGE_ROOT" in environment:
         task = environment.get("SGE_TASK_ID", "undefined")
         job = sge if task == "undefined" else f"{sge}.{task}"
-        return Batch("sge", _sge_cluster(environment), job, _count(environment.get("RESTARTED")))
+        return BatchJob("sge", _sge_cluster(environment), job, _count(environment.get("RESTARTED")))
     return None
 
 
@@ -129,18 +129,18 @@ def _count(text: str | None) -> int:
     return int(text) if text and text.isdigit() else 0
 
 
-def process_evidence(claim: Claim, here: Claim) -> Process:
+def process_evidence(claim: WriterClaim, here: WriterClaim) -> OwnerProcess:
     """Whether the owner's process lives, if it is one of this machine's that we can see."""
     mine = (here.host, here.boot, here.namespace)
     if not here.boot or (claim.host, claim.boot, claim.namespace) != mine:
-        return Process.UNKNOWN
+        return OwnerProcess.UNKNOWN
     state, start = look_at_process(claim.process)
-    if state is Process.ALIVE and start != claim.process_start:
-        return Process.GONE  # its number has been given to another
+    if state is OwnerProcess.ALIVE and start != claim.process_start:
+        return OwnerProcess.GONE  # its number has been given to another
     return state
 
 
-def is_restarted(claim: Claim, here: Claim) -> bool:
+def is_restarted(claim: WriterClaim, here: WriterClaim) -> bool:
     """Whether `here` is the claim's batch job, started again after the scheduler ended it."""
     old, new = claim.batch, here.batch
     if old is None or new is None:
@@ -149,27 +149,27 @@ def is_restarted(claim: Claim, here: Claim) -> bool:
     return same and new.restarts > old.restarts
 
 
-def gather(project: Path, epoch: int, claim: Claim | None, here: Claim) -> Evidence:
+def gather(project: Path, epoch: int, claim: WriterClaim | None, here: WriterClaim) -> Evidence:
     """All evidence to be had at once. The scheduler is asked only if nothing cheaper tells."""
     released = is_marked(project, schema.released_name(epoch))
     unlocked = is_marked(project, schema.unlocked_name(epoch))
     if claim is None or released or unlocked:
         return Evidence(released=released, unlocked=unlocked)
     process = process_evidence(claim, here)
-    if process is not Process.UNKNOWN:
+    if process is not OwnerProcess.UNKNOWN:
         return Evidence(process=process)
     restarted = is_restarted(claim, here)
     return Evidence(restarted=restarted, job_over=not restarted and job_is_over(claim.batch))
 
 
-def job_is_over(batch: Batch | None) -> bool:
+def job_is_over(batch: BatchJob | None) -> bool:
     """Whether the scheduler says so. False if it says otherwise, or nothing, or is not there."""
     if batch is None or not batch.cluster:
         return False
     return _slurm_job_is_over(batch) if batch.system == "slurm" else _sge_job_is_over(batch)
 
 
-def _slurm_job_is_over(batch: Batch) -> bool:
+def _slurm_job_is_over(batch: BatchJob) -> bool:
     config = _ask("scontrol", "show", "config")
     cluster = re.search(r"^ClusterName\s*=\s*(\S+)", config or "", re.MULTILINE)
     if cluster is None or cluster[1] != batch.cluster:
@@ -185,7 +185,7 @@ def _slurm_job_is_over(batch: Batch) -> bool:
     return restarted or (state is not None and state[1] in _OVER)
 
 
-def _sge_job_is_over(batch: Batch) -> bool:
+def _sge_job_is_over(batch: BatchJob) -> bool:
     if _sge_cluster(os.environ) != batch.cluster:
         return False
     answer = _ask("qstat", "-j", batch.job.split(".", maxsplit=1)[0])
@@ -210,10 +210,10 @@ def _ask(*command: str) -> str | None:
 
 def watch(
     project: Path,
-    claim: Claim | None,
+    claim: WriterClaim | None,
     sleep: Callable[[float], None] = time.sleep,
     clock: Callable[[], float] = time.monotonic,
-) -> Beat:
+) -> HeartbeatSeen:
     """Look at the owner's counter until it moves or three leases have passed by our own clock."""
     lease = claim.lease if claim else LEASE
     owner = claim.nonce if claim else None
@@ -223,10 +223,10 @@ def watch(
         sleep(lease / _LOOKS)
         beat = read_beat(project, owner)
         if beat is not None and beat != first:
-            return Beat.MOVED
-    return Beat.STOOD_STILL
+            return HeartbeatSeen.MOVED
+    return HeartbeatSeen.STOOD_STILL
 
 
-def with_beat(found: Evidence, beat: Beat) -> Evidence:
+def with_beat(found: Evidence, beat: HeartbeatSeen) -> Evidence:
     """The same evidence, and what the watch has shown."""
     return replace(found, beat=beat)

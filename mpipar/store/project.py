@@ -25,7 +25,7 @@ from mpipar.store import (
     segments,
     takeover,
 )
-from mpipar.store.epoch import LEASE, Claim, Ownership
+from mpipar.store.epoch import LEASE, Ownership, WriterClaim
 from mpipar.store.folder import NewFolder, sweep
 from mpipar.store.journal import JournalWriter
 from mpipar.store.schema import COMMIT, MANIFEST, CommitInfo, Identity
@@ -54,7 +54,7 @@ class Commit:
 class _Writer:
     """What only the owner of the newest epoch has: its claim, its journal, its heart-beat."""
 
-    def __init__(self, path: Path, claim: Claim) -> None:
+    def __init__(self, path: Path, claim: WriterClaim) -> None:
         self.claim = claim
         self.ownership = Ownership(path, claim)
         self.serial = 0  # of segments in this epoch; never used twice
@@ -137,7 +137,7 @@ class Project:
         return cls._begin(path, takeover.take_next_epoch(path, lease, say))
 
     @classmethod
-    def _begin(cls, path: Path, claim: Claim) -> Self:
+    def _begin(cls, path: Path, claim: WriterClaim) -> Self:
         """Start to write under a claim."""
         project = cls(path, claim.identity, _Writer(path, claim))
         try:
@@ -304,7 +304,7 @@ class Project:
         return self._writer
 
 
-def _claim_first(path: Path, claim: Claim) -> None:
+def _claim_first(path: Path, claim: WriterClaim) -> None:
     try:
         epoch.publish_claim(path, claim)
     except FileExistsError as error:

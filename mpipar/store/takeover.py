@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from mpipar.errors import MissingInputError, ProjectLockedError, StoreError
 from mpipar.store import durable, epoch, evidence, schema
-from mpipar.store.epoch import LEASES_TO_WATCH, Claim, Decision, Verdict, may_take_over
+from mpipar.store.epoch import LEASES_TO_WATCH, Decision, Verdict, WriterClaim, may_take_over
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -41,7 +41,7 @@ def identity_of(path: Path) -> Identity:
     return identity
 
 
-def take_next_epoch(path: Path, lease: float, say: Callable[[str], None]) -> Claim:
+def take_next_epoch(path: Path, lease: float, say: Callable[[str], None]) -> WriterClaim:
     """Claim the epoch after the newest one, or raise ProjectLockedError naming its living owner."""
     identity = identity_of(path)
     while True:
@@ -64,7 +64,7 @@ class _TakenError(Exception):
     """Another process has published the same epoch."""
 
 
-def _publish(path: Path, claim: Claim) -> None:
+def _publish(path: Path, claim: WriterClaim) -> None:
     try:
         epoch.publish_claim(path, claim)
     except FileExistsError as error:
@@ -72,7 +72,11 @@ def _publish(path: Path, claim: Claim) -> None:
 
 
 def _judge(
-    path: Path, newest: int, older: Claim | None, here: Claim, say: Callable[[str], None]
+    path: Path,
+    newest: int,
+    older: WriterClaim | None,
+    here: WriterClaim,
+    say: Callable[[str], None],
 ) -> Decision:
     found = evidence.gather(path, newest, older, here)
     decision = may_take_over(older, found)
@@ -87,7 +91,7 @@ def _judge(
     return may_take_over(older, evidence.with_beat(found, evidence.watch(path, older)))
 
 
-def _refusal(path: Path, older: Claim | None, newest: int, decision: Decision) -> str:
+def _refusal(path: Path, older: WriterClaim | None, newest: int, decision: Decision) -> str:
     owner = older.owner() if older else f"the owner of epoch {newest}"
     return (
         f"{path}: is being written by {owner}: {decision.reason}; wait until it ends, "

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from mpipar.launch.mpirun import FAULT_TOLERANT
-from mpipar.programs.commands.try_log import Book
+from mpipar.programs.commands.try_log import TryLog
 from mpipar.store.project import Project
 from mpipar.store.status import read_verdict
 from tests.support import refining
@@ -71,7 +71,7 @@ class Here:
     def acknowledged(self) -> set[int]:
         """Lines that the journal says are done."""
         project = Project.open(self.path, writer=False)
-        return {outcome.line for outcome in Book(project).outcomes() if outcome.is_done}
+        return {outcome.line for outcome in TryLog(project).outcomes() if outcome.is_done}
 
     def table(self) -> dict[int, dict[str, str]]:
         rows = (self.path / "commands.tsv").read_text().splitlines()

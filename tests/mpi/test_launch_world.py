@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import pytest
 
-from mpipar.launch import Surroundings
+from mpipar.launch import LaunchEnvironment
 from tests.support.ranks import assert_on_all_ranks
 
 pytestmark = pytest.mark.mpi
 
 
 def test_environment_agrees_with_the_library(world):
-    around = Surroundings.read()
+    around = LaunchEnvironment.read()
     assert_on_all_ranks(world, (around.started or 1) == world.size, f"{around}")
     assert_on_all_ranks(world, around.rank == world.rank, f"{around}")
 

@@ -7,7 +7,7 @@ import pytest
 
 from mpipar.runtime import pool as pool_module
 from mpipar.runtime.loops import worker_loop
-from mpipar.runtime.node_memory.shared_arrays import Depot, UnreachableError
+from mpipar.runtime.node_memory.shared_arrays import SharedArrays, UnmappableError
 from tests.mpi.test_pool import on_pool
 from tests.support.stages import Seen, tasks_of
 
@@ -37,10 +37,10 @@ def test_all_ranks_read_the_same_memory(world):
 
 def test_who_cannot_map_reads_its_own(world, monkeypatch):
     def fail(values):
-        raise UnreachableError
+        raise UnmappableError
 
     if world.rank == 1:
-        monkeypatch.setattr(Depot, "find", fail)
+        monkeypatch.setattr(SharedArrays, "find", fail)
 
     def program(pool):
         once, again = memories(pool), memories(pool, runs=2)

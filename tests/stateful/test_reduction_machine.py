@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mpipar.runtime.machines.messages import Collect, Partial
-from mpipar.runtime.machines.reduction import CHUNK, WINDOW, Branch, Root
+from mpipar.runtime.machines.reduction import CHUNK, WINDOW, RootReduction, WorkerReduction
 
 
 @given(
@@ -33,10 +33,10 @@ def test_sum_is_right_and_no_rank_piles_up_chunks(ranks, sizes, seed):
     }
     branches, layouts = {}, {}
     for rank, sums in own.items():
-        branches[rank] = Branch()
+        branches[rank] = WorkerReduction()
         branches[rank].collect(Collect(1, 1))
         layouts[rank] = branches[rank].gathered(sums)
-    root = Root(1, 1, layouts)
+    root = RootReduction(1, 1, layouts)
     _drive(root, branches, dice)
     assert root.done
     for name, shape in shapes.items():

@@ -18,7 +18,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from mpipar.runtime.machines.orders import (
     Compute,
 )
-from mpipar.runtime.machines.task_state import State
+from mpipar.runtime.machines.task_state import TaskState
 from mpipar.runtime.machines.victims import RAIDS
 from mpipar.runtime.stage import QUARANTINED, Policy, Task
 from tests.support.loopback import STEPS, Cluster, Ledger
@@ -38,12 +38,12 @@ def check(run, count):
 def check_books(scheduler):
     loads, market = scheduler.loads, scheduler.market
     threads = market._threads
-    where = {state: {} for state in State}
+    where = {state: {} for state in TaskState}
     for number, entry in scheduler.entries.items():
         where[entry.state].setdefault(entry.rank, set()).add(number)
     for rank, load in loads.items():
-        assert load.placed == where[State.PLACED].get(rank, set())
-        assert load.held == where[State.HELD].get(rank, set())
+        assert load.placed == where[TaskState.PLACED].get(rank, set())
+        assert load.held == where[TaskState.HELD].get(rank, set())
         assert load.raids == sum(other.asking == rank for other in loads.values())
         can_be_robbed = not load.dry and load.raids < min(RAIDS, len(load.placed) - threads)
         assert (rank in market._silent) == can_be_robbed
@@ -160,7 +160,7 @@ class AnyOrder(RuleBasedStateMachine):
                 if worker.run is not None and worker.run.serial == serial:
                     for task in worker.run.deque.tasks:
                         assert (entries[task.id].state, entries[task.id].rank) == (
-                            State.PLACED,
+                            TaskState.PLACED,
                             rank,
                         )
 

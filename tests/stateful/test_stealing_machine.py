@@ -22,7 +22,7 @@ from mpipar.runtime.machines.messages import (
     StealReply,
     StealRequest,
 )
-from mpipar.runtime.machines.task_deque import Deque
+from mpipar.runtime.machines.task_deque import TaskDeque
 from mpipar.runtime.stage import Task
 
 
@@ -31,7 +31,7 @@ class Steals(RuleBasedStateMachine):
 
     @initialize(workers=st.integers(2, 4), each=st.integers(0, 4))
     def start(self, workers, each):
-        self.deques = {rank: Deque(1) for rank in range(1, workers + 1)}
+        self.deques = {rank: TaskDeque(1) for rank in range(1, workers + 1)}
         self.owner = {}
         self.done = []
         self.wires = {}

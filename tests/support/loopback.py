@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mpipar.runtime.loops.compute_threads import (
-    Trouble,
-)
 from mpipar.runtime.machines.broadcast import is_neighbour
-from mpipar.runtime.machines.master import Master
+from mpipar.runtime.machines.caught_error import (
+    CaughtError,
+)
+from mpipar.runtime.machines.master import MasterMachine
 from mpipar.runtime.machines.messages import (
     MASTER,
     Begin,
@@ -41,16 +41,16 @@ from mpipar.runtime.machines.orders import (
     Prepare,
     Prepared,
 )
-from mpipar.runtime.machines.peer_timeouts import Waits, who_leaves
+from mpipar.runtime.machines.peer_timeouts import PeerTimeouts, who_leaves
 from mpipar.runtime.machines.reduction import check_sums
-from mpipar.runtime.machines.worker import Worker
+from mpipar.runtime.machines.worker import WorkerMachine
 from mpipar.runtime.stage import Policy, Stage, Task
 
 if TYPE_CHECKING:
     import random
     from collections.abc import Collection, Iterable, Mapping, Sequence
 
-    from mpipar.runtime.machines.master import Run
+    from mpipar.runtime.machines.master import MasterRun
 
 FORGIVING = Policy(deaths=1000)
 """However many ranks die, it is no task's fault."""
@@ -110,7 +110,7 @@ class Threads:
             case Compute():
                 ((task, block),) = order.work  # these tasks are not short
                 if fails:
-                    trouble = Trouble("ValueError", "told to fail", "")
+                    trouble = CaughtError("ValueError", "told to fail", "")
                     return Computed(order.serial, (), 0.1, ((task.id, trouble),))
                 result = None
                 if order.serial in self.stages:  # else the run is over, and nobody will ask
@@ -144,12 +144,14 @@ class Cluster:
         self.expected = 0  # workers that rank 0 believes may still come
         ranks = range(1, workers + 1)
         self.names = names = {rank: f"host {rank % hosts}" for rank in range(workers + 1)}
-        self.master = Master(ranks, threads=threads, knobs=knobs, hosts=names, patience=patience)
+        self.master = MasterMachine(
+            ranks, threads=threads, knobs=knobs, hosts=names, patience=patience
+        )
         self.broken = {*broken, *((b, a) for a, b in broken)}
-        self.waits = {rank: Waits(patience) for rank in ranks}
+        self.waits = {rank: PeerTimeouts(patience) for rank in ranks}
         self.blind = blind
         self.welcome = welcome
-        self.workers = {rank: Worker(rank, welcome) for rank in ranks}
+        self.workers = {rank: WorkerMachine(rank, welcome) for rank in ranks}
         self.threads = {rank: Threads() for rank in ranks}
         self.wires: dict[tuple[int, int], deque[Message]] = {}
         self.reading: list[int] = []
@@ -165,7 +167,7 @@ class Cluster:
         policy: Policy = FORGIVING,
         *,
         sealed: bool = True,
-    ) -> Run:
+    ) -> MasterRun:
         sends = self.master.begin(stage, {}, tasks, policy, sealed=sealed)
         run = self.master.run
         assert run is not None
@@ -253,7 +255,7 @@ class Cluster:
     def join(self) -> None:
         """A worker comes, with a number that no other had."""
         rank = self.newest = self.newest + 1
-        self.workers[rank] = Worker(rank, self.welcome)
+        self.workers[rank] = WorkerMachine(rank, self.welcome)
         self.threads[rank] = Threads()
         self._post(MASTER, self.master.rank_joined(rank))
 
@@ -284,7 +286,7 @@ class Cluster:
             self.read(which)
         return True
 
-    def finish(self, run: Run, dice: random.Random) -> None:
+    def finish(self, run: MasterRun, dice: random.Random) -> None:
         """Let things happen until the run is over."""
         for _ in range(STEPS):
             if run.over:

@@ -22,7 +22,7 @@ import numpy as np
 
 from mpipar.errors import MpiparError
 from mpipar.runtime.clusters import mpi_cluster
-from mpipar.runtime.node_memory.shared_arrays import Depot
+from mpipar.runtime.node_memory.shared_arrays import SharedArrays
 from mpipar.runtime.stage import Stage, Task
 
 if TYPE_CHECKING:
@@ -87,9 +87,9 @@ def compute(pool: Pool, runs: int) -> None:
 
 def believe_as_told(rank: int, words: list[str]) -> None:
     """Arrange this rank's host, and how late it is."""
-    find = Depot.find
+    find = SharedArrays.find
 
-    def find_late(values: Mapping[str, Any]) -> Depot:
+    def find_late(values: Mapping[str, Any]) -> SharedArrays:
         time.sleep(0.3)
         return find(values)
 
@@ -98,7 +98,7 @@ def believe_as_told(rank: int, words: list[str]) -> None:
             name = f"node{rank % int(what)}"
             socket.gethostname = lambda name=name: name
         elif int(who) == rank:
-            Depot.find = find_late  # type: ignore[assignment, method-assign]
+            SharedArrays.find = find_late  # type: ignore[assignment, method-assign]
 
 
 def die_as_told(rank: int, words: list[str]) -> None:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 if TYPE_CHECKING:
-    from mpipar.runtime.stage import Failure
+    from mpipar.runtime.stage import GivenUpTask
 
-__all__ = ["Answer", "Broken", "Failed", "Raised", "Returned", "SetupRaised"]
+__all__ = ["Answer", "GaveUp", "Raised", "Returned", "SetupRaised", "WorkersGone"]
 
 
 class Returned(NamedTuple):
@@ -32,16 +32,16 @@ class SetupRaised(NamedTuple):
     where: str
 
 
-class Failed(NamedTuple):
+class GaveUp(NamedTuple):
     """The call could not be brought to an end: it took down too many workers, or took too long."""
 
-    failure: Failure
+    failure: GivenUpTask
 
 
-class Broken(NamedTuple):
+class WorkersGone(NamedTuple):
     """The workers are gone."""
 
     error: BaseException
 
 
-Answer: TypeAlias = Returned | Raised | SetupRaised | Failed | Broken
+Answer: TypeAlias = Returned | Raised | SetupRaised | GaveUp | WorkersGone

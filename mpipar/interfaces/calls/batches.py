@@ -21,7 +21,15 @@ if TYPE_CHECKING:
     from mpipar.interfaces.calls.answers import Answer
     from mpipar.interfaces.calls.call_stage import Call
 
-__all__ = ["Bundle", "Feed", "Pace", "Parcel", "SameCalls", "Singles", "pack_calls"]
+__all__ = [
+    "BatchSize",
+    "CallBatch",
+    "CallFeed",
+    "PackedCalls",
+    "SameCalls",
+    "SingleCalls",
+    "pack_calls",
+]
 
 BUNDLE_SECONDS: Final = 0.002
 BUNDLE_CALLS: Final = 512
@@ -30,7 +38,7 @@ PATIENCE_SECONDS: Final = 0.02
 BY_REFERENCE: Final = (types.FunctionType, types.BuiltinFunctionType, type)
 
 
-class Feed(Protocol):
+class CallFeed(Protocol):
     """Where calls come from and answers go to. All but `waiting` in the crew's thread only."""
 
     chunk: int  # calls that shall travel together, whatever they take
@@ -77,10 +85,10 @@ class SameCalls(Sequence["Call"]):
 
 
 @dataclass(frozen=True, slots=True)
-class Bundle:
+class CallBatch:
     """Calls of one feed that travel together; each is told of once, by `returned` or `answered`."""
 
-    feed: Feed
+    feed: CallFeed
     keys: Sequence[Any]
     calls: Sequence[Call]
 
@@ -89,17 +97,17 @@ class Bundle:
         """How many calls there are."""
         return len(self.keys)
 
-    def part(self, begin: int, end: int | None = None) -> Bundle:
+    def part(self, begin: int, end: int | None = None) -> CallBatch:
         """Some of them."""
-        return Bundle(self.feed, self.keys[begin:end], self.calls[begin:end])
+        return CallBatch(self.feed, self.keys[begin:end], self.calls[begin:end])
 
-    def without(self, places: Collection[int]) -> Bundle:
+    def without(self, places: Collection[int]) -> CallBatch:
         """All but those at these places."""
         kept = [at for at in range(self.size) if at not in places]
-        return Bundle(self.feed, [self.keys[at] for at in kept], [self.calls[at] for at in kept])
+        return CallBatch(self.feed, [self.keys[at] for at in kept], [self.calls[at] for at in kept])
 
 
-class Pace:
+class BatchSize:
     """How long the calls of a context take, and so how many are sent at once."""
 
     def __init__(self) -> None:
@@ -120,7 +128,7 @@ class Pace:
 
 
 @dataclass(frozen=True, slots=True)
-class Parcel:
+class PackedCalls:
     """Calls as they travel; a worker reads it in `calls.CallStage`.
 
     First come functions, which the calls name by number. Then each call is a piece; or, together,
@@ -132,7 +140,7 @@ class Parcel:
     pieces: Pieces
 
 
-def pack_calls(calls: Sequence[Call]) -> tuple[Parcel, list[tuple[int, Exception]]]:
+def pack_calls(calls: Sequence[Call]) -> tuple[PackedCalls, list[tuple[int, Exception]]]:
     """Pickle calls, with each plain function only once; also tell which ones cannot be pickled.
 
     returns   the parcel without those calls; [(position among the calls, error)]
@@ -141,7 +149,7 @@ def pack_calls(calls: Sequence[Call]) -> tuple[Parcel, list[tuple[int, Exception
     # Plain values can share a pickle, which is several times as fast: nothing can go wrong with
     # them, and nobody can tell whether two calls have got the same one.
     if same is not None and are_plain(chain.from_iterable(same.arguments)):
-        return Parcel(1, True, pack([same.function, same.arguments])[0]), []
+        return PackedCalls(1, True, pack([same.function, same.arguments])[0]), []
     numbers, functions = dict[Any, int | None](), list[Any]()
     made: list[tuple[Any, Any, Any]] = []
     for function, arguments, keywords in calls:
@@ -154,7 +162,7 @@ def pack_calls(calls: Sequence[Call]) -> tuple[Parcel, list[tuple[int, Exception
             functions += [function] if number is not None else []
         made.append((function if number is None else number, arguments, keywords))
     pieces, failed = pack([*functions, *made])
-    parcel = Parcel(len(functions), False, pieces)
+    parcel = PackedCalls(len(functions), False, pieces)
     return parcel, [(at - len(functions), error) for at, error in failed]
 
 
@@ -178,7 +186,7 @@ def _is_picklable(function: Any) -> bool:
     return True
 
 
-class Singles:
+class SingleCalls:
     """The feed of calls that come one by one, with their own claim and done."""
 
     chunk = 1

@@ -3,32 +3,52 @@
 from __future__ import annotations
 
 from collections import deque
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
-from mpipar.interfaces.calls.answers import Answer, Broken
-from mpipar.interfaces.calls.batches import Bundle, Feed, Pace, Singles
+from mpipar.interfaces.calls.answers import Answer, WorkersGone
+from mpipar.interfaces.calls.batches import BatchSize, CallBatch, CallFeed, SingleCalls
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from mpipar.interfaces.calls.router import Crew
 
-__all__ = ["Context"]
+__all__ = ["CallQueue"]
 
 
-class Context:
-    """Calls that share a setup. Open one with `Crew.context`."""
+class Router(Protocol):
+    """What a queue of calls needs of the router that it belongs to."""
 
-    def __init__(self, crew: Crew, number: int, *, has_setup: bool, limit: int | None) -> None:
+    @property
+    def workers(self) -> int:
+        """How many there are now."""
+        ...
+
+    def check(self) -> None:
+        """Raise what keeps new calls from being made."""
+        ...
+
+    def wake(self, queue: CallQueue, /) -> None:
+        """A queue may have something to send."""
+        ...
+
+    def forget(self, queue: CallQueue, /) -> None:
+        """A queue is closed and all its calls have been answered."""
+        ...
+
+
+class CallQueue:
+    """Calls that share a setup. Open one with `CallRouter.context`."""
+
+    def __init__(self, crew: Router, number: int, *, has_setup: bool, limit: int | None) -> None:
         self.number = number
         self.block = number if has_setup else None
-        self.pace = Pace()
+        self.pace = BatchSize()
         self._crew = crew
         self.limit = limit  # bundles under way at once; None: any number
         self._flying = 0  # bundles; or being made
-        self._again: deque[tuple[Bundle, bool]] = deque()
-        self._feeds: dict[Feed, None] = {}  # that may have calls, next first
-        self._singles = Singles()
+        self._again: deque[tuple[CallBatch, bool]] = deque()
+        self._feeds: dict[CallFeed, None] = {}  # that may have calls, next first
+        self._singles = SingleCalls()
         self._closing = False
         self._error: BaseException | None = None  # what all calls are answered with
 
@@ -49,7 +69,7 @@ class Context:
         self._singles.put(claim, done, (function, args, kwargs or {}))
         self.offer(self._singles)
 
-    def offer(self, feed: Feed) -> None:
+    def offer(self, feed: CallFeed) -> None:
         """Take calls from this feed, from now on until it has none."""
         if self._closing:
             raise RuntimeError("the context is closed")
@@ -64,7 +84,7 @@ class Context:
 
     # Of the crew's thread
 
-    def take(self) -> Bundle | None:
+    def take(self) -> CallBatch | None:
         """Return the next bundle; None if there are no calls, or enough under way."""
         if self._error is not None:  # and somebody has offered calls at that very moment
             self.fail(self._error)
@@ -77,14 +97,14 @@ class Context:
             self.landed()
         return bundle
 
-    def _take_again(self) -> Bundle:
+    def _take_again(self) -> CallBatch:
         bundle, alone = self._again.popleft()
         size = 1 if alone else self.pace.size(bundle.size, self._workers)
         if bundle.size > size:
             self._again.appendleft((bundle.part(size), alone))
         return bundle.part(0, size)
 
-    def _take_new(self) -> Bundle | None:
+    def _take_new(self) -> CallBatch | None:
         while feeds := list(self._feeds):  # a copy, made at once: others may add to it meanwhile
             feed = feeds[0]
             del self._feeds[feed]
@@ -92,14 +112,14 @@ class Context:
             keys, calls = feed.take(size)
             if keys:
                 self._feeds[feed] = None  # behind the others
-                return Bundle(feed, keys, calls)
+                return CallBatch(feed, keys, calls)
         return None
 
     @property
     def _workers(self) -> int:
         return min(self._crew.workers, self.limit or self._crew.workers) or 1
 
-    def again(self, bundle: Bundle, *, alone: bool) -> None:
+    def again(self, bundle: CallBatch, *, alone: bool) -> None:
         """Send these calls once more; `alone`: each for itself."""
         if bundle.size:
             self._again.append((bundle, alone))
@@ -121,10 +141,10 @@ class Context:
         bundles = [bundle for bundle, _ in self._again]
         self._again.clear()
         feeds, self._feeds = list(self._feeds), {}
-        bundles += [Bundle(feed, *feed.take(feed.waiting())) for feed in feeds]
+        bundles += [CallBatch(feed, *feed.take(feed.waiting())) for feed in feeds]
         for bundle in bundles:
             for key in bundle.keys:
-                bundle.feed.answered(key, Broken(error))
+                bundle.feed.answered(key, WorkersGone(error))
         for bundle in bundles:
             bundle.feed.settle()
         self._forget_if_done()

@@ -24,7 +24,7 @@ import numpy as np
 from mpipar.interfaces.calls.answers import Answer, Raised, Returned, SetupRaised
 from mpipar.interfaces.calls.pickling import (
     Pieces,
-    Unreadable,
+    UnreadableValue,
     are_plain,
     is_of_main,
     pack,
@@ -39,9 +39,9 @@ if TYPE_CHECKING:
     from mpipar.interfaces.calls.user_main import UserMain
 
 __all__ = [
+    "BatchReply",
     "Call",
     "CallStage",
-    "Reply",
     "answers_of",
     "is_in_task",
     "setup_block",
@@ -64,7 +64,7 @@ def is_in_task() -> bool:
     return bool(getattr(_inside, "task", False))
 
 
-class Reply(NamedTuple):
+class BatchReply(NamedTuple):
     """What became of the calls of a bundle; of its first ones only, if they took too long."""
 
     kinds: bytes  # one for each call; a single SETUP or MAIN stands for all
@@ -75,7 +75,7 @@ class Reply(NamedTuple):
     unsent: bool  # its arrays are still the worker's own
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Reply, tuple(self)
+        return BatchReply, tuple(self)
 
 
 def setup_block(setup: Callable[[], Any], *, passes_setup: bool) -> dict[str, NDArray[Any]]:
@@ -110,17 +110,17 @@ def _pieces_of(block: Block) -> Pieces:
     return block[DATA].tobytes(), ends, marks, buffers
 
 
-class _Site:
+class _WorkerContexts:
     """One worker's state: the user's main module, and the contexts that were set up here."""
 
     def __init__(self, main: UserMain) -> None:
         self.main = main
         self.where = f"{socket.gethostname()} (process {os.getpid()})"
         self._lock = threading.RLock()
-        self._prefixes: dict[int, tuple[Any, ...] | _Raising] = {}
+        self._prefixes: dict[int, tuple[Any, ...] | _CaughtException] = {}
         main.extend_search()
 
-    def prefix(self, context: int, block: Block | None) -> tuple[Any, ...] | _Raising:
+    def prefix(self, context: int, block: Block | None) -> tuple[Any, ...] | _CaughtException:
         """What functions get before their own arguments; set up now if that was not done yet."""
         if block is None:
             return ()
@@ -133,13 +133,13 @@ class _Site:
                 self._prefixes[context] = self._set_up(block)
             return self._prefixes[context]
 
-    def _set_up(self, block: Block) -> tuple[Any, ...] | _Raising:
+    def _set_up(self, block: Block) -> tuple[Any, ...] | _CaughtException:
         try:
             (setup,) = self.read(_pieces_of(block), own=True)
             made = whole(setup)()
             return tuple(made) if block[PASSES].item() else ()
         except BaseException as error:  # also SystemExit: it is an answer, not our end
-            return _Raising(error)
+            return _CaughtException(error)
 
     def read(self, pieces: Pieces, *, own: bool) -> Iterator[Any]:
         """Return the objects; after the user's main module has been run, if they may need it."""
@@ -148,7 +148,7 @@ class _Site:
         return unpack_each(pieces, own=own)
 
 
-class _Raising:
+class _CaughtException:
     """An exception as a value: with its traceback as text, and picklable in any case."""
 
     def __init__(self, error: BaseException) -> None:
@@ -172,17 +172,17 @@ class CallStage(Stage):
     def __init__(self, main: UserMain) -> None:
         self.main = main
 
-    def start(self, shared: Mapping[str, Any]) -> _Site:
+    def start(self, shared: Mapping[str, Any]) -> _WorkerContexts:
         del shared
-        return _Site(self.main)
+        return _WorkerContexts(self.main)
 
-    def run(self, task: Task, block: Block | None, state: _Site) -> Reply:
+    def run(self, task: Task, block: Block | None, state: _WorkerContexts) -> BatchReply:
         context, patience, count, together, pieces = task.payload
         start = time.perf_counter()
         _inside.task = True
         try:
             prefix = state.prefix(context, block)
-            if isinstance(prefix, _Raising):
+            if isinstance(prefix, _CaughtException):
                 kinds, made = bytearray([SETUP]), [prefix]
             else:
                 objects = state.read(pieces, own=self.main.is_here)
@@ -191,12 +191,12 @@ class CallStage(Stage):
                 calls = ((0, each, NOTHING) for each in next(objects)) if together else objects
                 kinds, made = _perform(prefix, functions, calls, start + patience)
         except BaseException as error:  # the user's main module cannot be run here
-            kinds, made = bytearray([MAIN]), [_Raising(error)]
+            kinds, made = bytearray([MAIN]), [_CaughtException(error)]
         finally:
             _inside.task = False
         pieces, together = _pack_made(kinds, made)  # which may change the kinds
         seconds = time.perf_counter() - start
-        return Reply(bytes(kinds), pieces, together, state.where, seconds, self.main.is_here)
+        return BatchReply(bytes(kinds), pieces, together, state.where, seconds, self.main.is_here)
 
 
 def _perform(
@@ -212,7 +212,7 @@ def _perform(
             made.append(function(*prefix, *arguments, **keywords))
             kinds.append(RETURNED)
         except BaseException as error:  # SystemExit, too, is what became of this call
-            made.append(_Raising(error))
+            made.append(_CaughtException(error))
             kinds.append(RAISED)
         if time.perf_counter() > until:
             break
@@ -233,22 +233,22 @@ def _pack_made(kinds: bytearray, made: list[Any]) -> tuple[Pieces, bool]:
     if failed:
         for position, error in failed:
             kinds[position] = RAISED
-            made[position] = _Raising(error).picklable()
+            made[position] = _CaughtException(error).picklable()
         pieces, _ = pack(made)
     return pieces, False
 
 
-def values_of(reply: Reply) -> list[Any] | None:
+def values_of(reply: BatchReply) -> list[Any] | None:
     """Return the values that the calls returned, if each of them did."""
     if any(reply.kinds):
         return None
     found = list(unpack_each(reply.pieces, own=reply.unsent))
     if reply.together:
         return list(found[0])
-    return None if any(type(value) is Unreadable for value in found) else found
+    return None if any(type(value) is UnreadableValue for value in found) else found
 
 
-def answers_of(reply: Reply, count: int) -> list[Answer]:
+def answers_of(reply: BatchReply, count: int) -> list[Answer]:
     """Return what became of the calls of a bundle of `count`, or of its first ones."""
     where = reply.where
     found = list(unpack_each(reply.pieces, own=reply.unsent))
@@ -257,7 +257,7 @@ def answers_of(reply: Reply, count: int) -> list[Answer]:
         return [told(*_pair(found[0]), where)] * count
     return [
         Returned(made)
-        if kind == RETURNED and not isinstance(made, Unreadable)
+        if kind == RETURNED and not isinstance(made, UnreadableValue)
         else Raised(*_pair(made), where)
         for kind, made in zip(reply.kinds, found, strict=True)
     ]
@@ -265,7 +265,7 @@ def answers_of(reply: Reply, count: int) -> list[Answer]:
 
 def _pair(made: Any) -> tuple[BaseException, str]:
     """Exception and traceback, also of a value that cannot be read back here."""
-    if isinstance(made, Unreadable):
+    if isinstance(made, UnreadableValue):
         return made.error, "".join(traceback.format_exception(made.error))
     error, text = made
     return error, text

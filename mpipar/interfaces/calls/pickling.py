@@ -18,7 +18,7 @@ from mpipar.runtime.wire.codec import reduce_array
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
-__all__ = ["Pieces", "Unreadable", "are_plain", "is_of_main", "pack", "unpack_each", "whole"]
+__all__ = ["Pieces", "UnreadableValue", "are_plain", "is_of_main", "pack", "unpack_each", "whole"]
 
 Pieces: TypeAlias = tuple[bytes, tuple[int, ...], tuple[int, ...], tuple[Any, ...]]
 """Pickles in a row; where each ends; which buffer is each one's last; the buffers."""
@@ -45,7 +45,7 @@ def _reduce_array(array: Any) -> Any:
     return reduce_array(array)
 
 
-class _Pickler(pickle.Pickler):
+class _CallPickler(pickle.Pickler):
     dispatch_table = _Reducers({np.ndarray: _reduce_array})
 
 
@@ -55,7 +55,7 @@ def pack(objects: Iterable[Any]) -> tuple[Pieces, list[tuple[int, Exception]]]:
     returns   pieces, [(position among the objects, error)]; what failed is not in the pieces
     """
     stream, buffers = io.BytesIO(), list[pickle.PickleBuffer]()
-    pickler = _Pickler(stream, 5, buffer_callback=buffers.append)
+    pickler = _CallPickler(stream, 5, buffer_callback=buffers.append)
     ends, marks, failed = list[int](), list[int](), list[tuple[int, Exception]]()
     for position, item in enumerate(objects):
         try:
@@ -94,7 +94,7 @@ def unpack_each(pieces: Pieces, *, own: bool) -> Iterator[Any]:
         try:
             yield pickle.loads(view[begin:end], buffers=mine)
         except Exception as error:  # any: it runs the user's code
-            yield Unreadable(error)
+            yield UnreadableValue(error)
         begin, first = end, last
 
 
@@ -105,12 +105,12 @@ def _writable(buffer: Any, *, own: bool) -> Any:
 
 def whole(found: Any) -> Any:
     """Return an object that `unpack_each` gave; raise what kept it from being read, if it was."""
-    if isinstance(found, Unreadable):
+    if isinstance(found, UnreadableValue):
         raise found.error
     return found
 
 
-class Unreadable:
+class UnreadableValue:
     """What stands for an object that could not be read back."""
 
     __slots__ = ("error",)

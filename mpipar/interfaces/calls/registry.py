@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, TypeAlias
 from mpipar.errors import LaunchError
 from mpipar.interfaces.calls import user_main
 from mpipar.interfaces.calls.call_stage import is_in_task
-from mpipar.interfaces.calls.router import Crew
+from mpipar.interfaces.calls.router import CallRouter
 from mpipar.runtime.stage import Policy
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ Resolver: TypeAlias = Callable[[str | None, int | None], str]
 _opener: Opener | None = None
 _resolver: Resolver | None = None
 _isolate = False
-_crews: dict[str, Crew] = {}
+_crews: dict[str, CallRouter] = {}
 _lock = threading.Lock()
 
 
@@ -55,7 +55,7 @@ def resolve(parallel: str | None = None, workers: int | None = None) -> str:
     return _resolver(parallel, workers)
 
 
-def crew(parallel: str | None = None, workers: int | None = None) -> Crew:
+def crew(parallel: str | None = None, workers: int | None = None) -> CallRouter:
     """Return the crew of that `--parallel`, opened now if it is not yet.
 
     workers   how many are wanted, where that can be chosen
@@ -65,7 +65,7 @@ def crew(parallel: str | None = None, workers: int | None = None) -> Crew:
         if text not in _crews:
             assert _opener is not None  # else `resolve` would have complained
             isolate = _isolate or text.startswith("thread")
-            _crews[text] = Crew(_opener(text), Policy(isolate=isolate))
+            _crews[text] = CallRouter(_opener(text), Policy(isolate=isolate))
             atexit.unregister(close_all)
             atexit.register(close_all)
         return _crews[text]

@@ -18,12 +18,12 @@ from typing import TYPE_CHECKING, Any
 
 from mpipar.errors import UsageError
 from mpipar.interfaces.calls import user_main
-from mpipar.interfaces.calls.answers import Broken, Failed, Raised
-from mpipar.interfaces.calls.batches import PATIENCE_SECONDS, Bundle, Feed, pack_calls
-from mpipar.interfaces.calls.call_queue import Context
+from mpipar.interfaces.calls.answers import GaveUp, Raised, WorkersGone
+from mpipar.interfaces.calls.batches import PATIENCE_SECONDS, CallBatch, CallFeed, pack_calls
+from mpipar.interfaces.calls.call_queue import CallQueue
 from mpipar.interfaces.calls.call_stage import (
+    BatchReply,
     CallStage,
-    Reply,
     answers_of,
     setup_block,
     values_of,
@@ -39,10 +39,10 @@ if TYPE_CHECKING:
     from mpipar.runtime.pool import Pool
     from mpipar.runtime.stream import Stream
 
-__all__ = ["Crew"]
+__all__ = ["CallRouter"]
 
 
-class Crew:
+class CallRouter:
     """The workers of one pool; used by any number of contexts at once, from any thread."""
 
     def __init__(self, pool: Pool, policy: Policy) -> None:
@@ -51,13 +51,13 @@ class Crew:
         self._policy = policy
         self._opening = threading.Lock()  # held by who opens a context or closes the crew
         self._lock = threading.Condition()
-        self._contexts: dict[int, Context] = {}  # open, or with calls on their way
-        self._ready: dict[int, Context] = {}  # may have something to send
-        self._flying: dict[int, tuple[Context, Bundle]] = {}
+        self._contexts: dict[int, CallQueue] = {}  # open, or with calls on their way
+        self._ready: dict[int, CallQueue] = {}  # may have something to send
+        self._flying: dict[int, tuple[CallQueue, CallBatch]] = {}
         self._blocks: dict[int, dict[str, NDArray[Any]]] = {}
         self._numbers = itertools.count()
         self._tasks = itertools.count()
-        self._touched: dict[Feed, None] = {}
+        self._touched: dict[CallFeed, None] = {}
         self._losses_told = len(pool.losses)
         self._supplying = False
         self._closed = False
@@ -83,7 +83,7 @@ class Crew:
         passes_setup: bool = False,
         limit: int | None = None,
         **words: Any,
-    ) -> Context:
+    ) -> CallQueue:
         """Open a context: calls that share a setup.
 
         startup       run at most once on each worker, before its first call
@@ -95,7 +95,7 @@ class Crew:
         with self._opening:
             self.check()
             self._start(replace(self._policy, **words))
-            context = Context(self, next(self._numbers), has_setup=block is not None, limit=limit)
+            context = CallQueue(self, next(self._numbers), has_setup=block is not None, limit=limit)
             with self._lock:
                 self._contexts[context.number] = context
                 if block is not None:
@@ -144,7 +144,7 @@ class Crew:
 
     # Of contexts
 
-    def wake(self, context: Context) -> None:
+    def wake(self, context: CallQueue) -> None:
         """A context may have something to send."""
         with self._lock:
             if context.number in self._ready:
@@ -155,7 +155,7 @@ class Crew:
         elif self._stream is not None:
             self._stream.notify()
 
-    def forget(self, context: Context) -> None:
+    def forget(self, context: CallQueue) -> None:
         """A context is closed and all its calls have been answered."""
         with self._lock:
             self._contexts.pop(context.number, None)
@@ -191,12 +191,12 @@ class Crew:
         self._settle()
         return tasks
 
-    def _next(self) -> Context | None:
+    def _next(self) -> CallQueue | None:
         with self._lock:
             number = next(iter(self._ready), None)
             return None if number is None else self._ready.pop(number)
 
-    def _task_of(self, context: Context, bundle: Bundle) -> list[Task]:
+    def _task_of(self, context: CallQueue, bundle: CallBatch) -> list[Task]:
         """Make a task of calls; none if they cannot be pickled."""
         parcel, failed = pack_calls(bundle.calls)
         self._touched[bundle.feed] = None
@@ -219,12 +219,12 @@ class Crew:
         for task, result in results:
             context, bundle = self._flying[task]
             self._touched[bundle.feed] = None
-            if isinstance(result, Reply):
+            if isinstance(result, BatchReply):
                 self._hand_out(context, bundle, result)
             elif bundle.size > 1:
                 context.again(bundle, alone=True)  # to find the one that fails
             else:
-                bundle.feed.answered(bundle.keys[0], Failed(result))
+                bundle.feed.answered(bundle.keys[0], GaveUp(result))
             context.landed()
             with self._lock:
                 self._ready[context.number] = context
@@ -232,7 +232,7 @@ class Crew:
                 self._lock.notify_all()
         self._settle()
 
-    def _hand_out(self, context: Context, bundle: Bundle, reply: Reply) -> None:
+    def _hand_out(self, context: CallQueue, bundle: CallBatch, reply: BatchReply) -> None:
         feed, values = bundle.feed, values_of(reply)
         if values is not None:
             feed.returned(bundle.keys[: len(values)], values)
@@ -271,7 +271,7 @@ class Crew:
         for context, bundle in flying.values():
             self._touched[bundle.feed] = None
             for key in bundle.keys:
-                bundle.feed.answered(key, Broken(error))
+                bundle.feed.answered(key, WorkersGone(error))
             context.landed()
         for context in contexts:
             context.fail(error)

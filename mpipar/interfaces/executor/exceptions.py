@@ -9,7 +9,7 @@ from concurrent.futures.process import _RemoteTraceback
 from typing import TYPE_CHECKING
 
 from mpipar.errors import TaskFailedError
-from mpipar.interfaces.calls.answers import Broken, Failed, Raised, Returned, SetupRaised
+from mpipar.interfaces.calls.answers import GaveUp, Raised, Returned, SetupRaised, WorkersGone
 
 if TYPE_CHECKING:
     from mpipar.interfaces.calls.answers import Answer
@@ -29,11 +29,11 @@ def exception_of(answer: Answer) -> BaseException:
         case SetupRaised(exception, traceback, where):
             text = f"the initializer raised {type(exception).__name__} on {where}: {exception}"
             return _caused(BrokenWorkersError(text), traceback)
-        case Failed(failure):
+        case GaveUp(failure):
             ranks = ", ".join(map(str, failure.ranks))
             text = f"the call could not be finished, on ranks {ranks}: {failure.kind}: "
             return TaskFailedError(f"{text}{failure.text}\n{failure.traceback}".rstrip())
-        case Broken(error):
+        case WorkersGone(error):
             broken = BrokenWorkersError(str(error))
             broken.__cause__ = error
             return broken

@@ -17,8 +17,8 @@ from mpipar.interfaces.calls import registry
 from mpipar.interfaces.calls.batches import BY_REFERENCE
 from mpipar.interfaces.calls.pickling import pack
 from mpipar.interfaces.executor.exceptions import BrokenWorkersError
-from mpipar.interfaces.executor.map_results import Results, Shape
-from mpipar.interfaces.executor.submissions import Ledger, Submissions
+from mpipar.interfaces.executor.map_results import MapOptions, MapResults
+from mpipar.interfaces.executor.submissions import SubmittedCalls, UnfinishedCalls
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from typing_extensions import Self
 
-    from mpipar.interfaces.calls.call_queue import Context
+    from mpipar.interfaces.calls.call_queue import CallQueue
 
 __all__ = ["BrokenWorkersError", "Executor"]
 
@@ -75,9 +75,9 @@ class Executor(futures.Executor):
         self._words = words
         self._may_keep = limit is None and initializer is None
         self._max_workers = limit or crew.workers
-        self._ledger = Ledger(crew.context(setup, limit=limit, **words))
-        self._submissions = Submissions(self._ledger)
-        self._results: weakref.WeakSet[Results] = weakref.WeakSet()
+        self._ledger = UnfinishedCalls(crew.context(setup, limit=limit, **words))
+        self._submissions = SubmittedCalls(self._ledger)
+        self._results: weakref.WeakSet[MapResults] = weakref.WeakSet()
         # An executor that nobody holds any more takes no calls; those that it took are finished.
         weakref.finalize(self, self._ledger.close).atexit = False
 
@@ -121,7 +121,7 @@ class Executor(futures.Executor):
         unordered   results as they come
         """
         return self._iterate(
-            fn, zip(*iterables, strict=False), timeout, Shape(chunksize, buffersize, unordered)
+            fn, zip(*iterables, strict=False), timeout, MapOptions(chunksize, buffersize, unordered)
         )
 
     def starmap(
@@ -136,7 +136,7 @@ class Executor(futures.Executor):
     ) -> Iterator[T]:
         """Like `map`, with the arguments of each call together in one tuple."""
         return self._iterate(
-            fn, map(tuple, iterable), timeout, Shape(chunksize, buffersize, unordered)
+            fn, map(tuple, iterable), timeout, MapOptions(chunksize, buffersize, unordered)
         )
 
     def _iterate(
@@ -144,19 +144,19 @@ class Executor(futures.Executor):
         fn: Callable[..., T],
         arguments: Iterator[tuple[Any, ...]],
         timeout: float | None,
-        shape: Shape,
+        shape: MapOptions,
     ) -> Iterator[T]:
         until = None if timeout is None else time.monotonic() + timeout
         context = None if shape.ahead else self._context_of(fn)
         if context is None:
-            results = Results(self._ledger, fn, arguments, shape)
+            results = MapResults(self._ledger, fn, arguments, shape)
         else:
-            results = Results(self._ledger, _call, arguments, shape, context)
+            results = MapResults(self._ledger, _call, arguments, shape, context)
         results.fill()
         self._results.add(results)
         return results.iterate(until)
 
-    def _context_of(self, fn: Callable[..., Any]) -> Context | None:
+    def _context_of(self, fn: Callable[..., Any]) -> CallQueue | None:
         """Return a context that brings a large function, once, to each worker; None for others.
 
         Programs give `map` objects and methods that hold all of their data.

@@ -18,14 +18,14 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from mpipar.interfaces.calls.answers import Answer
-    from mpipar.interfaces.calls.call_queue import Context
+    from mpipar.interfaces.calls.call_queue import CallQueue
     from mpipar.interfaces.calls.call_stage import Call
-    from mpipar.interfaces.executor.submissions import Ledger
+    from mpipar.interfaces.executor.submissions import UnfinishedCalls
 
-__all__ = ["Results"]
+__all__ = ["MapResults"]
 
 
-class Shape(NamedTuple):
+class MapOptions(NamedTuple):
     """How a `map` sends its calls and yields their results."""
 
     chunk: int
@@ -44,13 +44,13 @@ class Shape(NamedTuple):
             raise ValueError("buffersize and unordered exclude each other")
 
 
-class Raising(NamedTuple):
+class RaisedResult(NamedTuple):
     """In the place of a value: what is raised instead."""
 
     error: BaseException
 
 
-class Results:
+class MapResults:
     """A feed of calls of one function, and the iterator over what they return.
 
     The caller's thread adds calls and takes results; the crew's takes calls and adds results.
@@ -58,11 +58,11 @@ class Results:
 
     def __init__(
         self,
-        ledger: Ledger,
+        ledger: UnfinishedCalls,
         function: Callable[..., Any],
         arguments: Iterator[tuple[Any, ...]],
-        shape: Shape,
-        own: Context | None = None,
+        shape: MapOptions,
+        own: CallQueue | None = None,
     ) -> None:
         """`arguments` are read by `fill`, all of them unless `shape` has a bound.
 
@@ -110,7 +110,7 @@ class Results:
                     self._taken += 1
                     if bounded:
                         self.fill()
-                    if type(group[-1]) is Raising:
+                    if type(group[-1]) is RaisedResult:
                         raise group.pop().error
                     yield group.pop()  # so that this frame holds no result that it has yielded
         finally:
@@ -177,7 +177,7 @@ class Results:
         if self._own is not None and isinstance(answer, SetupRaised):
             answer = Raised(*answer)  # it was the function, not an initializer
         self._ledger.note(answer)
-        self._come((key,), (Raising(exception_of(answer)),))
+        self._come((key,), (RaisedResult(exception_of(answer)),))
 
     def _come(self, keys: Sequence[Any], values: Sequence[Any]) -> None:
         """Keep results as the groups in which they come, backwards: the first is popped first."""

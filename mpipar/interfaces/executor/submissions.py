@@ -7,7 +7,7 @@ import threading
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
-from mpipar.interfaces.calls.answers import Broken, Returned, SetupRaised
+from mpipar.interfaces.calls.answers import Returned, SetupRaised, WorkersGone
 from mpipar.interfaces.executor.exceptions import BrokenWorkersError, exception_of
 
 if TYPE_CHECKING:
@@ -15,19 +15,19 @@ if TYPE_CHECKING:
     from concurrent.futures import Future
 
     from mpipar.interfaces.calls.answers import Answer
-    from mpipar.interfaces.calls.batches import Feed
-    from mpipar.interfaces.calls.call_queue import Context
+    from mpipar.interfaces.calls.batches import CallFeed
+    from mpipar.interfaces.calls.call_queue import CallQueue
     from mpipar.interfaces.calls.call_stage import Call
 
-__all__ = ["Ledger", "Submissions"]
+__all__ = ["SubmittedCalls", "UnfinishedCalls"]
 
 LOG = logging.getLogger("concurrent.futures")  # where the standard library's executors write
 
 
-class Ledger:
+class UnfinishedCalls:
     """Counts the unfinished calls of an executor. It outlives an executor that nobody holds."""
 
-    def __init__(self, context: Context) -> None:
+    def __init__(self, context: CallQueue) -> None:
         self.context = context
         self.closed = False
         self.broken = ""  # why, if it is
@@ -41,7 +41,7 @@ class Ledger:
             self.check()
             self._unfinished += calls
 
-    def offer(self, feed: Feed, calls: int, own: Context | None = None) -> None:
+    def offer(self, feed: CallFeed, calls: int, own: CallQueue | None = None) -> None:
         """Have the crew take counted calls from a feed, in its own context if it has one.
 
         Raises if the crew is gone.
@@ -77,7 +77,7 @@ class Ledger:
     def note(self, answer: Answer) -> None:
         """See whether an answer breaks the executor; in the thread that tells answers."""
         self.note_thread()
-        if self.broken or not isinstance(answer, SetupRaised | Broken):
+        if self.broken or not isinstance(answer, SetupRaised | WorkersGone):
             return
         error = exception_of(answer)
         self.broken = str(error)
@@ -97,12 +97,12 @@ class Ledger:
         self.context.close()
 
 
-class Submissions:
+class SubmittedCalls:
     """The feed of `submit`: calls that have a future each."""
 
     chunk = 1
 
-    def __init__(self, ledger: Ledger) -> None:
+    def __init__(self, ledger: UnfinishedCalls) -> None:
         self._ledger = ledger
         self._calls: deque[tuple[Future[Any], Call]] = deque()
         self._sent = False  # any call

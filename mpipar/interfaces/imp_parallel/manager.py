@@ -19,14 +19,14 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from mpipar.errors import MpiparError
 from mpipar.interfaces.calls import registry
-from mpipar.interfaces.calls.answers import Broken, Failed, Raised, Returned, SetupRaised
+from mpipar.interfaces.calls.answers import GaveUp, Raised, Returned, SetupRaised, WorkersGone
 from mpipar.interfaces.imp_parallel.imp_errors import (
     Error,
     NetworkError,
     NoMoreWorkersError,
     RemoteError,
 )
-from mpipar.interfaces.imp_parallel.sites import Fleet, Settings, World
+from mpipar.interfaces.imp_parallel.sites import ManagerSettings, MpiRanks, StartedWorkers
 from mpipar.interfaces.imp_parallel.workers import (
     LocalWorker,
     SGEPEWorkerArray,
@@ -42,9 +42,9 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
     from mpipar.interfaces.calls.answers import Answer
-    from mpipar.interfaces.calls.call_queue import Context as Calls
-    from mpipar.interfaces.imp_parallel.sites import Site
-    from mpipar.runtime.stage import Failure
+    from mpipar.interfaces.calls.call_queue import CallQueue as Calls
+    from mpipar.interfaces.imp_parallel.sites import TaskSite
+    from mpipar.runtime.stage import GivenUpTask
 
 __all__ = [
     "Context",
@@ -76,8 +76,8 @@ SGEPESlaveArray = SGEPEWorkerArray
 NoMoreSlavesError = NoMoreWorkersError
 
 WATCH_SECONDS = 0.1
-Task: TypeAlias = "Callable[..., Any]"
-Outcome: TypeAlias = Returned | Raised | SetupRaised | Failed
+ImpTask: TypeAlias = "Callable[..., Any]"
+Outcome: TypeAlias = Returned | Raised | SetupRaised | GaveUp
 
 
 class Manager:
@@ -114,7 +114,7 @@ class Manager:
         self._all_workers: list[Worker] = []
         self._worker_arrays: list[WorkerArray] = []
         self._added = False  # whether a worker may not have been started
-        self._site: Site | None = None
+        self._site: TaskSite | None = None
         self._lock = threading.Lock()
         self._parting: weakref.finalize[[], Manager] | None = None
 
@@ -149,7 +149,7 @@ class Manager:
     def __exit__(self, *error: object) -> None:
         self.close()
 
-    def _ready_site(self) -> Site:
+    def _ready_site(self) -> TaskSite:
         """Start the workers that are not yet; return where tasks can run. Raises Error."""
         with self._lock:
             if self._site is not None and not self._added:
@@ -170,14 +170,14 @@ class Manager:
                 self._site.start(new, arrays)
             return self._site
 
-    def _new_site(self) -> Site:
-        settings = Settings(
+    def _new_site(self) -> TaskSite:
+        settings = ManagerSettings(
             self._python, self._host, self._output, self.connect_timeout, self.heartbeat_timeout
         )
         if self._parting is not None:
             self._parting()
         in_world = registry.resolve(workers=len(self._all_workers)).startswith("mpi")
-        site: Site = World(settings) if in_world else Fleet(settings)
+        site: TaskSite = MpiRanks(settings) if in_world else StartedWorkers(settings)
         self._parting = weakref.finalize(self, site.close)
         return site
 
@@ -189,15 +189,15 @@ class Context:
         """Made by `Manager.get_context`."""
         self._manager = manager
         self._startup = startup
-        self._tasks: deque[Task] = deque()  # not handed to the crew
+        self._tasks: deque[ImpTask] = deque()  # not handed to the crew
         self._under_way = 0  # handed to the crew, and their answers not taken
-        self._answers: queue.SimpleQueue[tuple[Task, Answer]] = queue.SimpleQueue()
+        self._answers: queue.SimpleQueue[tuple[ImpTask, Answer]] = queue.SimpleQueue()
         self._iterators = 0
         self._lock = threading.RLock()
-        self._site: Site | None = None
+        self._site: TaskSite | None = None
         self._calls: Calls | None = None
 
-    def add_task(self, task: Task) -> None:
+    def add_task(self, task: ImpTask) -> None:
         """Add a task: a picklable callable, called with what the setup returned.
 
         While results are being iterated over it is run at once, else with the next iteration.
@@ -235,7 +235,7 @@ class Context:
             with self._lock:
                 self._iterators -= 1
 
-    def _hand_over(self, site: Site) -> None:
+    def _hand_over(self, site: TaskSite) -> None:
         """Hand all tasks to the workers of a site. Raises Error if there are none left."""
         if site.is_over and not self._under_way:
             raise site.trouble()
@@ -265,10 +265,10 @@ class Context:
             self._tasks.popleft()
             self._under_way += 1
 
-    def _take_answer(self, task: Task, answer: Answer) -> None:
+    def _take_answer(self, task: ImpTask, answer: Answer) -> None:
         self._answers.put((task, answer))
 
-    def _claim(self, task: Task) -> bool:
+    def _claim(self, task: ImpTask) -> bool:
         """Whether a task may start now: it waits if nobody iterates over results."""
         with self._lock:
             if not self._iterators:
@@ -276,7 +276,7 @@ class Context:
                 self._under_way -= 1
             return self._iterators > 0
 
-    def _next_answer(self, site: Site) -> Outcome | None:
+    def _next_answer(self, site: TaskSite) -> Outcome | None:
         """Wait a little for an answer."""
         try:
             task, answer = self._answers.get(timeout=WATCH_SECONDS)
@@ -285,7 +285,7 @@ class Context:
             return None
         with self._lock:
             self._under_way -= 1
-            if isinstance(answer, Broken):
+            if isinstance(answer, WorkersGone):
                 self._tasks.append(task)
                 return None
         return answer
@@ -297,11 +297,11 @@ def _result(answer: Outcome) -> Any:
             return answer.value
         case Raised() | SetupRaised():
             raise RemoteError(answer.exception, answer.traceback, answer.where)
-        case Failed():
+        case GaveUp():
             raise _given_up(answer.failure)
 
 
-def _given_up(failure: Failure) -> RemoteError:
+def _given_up(failure: GivenUpTask) -> RemoteError:
     """What is raised for a task that took down every process that ran it."""
     error = Error(f"a task is set aside: {failure.kind}: {failure.text}")
     return RemoteError(error, failure.traceback, f"the last of {len(failure.ranks)} tries")

@@ -23,14 +23,19 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 from mpipar.errors import MpiparError
 from mpipar.interfaces.calls import registry
-from mpipar.interfaces.calls.router import Crew
+from mpipar.interfaces.calls.router import CallRouter
 from mpipar.interfaces.imp_parallel.imp_errors import Error, NetworkError, NoMoreWorkersError
-from mpipar.interfaces.imp_parallel.workers import LocalWorker, SGEPEWorkerArray, State, Worker
+from mpipar.interfaces.imp_parallel.workers import (
+    LocalWorker,
+    SGEPEWorkerArray,
+    Worker,
+    WorkerState,
+)
 from mpipar.runtime.clusters import tcp_cluster
 from mpipar.runtime.process import environment
 from mpipar.runtime.stage import Policy
 from mpipar.runtime.transports import tcp_handshake
-from mpipar.runtime.transports.tcp_transport import Hub
+from mpipar.runtime.transports.tcp_transport import HubTransport
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -38,7 +43,7 @@ if TYPE_CHECKING:
     from mpipar.interfaces.imp_parallel.workers import WorkerArray
     from mpipar.runtime.machines.messages import Rank
 
-__all__ = ["Fleet", "Settings", "Site", "World"]
+__all__ = ["ManagerSettings", "MpiRanks", "StartedWorkers", "TaskSite"]
 
 SHORTEST_SILENCE = 10.0  # workers say something once a second, if their host is not overloaded
 UNWATCHED: Final = 2.0  # seconds without a look at the workers, after which silence proves nothing
@@ -48,7 +53,7 @@ NAMED: Final = 5  # workers in a message
 
 
 @dataclass(frozen=True)
-class Settings:
+class ManagerSettings:
     """How a manager was made."""
 
     python: str | None
@@ -58,11 +63,11 @@ class Settings:
     heartbeat_timeout: float
 
 
-class Site(Protocol):
+class TaskSite(Protocol):
     """Where tasks run."""
 
     @property
-    def crew(self) -> Crew: ...
+    def crew(self) -> CallRouter: ...
 
     @property
     def limit(self) -> int | None:
@@ -91,10 +96,10 @@ class Site(Protocol):
         ...
 
 
-class World:
+class MpiRanks:
     """The ranks of this MPI job."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: ManagerSettings) -> None:
         self.crew = registry.crew()
         self._settings = settings
         self._used: int | None = 0
@@ -109,7 +114,7 @@ class World:
 
     def start(self, workers: Sequence[tuple[int, Worker]], arrays: Sequence[WorkerArray]) -> None:
         for number, worker in workers:
-            worker._state = State.CONNECTED
+            worker._state = WorkerState.CONNECTED
             with suppress(OSError):  # it is only a courtesy
                 Path(self._settings.output % number).write_text(
                     f"{worker!r} stands for one of the {self.crew.workers} worker ranks of the MPI "
@@ -135,20 +140,20 @@ class World:
         """The ranks belong to the process, not to a manager."""
 
 
-class Fleet:
+class StartedWorkers:
     """Workers that were started by commands."""
 
     limit = None
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: ManagerSettings) -> None:
         self._settings = settings
         self._key = tcp_handshake.new_key()
-        self._hub = Hub(self._key)
+        self._hub = HubTransport(self._key)
         # A worker says something every second, whatever its task does.
         asked = min(settings.heartbeat_timeout, environment.patience())
         self._patience = max(SHORTEST_SILENCE, asked)
         self._pool = tcp_cluster.open_pool(self._hub, patience=self._patience)
-        self.crew = Crew(self._pool, Policy())
+        self.crew = CallRouter(self._pool, Policy())
         self._key_files: dict[bool, str] = {}
         self._ports: dict[bool, int] = {}
         self._workers: dict[Rank, tuple[int, Worker]] = {}
@@ -175,7 +180,7 @@ class Fleet:
             for rank, (number, worker) in self._workers.items():
                 if (number, worker) in workers:
                     self._hub.give_up(rank)
-                    worker._state = State.DEAD
+                    worker._state = WorkerState.DEAD
             raise
 
     def _start_one(self, number: int, worker: Worker) -> None:
@@ -229,11 +234,11 @@ class Fleet:
         rested, self._looked = now - self._looked > UNWATCHED, now
         present, absent = self._hub.present, self._hub.absent
         for rank, (number, worker) in list(self._workers.items()):
-            if worker._state is State.DEAD:
+            if worker._state is WorkerState.DEAD:
                 continue
             if rank in self._hub.heard:
                 worker.last_contact_time = self._hub.heard[rank]
-                worker._state = State.CONNECTED
+                worker._state = WorkerState.CONNECTED
             if rank in absent:
                 self._watch_absent(rank, worker, number, rested=rested)
             elif rank not in present:
@@ -264,7 +269,7 @@ class Fleet:
         return "its connection broke"
 
     def _bury(self, worker: Worker, number: int, reason: str) -> None:
-        worker._state = State.DEAD
+        worker._state = WorkerState.DEAD
         self._reasons.append(f"worker {number} {worker!r}: {reason}")
 
     def _note(self) -> None:
@@ -303,15 +308,15 @@ class Fleet:
             array._stop()
         until = time.monotonic() + ENDING_SECONDS
         for _, worker in self._workers.values():
-            was_told = worker._state is State.CONNECTED
+            was_told = worker._state is WorkerState.CONNECTED
             worker._stop(max(0.0, until - time.monotonic()) if was_told else 0.0)
-            worker._state = State.DEAD
+            worker._state = WorkerState.DEAD
         for name in self._key_files.values():
             with suppress(OSError):
                 Path(name).unlink()
 
 
-def _has_failed(crew: Crew) -> bool:
+def _has_failed(crew: CallRouter) -> bool:
     try:
         crew.check()
     except (MpiparError, RuntimeError):

@@ -17,7 +17,6 @@ from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-import mpipar
 from mpipar.interfaces.imp_parallel.imp_errors import Error, NetworkError
 
 if TYPE_CHECKING:
@@ -27,16 +26,16 @@ __all__ = [
     "LocalWorker",
     "SGEPEWorkerArray",
     "SGEQsubWorkerArray",
-    "State",
     "Worker",
     "WorkerArray",
+    "WorkerState",
 ]
 
 BATCH_SECONDS: Final = 120.0  # for a command of the batch system
 TAIL_CHARACTERS: Final = 500  # of a worker's output, quoted when it did not start
 
 
-class State(Enum):
+class WorkerState(Enum):
     """What a worker is up to."""
 
     INIT = "not started"
@@ -49,14 +48,14 @@ class Worker:
     """One worker, which runs one task at a time. Abstract."""
 
     def __init__(self) -> None:
-        self._state = State.INIT
+        self._state = WorkerState.INIT
         self._output = ""
         self.update_contact_time()
 
     def _start(self, command: str, unique_id: str, output: str) -> None:
         """Have `command unique_id` run, with its output in a file. Extended by subclasses."""
         del command, unique_id
-        self._state = State.STARTED
+        self._state = WorkerState.STARTED
         self._output = output
         self.update_contact_time()
 
@@ -69,7 +68,7 @@ class Worker:
         return time.time() - self.last_contact_time > timeout
 
     def _ready_to_start(self) -> bool:
-        return self._state is State.INIT
+        return self._state is WorkerState.INIT
 
     def _why_ended(self) -> str:
         """Say how the command ended, if it is known to have."""
@@ -254,7 +253,7 @@ class SGEQsubWorkerArray(WorkerArray):
         return "\n".join(lines)
 
     def _stop(self) -> None:
-        waiting = any(worker._state is not State.CONNECTED for worker in self._workers)
+        waiting = any(worker._state is not WorkerState.CONNECTED for worker in self._workers)
         if self._jobid is not None and waiting:  # the others have been told to stop
             with suppress(NetworkError):  # it may be over
                 _batch(f"qdel {self._jobid}", "")
@@ -263,7 +262,7 @@ class SGEQsubWorkerArray(WorkerArray):
 def _environment() -> dict[str, str]:
     """Return the environment of workers, which must find this very mpipar, installed or not."""
     paths = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
-    root = str(Path(mpipar.__file__).parent.parent)
+    root = str(Path(__file__).parents[3])
     if "-packages" not in root and root not in paths:
         paths.append(root)
     return os.environ | ({"PYTHONPATH": os.pathsep.join(paths)} if paths else {})

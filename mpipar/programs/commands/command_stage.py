@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from mpipar.programs.commands.command_environment import inherited
-from mpipar.programs.commands.supervisor_client import Ended, Order, Shepherd
+from mpipar.programs.commands.supervisor_client import CommandEnd, CommandOrder, SupervisorClient
 from mpipar.runtime.stage import Stage
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from mpipar.runtime.stage import Block, Task
 
-__all__ = ["Attempt", "CommandStage", "ElsewhereError", "Errand", "Terms"]
+__all__ = ["CommandStage", "CommandTask", "CommandTerms", "CommandTry", "ElsewhereError"]
 
 Place = tuple[str, int, int]
 """Host, process, and number of a worker within its process."""
@@ -30,7 +30,7 @@ _numbers: Final = itertools.count()  # of the workers of this process
 
 
 @dataclass(frozen=True, slots=True)
-class Errand:
+class CommandTask:
     """What a task carries: a command, and which try this is."""
 
     line: int
@@ -40,7 +40,7 @@ class Errand:
 
 
 @dataclass(frozen=True)
-class Terms:
+class CommandTerms:
     """What all commands of a run have in common."""
 
     cwd: str
@@ -51,10 +51,10 @@ class Terms:
 
 
 @dataclass(frozen=True)
-class Attempt:
+class CommandTry:
     """How one try went, and where."""
 
-    ended: Ended
+    ended: CommandEnd
     place: Place
     rank: int
     began: float  # seconds since 1970
@@ -67,17 +67,17 @@ class ElsewhereError(Exception):
 class CommandStage(Stage):
     """Runs shell commands."""
 
-    def __init__(self, terms: Terms) -> None:
+    def __init__(self, terms: CommandTerms) -> None:
         self.terms = terms
 
-    def start(self, shared: Mapping[str, Any]) -> Post:
+    def start(self, shared: Mapping[str, Any]) -> CommandSite:
         del shared
-        return Post()
+        return CommandSite()
 
-    def run(self, task: Task, block: Block | None, state: Any) -> Attempt:
+    def run(self, task: Task, block: Block | None, state: Any) -> CommandTry:
         del block
-        post: Post = state
-        errand: Errand = task.payload
+        post: CommandSite = state
+        errand: CommandTask = task.payload
         if post.place in errand.avoid:
             raise ElsewhereError(f"line {errand.line} has failed here")
         terms = self.terms
@@ -89,14 +89,16 @@ class CommandStage(Stage):
             "PWD": terms.cwd,
         }
         environment = {**post.environment, **variables}
-        order = Order(errand.text, terms.cwd, environment, terms.timeout, terms.grace, terms.limit)
+        order = CommandOrder(
+            errand.text, terms.cwd, environment, terms.timeout, terms.grace, terms.limit
+        )
         began = time.time()
         with post.shepherd() as shepherd:
             ended = shepherd.run(order)
-        return Attempt(ended, post.place, post.rank, began)
+        return CommandTry(ended, post.place, post.rank, began)
 
 
-class Post:
+class CommandSite:
     """A worker's place in the job, and its shepherds: one for each command that runs at a time."""
 
     def __init__(self) -> None:
@@ -104,15 +106,15 @@ class Post:
         self.place: Place = (socket.gethostname(), os.getpid(), number)
         self.rank = _rank() or number + 1
         self.environment = inherited()
-        self._idle: queue.SimpleQueue[Shepherd] = queue.SimpleQueue()
+        self._idle: queue.SimpleQueue[SupervisorClient] = queue.SimpleQueue()
 
     @contextmanager
-    def shepherd(self) -> Iterator[Shepherd]:
+    def shepherd(self) -> Iterator[SupervisorClient]:
         """One that is free, or a new one."""
         try:
             found = self._idle.get_nowait()
         except queue.Empty:
-            found = Shepherd()
+            found = SupervisorClient()
         try:
             yield found
         finally:

@@ -13,7 +13,7 @@ from collections import deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
-from mpipar.programs.commands.command_stage import Attempt, Errand
+from mpipar.programs.commands.command_stage import CommandTask, CommandTry
 from mpipar.runtime.stage import Task
 
 if TYPE_CHECKING:
@@ -22,14 +22,14 @@ if TYPE_CHECKING:
     from mpipar.programs.commands.command_stage import Place
     from mpipar.programs.commands.listing import Command
 
-__all__ = ["BACKLOG_BYTES", "Dispatch", "Pending", "Said"]
+__all__ = ["BACKLOG_BYTES", "Dispatch", "PendingCommand", "UnrunCommand"]
 
 BACKLOG_BYTES: Final = 64 << 20
 """No command is handed out while this much output waits to be written."""
 
 
 @dataclass
-class Pending:
+class PendingCommand:
     """A command that is not done yet."""
 
     command: Command
@@ -38,14 +38,14 @@ class Pending:
     avoid: tuple[Place, ...] = ()
 
 
-class Said(Protocol):
+class UnrunCommand(Protocol):
     """A failure as the runtime reports it: the task itself could not be run."""
 
     kind: str
     text: str
 
 
-class Crew(Protocol):
+class CommandSlots(Protocol):
     """What is to be known of the workers: how many there are now, and commands at a time each."""
 
     @property
@@ -57,14 +57,16 @@ class Crew(Protocol):
 class Dispatch:
     """The commands of a run on their way to the workers and back. Any thread may call."""
 
-    def __init__(self, commands: Iterable[Pending], crew: Crew, *, ahead: bool) -> None:
+    def __init__(
+        self, commands: Iterable[PendingCommand], crew: CommandSlots, *, ahead: bool
+    ) -> None:
         """`ahead`: whether workers are handed more than they can start at once."""
         self._waiting = deque(commands)
         self._crew = crew
         self._ahead = ahead
-        self._out: dict[int, Pending] = {}
+        self._out: dict[int, PendingCommand] = {}
         self._next_id = 0
-        self._arrived: list[tuple[Pending, Attempt | Said]] = []
+        self._arrived: list[tuple[PendingCommand, CommandTry | UnrunCommand]] = []
         self._bytes = 0  # of output in `_arrived`
         self._unsettled = 0  # have arrived, and the program has not yet said what follows
         self._halted = False
@@ -92,7 +94,9 @@ class Dispatch:
         pending.tries += 1
         number = pending.tries_before + pending.tries
         command = pending.command
-        task = Task(self._next_id, None, Errand(command.line, command.text, number, pending.avoid))
+        task = Task(
+            self._next_id, None, CommandTask(command.line, command.text, number, pending.avoid)
+        )
         self._out[task.id] = pending
         self._next_id += 1
         return task
@@ -114,7 +118,7 @@ class Dispatch:
 
     # The program's thread
 
-    def take(self, seconds: float) -> list[tuple[Pending, Attempt | Said]]:
+    def take(self, seconds: float) -> list[tuple[PendingCommand, CommandTry | UnrunCommand]]:
         """What has arrived; waits so long for the first. Raises what has ended the stream."""
         with self._changed:
             self._changed.wait_for(lambda: self._arrived or self._over, seconds)
@@ -123,7 +127,7 @@ class Dispatch:
                 raise self._error
             return taken
 
-    def again(self, pending: Pending, failed_at: Place | None) -> None:
+    def again(self, pending: PendingCommand, failed_at: Place | None) -> None:
         """Try once more, next; elsewhere if there is a worker where it has not failed.
 
         failed_at   None: there is no such worker, take any
@@ -156,4 +160,4 @@ class Dispatch:
 
 
 def _size(result: object) -> int:
-    return len(result.ended.head) + len(result.ended.tail) if isinstance(result, Attempt) else 0
+    return len(result.ended.head) + len(result.ended.tail) if isinstance(result, CommandTry) else 0

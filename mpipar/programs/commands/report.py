@@ -11,9 +11,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from mpipar.programs.commands.listing import Command, Key
-    from mpipar.programs.commands.try_log import Outcome
+    from mpipar.programs.commands.try_log import CommandOutcome
 
-__all__ = ["DONE", "Row", "one_line", "rows_of", "summary", "tsv"]
+__all__ = ["DONE", "ReportRow", "one_line", "rows_of", "summary", "tsv"]
 
 FAILURES_SHOWN: Final = 50
 OTHERS_SHOWN: Final = 20
@@ -25,11 +25,11 @@ FAILED, LEFT, DONE = "failed", "not done", "done"
 
 
 @dataclass(frozen=True)
-class Row:
+class ReportRow:
     """One command and how its last try went; None if there was none."""
 
     command: Command
-    last: Outcome | None
+    last: CommandOutcome | None
     failed_now: bool  # in this run, so that no try is left
 
     @property
@@ -41,18 +41,20 @@ class Row:
 
 
 def rows_of(
-    commands: Iterable[Command], outcomes: Iterable[Outcome], failed: set[Key]
-) -> list[Row]:
+    commands: Iterable[Command], outcomes: Iterable[CommandOutcome], failed: set[Key]
+) -> list[ReportRow]:
     """All commands: first those that failed, then those that are left, then those that are done."""
-    last: dict[Key, Outcome] = {}
+    last: dict[Key, CommandOutcome] = {}
     for outcome in outcomes:
         if outcome.key not in last or not last[outcome.key].is_done:
             last[outcome.key] = outcome
-    rows = [Row(command, last.get(command.key), command.key in failed) for command in commands]
+    rows = [
+        ReportRow(command, last.get(command.key), command.key in failed) for command in commands
+    ]
     return sorted(rows, key=lambda row: ((FAILED, LEFT, DONE).index(row.result), row.command.line))
 
 
-def summary(rows: Sequence[Row], where: str) -> list[str]:
+def summary(rows: Sequence[ReportRow], where: str) -> list[str]:
     """Lines for a person: the failures, and the others if they are few."""
     failed = [row for row in rows if row.result == FAILED]
     others = rows[len(failed) :]
@@ -78,7 +80,7 @@ def one_line(command: Command) -> str:
     return text.encode("utf-8", "replace").decode()
 
 
-def _cells(row: Row) -> tuple[str, str, str, str, str, str]:
+def _cells(row: ReportRow) -> tuple[str, str, str, str, str, str]:
     last = row.last
     text = one_line(row.command)
     if last is None:
@@ -88,14 +90,14 @@ def _cells(row: Row) -> tuple[str, str, str, str, str, str]:
     return str(row.command.line), result, str(last.number), last.host or "-", seconds, text
 
 
-def tsv(rows: Iterable[Row]) -> bytes:
+def tsv(rows: Iterable[ReportRow]) -> bytes:
     """The whole table with tabs between the columns; line breaks in commands are escaped."""
     lines = ["\t".join(COLUMNS)]
     lines += ["\t".join(_fields(row)) for row in rows]
     return ("\n".join(lines) + "\n").encode("utf-8", "surrogateescape")
 
 
-def _fields(row: Row) -> list[str]:
+def _fields(row: ReportRow) -> list[str]:
     escapes = str.maketrans({"\\": "\\\\", "\t": "\\t", "\n": "\\n", "\r": "\\r"})
     text = row.command.text.translate(escapes)
     last = row.last

@@ -13,13 +13,13 @@ from mpipar.errors import CommandsFailedError, UsageError
 from mpipar.programs import run_folder
 from mpipar.programs.commands import listing, report
 from mpipar.programs.commands.command_stage import (
-    Attempt,
     CommandStage,
+    CommandTerms,
+    CommandTry,
     ElsewhereError,
-    Terms,
 )
-from mpipar.programs.commands.dispatch import Dispatch, Pending
-from mpipar.programs.commands.try_log import LOGS, Book, log_name, outcome_of
+from mpipar.programs.commands.dispatch import Dispatch, PendingCommand
+from mpipar.programs.commands.try_log import LOGS, TryLog, log_name, outcome_of
 from mpipar.runtime.reports import CANNOT_REPLACE
 from mpipar.runtime.stage import Policy
 from mpipar.views.progress import View, duration
@@ -27,9 +27,9 @@ from mpipar.views.progress import View, duration
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from mpipar.programs.commands.dispatch import Said
+    from mpipar.programs.commands.dispatch import UnrunCommand
     from mpipar.programs.commands.listing import Command, Key
-    from mpipar.programs.commands.try_log import Outcome
+    from mpipar.programs.commands.try_log import CommandOutcome
     from mpipar.runtime.pool import Pool
     from mpipar.settings import RunSettings
     from mpipar.store.project import Project
@@ -62,7 +62,7 @@ def run(settings: RunSettings, open_pool: OpenPool, view: View) -> None:
             )
         settings = dataclasses.replace(settings, cwd=_folder_of(settings))
         commands, text = listing.read(_file_of(settings))
-        outcomes = Book(project).outcomes() if project else []
+        outcomes = TryLog(project).outcomes() if project else []
         waiting = _waiting(commands, outcomes)
         _describe(settings, commands, waiting, outcomes, view)
         if settings.check:
@@ -75,7 +75,7 @@ def run(settings: RunSettings, open_pool: OpenPool, view: View) -> None:
             view.say(f"note: {CANNOT_REPLACE}")
         kept = "what is done"
         _export(project, COPY, text)
-        session = Session(settings, project, pool, view, commands, outcomes)
+        session = CommandsSession(settings, project, pool, view, commands, outcomes)
         session.run(waiting)
         project.verdict("done", f"{len(commands)} commands done")
     except BaseException as error:
@@ -99,14 +99,16 @@ def _file_of(settings: RunSettings) -> Path:
     return settings.commands
 
 
-def _waiting(commands: Sequence[Command], outcomes: Sequence[Outcome]) -> list[Pending]:
+def _waiting(
+    commands: Sequence[Command], outcomes: Sequence[CommandOutcome]
+) -> list[PendingCommand]:
     """What is not done yet."""
     done = {outcome.key for outcome in outcomes if outcome.is_done}
     tries: dict[Key, int] = {}
     for outcome in outcomes:
         tries[outcome.key] = max(outcome.number, tries.get(outcome.key, 0))
     return [
-        Pending(command, tries.get(command.key, 0))
+        PendingCommand(command, tries.get(command.key, 0))
         for command in commands
         if command.key not in done
     ]
@@ -115,8 +117,8 @@ def _waiting(commands: Sequence[Command], outcomes: Sequence[Outcome]) -> list[P
 def _describe(
     settings: RunSettings,
     commands: Sequence[Command],
-    waiting: Sequence[Pending],
-    outcomes: Sequence[Outcome],
+    waiting: Sequence[PendingCommand],
+    outcomes: Sequence[CommandOutcome],
     view: View,
 ) -> None:
     """Say what will be run."""
@@ -140,7 +142,7 @@ def _export(project: Project, name: str, data: bytes) -> None:
 
 
 @dataclass
-class Session:
+class CommandsSession:
     """One run: what is to be done, what was, and where it is kept and told."""
 
     settings: RunSettings
@@ -148,13 +150,13 @@ class Session:
     pool: Pool
     view: View
     commands: list[Command]
-    outcomes: list[Outcome]  # all tries, of earlier runs too
+    outcomes: list[CommandOutcome]  # all tries, of earlier runs too
     failed: set[Key] = field(default_factory=set)  # in this run, with no try left
     finished: int = 0  # in this run, well or not
     losses_told: int = 0
     reported: float = 0.0  # when status.json was last written
 
-    def run(self, waiting: Sequence[Pending]) -> None:
+    def run(self, waiting: Sequence[PendingCommand]) -> None:
         """Run what is waiting; the table is written however that ends."""
         start, before = time.monotonic(), len(self.outcomes)
         try:
@@ -180,9 +182,9 @@ class Session:
                 + f"; see {self.project.path / LOGS}; --resume runs what is not done"
             )
 
-    def _work(self, waiting: Sequence[Pending]) -> None:
+    def _work(self, waiting: Sequence[PendingCommand]) -> None:
         settings = self.settings
-        terms = Terms(
+        terms = CommandTerms(
             cwd=str(settings.cwd),
             timeout=settings.seconds,
             grace=GRACE_SECONDS,
@@ -208,12 +210,14 @@ class Session:
             raise
 
     def _settle(
-        self, dispatch: Dispatch, arrived: Sequence[tuple[Pending, Attempt | Said]]
+        self,
+        dispatch: Dispatch,
+        arrived: Sequence[tuple[PendingCommand, CommandTry | UnrunCommand]],
     ) -> None:
         """Keep what has arrived, and decide what becomes of each command."""
         tried = []
         for pending, answer in arrived:
-            if not isinstance(answer, Attempt) and answer.kind == ElsewhereError.__name__:
+            if not isinstance(answer, CommandTry) and answer.kind == ElsewhereError.__name__:
                 pending.tries -= 1  # only workers to avoid are left: so be it
                 dispatch.again(pending, None)
             else:
@@ -221,22 +225,24 @@ class Session:
         for (pending, answer), outcome in zip(tried, self._keep(tried), strict=True):
             if outcome.is_done:
                 self.finished += 1
-            elif isinstance(answer, Attempt) and pending.tries < self.settings.tries:
+            elif isinstance(answer, CommandTry) and pending.tries < self.settings.tries:
                 dispatch.again(pending, answer.place)
             else:
                 self._fail(outcome, pending)
                 if self.settings.on_error == "stop":
                     dispatch.halt()
 
-    def _keep(self, tried: Sequence[tuple[Pending, Attempt | Said]]) -> list[Outcome]:
+    def _keep(
+        self, tried: Sequence[tuple[PendingCommand, CommandTry | UnrunCommand]]
+    ) -> list[CommandOutcome]:
         if not tried:
             return []
         outcomes = [outcome_of(pending, answer) for pending, answer in tried]
-        Book(self.project).keep(tried, outcomes)
+        TryLog(self.project).keep(tried, outcomes)
         self.outcomes += outcomes
         return outcomes
 
-    def _fail(self, outcome: Outcome, pending: Pending) -> None:
+    def _fail(self, outcome: CommandOutcome, pending: PendingCommand) -> None:
         self.finished += 1
         self.failed.add(pending.command.key)
         if len(self.failed) <= FAILURES_TOLD:

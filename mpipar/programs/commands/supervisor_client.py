@@ -18,7 +18,7 @@ from mpipar.programs.commands.supervisor_main import LENGTH
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["Ended", "Order", "Shepherd"]
+__all__ = ["CommandEnd", "CommandOrder", "SupervisorClient"]
 
 SCRIPT: Final = Path(__file__).with_name("supervisor_main.py")
 PARTING_SECONDS: Final = 2.0
@@ -26,7 +26,7 @@ SHELLS: Final = ("/bin/bash", "/usr/bin/bash", "/bin/sh")
 
 
 @dataclass(frozen=True)
-class Order:
+class CommandOrder:
     """One command, and what is granted to it."""
 
     command: str
@@ -38,7 +38,7 @@ class Order:
 
 
 @dataclass(frozen=True)
-class Ended:
+class CommandEnd:
     """How a command ended."""
 
     code: int | None  # exit code of the shell; None if a signal ended it, or nobody saw the end
@@ -53,7 +53,7 @@ class Ended:
     unseen: bool = False  # the shepherd was killed: what became of the command is not known
 
 
-UNSEEN: Final = Ended(
+UNSEEN: Final = CommandEnd(
     code=None,
     signal=None,
     timed_out=False,
@@ -67,13 +67,13 @@ UNSEEN: Final = Ended(
 )
 
 
-class Shepherd:
+class SupervisorClient:
     """One of them, started with the first command, and again after it was killed."""
 
     def __init__(self) -> None:
         self._process: subprocess.Popen[bytes] | None = None
 
-    def run(self, order: Order) -> Ended:
+    def run(self, order: CommandOrder) -> CommandEnd:
         """Run a command to its end. Raises OSError if no process can be started."""
         process = self._started()
         group: int | None = None
@@ -82,7 +82,7 @@ class Shepherd:
             group = _read_facts(process)["pid"]
             facts = _read_facts(process)
             head = _read(process, facts.pop("head"))
-            return Ended(head=head, tail=_read(process, facts.pop("tail")), **facts)
+            return CommandEnd(head=head, tail=_read(process, facts.pop("tail")), **facts)
         except (EOFError, BrokenPipeError):
             self._bury(group)
             return UNSEEN
@@ -127,7 +127,7 @@ def _part(process: subprocess.Popen[bytes]) -> None:
         process.returncode = 0  # or Python would warn of a process that it sees no end of
 
 
-def _send(process: subprocess.Popen[bytes], order: Order) -> None:
+def _send(process: subprocess.Popen[bytes], order: CommandOrder) -> None:
     shell = next((path for path in SHELLS if os.access(path, os.X_OK)), SHELLS[-1])
     body = json.dumps({**order.__dict__, "shell": shell}).encode()
     pipe = _pipe(process.stdin)

@@ -43,7 +43,7 @@ EASIER_TO_KILL: Final = b"300"  # oom_score_adj: short of memory, the kernel tak
 IGNORED: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 
 
-class Kept:
+class KeptOutput:
     """The beginning and the end of an output, of `limit` bytes together."""
 
     def __init__(self, limit: int) -> None:
@@ -68,12 +68,12 @@ class Kept:
         del self.tail[:beyond]
 
 
-class Run:
+class RunningCommand:
     """One command from its start to the end of its last process."""
 
     def __init__(self, order: dict[str, Any], prctl: Callable[..., int]) -> None:
         self.order = order
-        self.kept = Kept(order["limit"])
+        self.kept = KeptOutput(order["limit"])
         self.status: int | None = None  # of the shell, as waitpid gives it
         self.timed_out = False
         self.orphaned = False  # the worker is gone
@@ -332,7 +332,7 @@ def main() -> None:
     prctl = find_prctl()
     prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     while (order := read_order()) is not None:
-        run = Run(order, prctl)
+        run = RunningCommand(order, prctl)
         with contextlib.suppress(BrokenPipeError):
             answer({"pid": run.pid})
         run.watch(woken)

@@ -13,17 +13,17 @@ import time
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Final
 
-from mpipar.programs.commands.command_stage import Attempt
+from mpipar.programs.commands.command_stage import CommandTry
 from mpipar.store import durable
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from mpipar.programs.commands.dispatch import Pending, Said
+    from mpipar.programs.commands.dispatch import PendingCommand, UnrunCommand
     from mpipar.programs.commands.listing import Command, Key
     from mpipar.store.project import Project
 
-__all__ = ["LOGS", "Book", "Outcome", "outcome_of"]
+__all__ = ["LOGS", "CommandOutcome", "TryLog", "outcome_of"]
 
 KIND: Final = "try"  # of the records
 LOGS: Final = "logs"
@@ -31,7 +31,7 @@ SHELL_SIGNALS: Final = 128  # exit code of a shell whose last command signal n h
 
 
 @dataclass(frozen=True)
-class Outcome:
+class CommandOutcome:
     """One try as the journal has it."""
 
     key: Key
@@ -60,7 +60,7 @@ class Outcome:
         return f"exit code {self.code}"
 
 
-class Book:
+class TryLog:
     """The journal and the logs of a run, on rank 0."""
 
     def __init__(self, project: Project) -> None:
@@ -68,12 +68,14 @@ class Book:
         self._logs = project.path / LOGS
         self._new_names = False  # whether the folder of logs has names that may not be durable
 
-    def outcomes(self) -> list[Outcome]:
+    def outcomes(self) -> list[CommandOutcome]:
         """Every try of this run and of those that it goes on with, oldest first."""
         return [_from_json(record) for record in self._project.records(KIND, every=True)]
 
     def keep(
-        self, tried: Sequence[tuple[Pending, Attempt | Said]], outcomes: Sequence[Outcome]
+        self,
+        tried: Sequence[tuple[PendingCommand, CommandTry | UnrunCommand]],
+        outcomes: Sequence[CommandOutcome],
     ) -> None:
         """Write down tries and how they went; durable on return."""
         for (pending, answer), outcome in zip(tried, outcomes, strict=True):
@@ -98,16 +100,16 @@ class Book:
                 os.close(fd)
 
 
-def outcome_of(pending: Pending, answer: Attempt | Said) -> Outcome:
+def outcome_of(pending: PendingCommand, answer: CommandTry | UnrunCommand) -> CommandOutcome:
     """How a try went."""
     command, number = pending.command, pending.tries_before + pending.tries
-    if not isinstance(answer, Attempt):
+    if not isinstance(answer, CommandTry):
         reason = f"{answer.kind}: {answer.text}".splitlines()[0]
-        return Outcome(
+        return CommandOutcome(
             command.key, command.line, number, None, None, reason, "", None, None, time.time()
         )
     ended = answer.ended
-    return Outcome(
+    return CommandOutcome(
         command.key,
         command.line,
         number,
@@ -121,7 +123,7 @@ def outcome_of(pending: Pending, answer: Attempt | Said) -> Outcome:
     )
 
 
-def _reason(attempt: Attempt) -> str:
+def _reason(attempt: CommandTry) -> str:
     ended = attempt.ended
     if ended.unseen:
         return "its supervising process was killed"
@@ -135,7 +137,7 @@ def log_name(line: int) -> str:
     return f"{line:06d}.log"
 
 
-def log_text(command: Command, outcome: Outcome, answer: Attempt | Said) -> bytes:
+def log_text(command: Command, outcome: CommandOutcome, answer: CommandTry | UnrunCommand) -> bytes:
     """One try: two lines about it, then the output as it came."""
     where = f"{outcome.host} (rank {outcome.rank})" if outcome.host else "nowhere"
     when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(outcome.began))
@@ -144,7 +146,7 @@ def log_text(command: Command, outcome: Outcome, answer: Attempt | Said) -> byte
         f"=== line {command.line}, try {outcome.number}, {where}, {when}: {outcome}{took}",
         "=== " + command.text.replace("\n", "\n=== "),
     ]
-    if not isinstance(answer, Attempt):
+    if not isinstance(answer, CommandTry):
         return _lines([*head, answer.text])
     ended = answer.ended
     if ended.left_behind and not ended.timed_out:
@@ -168,11 +170,11 @@ def _signal_name(number: int) -> str:
         return f"signal {number}"
 
 
-def _to_json(outcome: Outcome) -> bytes:
+def _to_json(outcome: CommandOutcome) -> bytes:
     return json.dumps(asdict(outcome), separators=(",", ":")).encode()
 
 
-def _from_json(data: bytes) -> Outcome:
+def _from_json(data: bytes) -> CommandOutcome:
     fields = json.loads(data)
     text, occurrence = fields.pop("key")
-    return Outcome(key=(text, occurrence), **fields)
+    return CommandOutcome(key=(text, occurrence), **fields)

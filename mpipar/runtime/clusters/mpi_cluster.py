@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from mpipar.runtime.loops.worker_loop import Departure
     from mpipar.runtime.machines.messages import Hello, Rank
 
-__all__ = ["MpiTransport", "World", "finish", "open_pool", "serve", "serve_as", "world"]
+__all__ = ["MpiTransport", "MpiWorld", "finish", "open_pool", "serve", "serve_as", "world"]
 
 LAST_WORD_SECONDS = 0.2  # for a worker's Bye to leave: MPI holds it, and is not finalised
 SPAWNED_SECONDS = 10.0  # for mpirun to end; it may wait for a spawned rank that died at its start
@@ -47,7 +47,7 @@ KILL_SECONDS = 1.0  # for ranks that were killed to be seen dead
 
 
 @dataclass(frozen=True)
-class World:
+class MpiWorld:
     """What MPI says this process is."""
 
     rank: int
@@ -56,7 +56,7 @@ class World:
     fault_tolerant: bool = False  # whether the job goes on when a rank dies
 
 
-class _Job:
+class _MpiJob:
     """This process's part in the job: made once, by all ranks together."""
 
     def __init__(self) -> None:
@@ -105,8 +105,8 @@ class _Job:
 
 
 @cache
-def _job() -> _Job:
-    return _Job()
+def _job() -> _MpiJob:
+    return _MpiJob()
 
 
 def _vendor() -> tuple[str, str]:
@@ -114,10 +114,10 @@ def _vendor() -> tuple[str, str]:
     return name, ".".join(map(str, version))
 
 
-def world() -> World:
+def world() -> MpiWorld:
     """Return what this process is. Collective: every rank calls it first."""
     job = _job()
-    return World(
+    return MpiWorld(
         job.transport.rank, job.transport.size, " ".join(_vendor()), fault_tolerant=job.tolerant
     )
 

@@ -8,27 +8,27 @@ from typing import TYPE_CHECKING
 
 from mpipar.errors import UnavailableError
 from mpipar.runtime.loops import worker_loop
-from mpipar.runtime.loops.late_workers import Recruits
+from mpipar.runtime.loops.late_workers import ExternalWorkers
 from mpipar.runtime.pool import Pool
 from mpipar.runtime.process.environment import calm_process
 from mpipar.runtime.transports import tcp_handshake
-from mpipar.runtime.transports.tcp_transport import Spoke
+from mpipar.runtime.transports.tcp_transport import SpokeTransport
 
 if TYPE_CHECKING:
     from mpipar.runtime.machines.messages import Rank
-    from mpipar.runtime.transports.tcp_transport import Hub
+    from mpipar.runtime.transports.tcp_transport import HubTransport
 
 CACHE_BYTES = 1 << 30
 CONNECT_SECONDS = 600.0
 
 
-def open_pool(hub: Hub, *, patience: float) -> Pool:
+def open_pool(hub: HubTransport, *, patience: float) -> Pool:
     """Open the pool of the workers that `hub` expects, now or later; it begins with none.
 
     patience  seconds of silence after which a worker counts as lost
     """
     calm_process()
-    recruits = Recruits(lambda: hub.absent | hub.present, patience)
+    recruits = ExternalWorkers(lambda: hub.absent | hub.present, patience)
 
     def part(silent: list[Rank]) -> None:
         del silent  # a worker whose connection closes ends of its own accord
@@ -49,9 +49,9 @@ def serve(host: str, port: int, key: bytes, name: str) -> worker_loop.Departure:
     return departure
 
 
-def connect(host: str, port: int, key: bytes, name: str) -> Spoke:
+def connect(host: str, port: int, key: bytes, name: str) -> SpokeTransport:
     """Connect to a hub. Raises UnavailableError that says why that is not possible."""
-    visitor = tcp_handshake.Visitor(key, name)
+    visitor = tcp_handshake.UnverifiedPeer(key, name)
     try:
         connection = socket.create_connection((host, port), CONNECT_SECONDS)
     except OSError as error:
@@ -72,7 +72,7 @@ def connect(host: str, port: int, key: bytes, name: str) -> Spoke:
             f"worker {name} was turned away by {host}:{port}: its name or its key is not known "
             "there; was it started for an earlier run?"
         )
-    return Spoke(rank, connection)
+    return SpokeTransport(rank, connection)
 
 
 def _read(connection: socket.socket, count: int) -> bytes:

@@ -21,11 +21,11 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from mpipar.runtime.machines.caught_error import Trouble
-from mpipar.runtime.node_memory.shared_arrays import Depot, has_tickets
+from mpipar.runtime.machines.caught_error import CaughtError
+from mpipar.runtime.node_memory.shared_arrays import SharedArrays, has_tickets
 from mpipar.runtime.process.environment import single_threaded_blas
 from mpipar.runtime.stage import frozen
-from mpipar.runtime.wire.framing import Reader, pack, unpack
+from mpipar.runtime.wire.framing import FrameReader, pack, unpack
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -42,7 +42,7 @@ ORPHAN_EXIT = 75
 
 
 @dataclass(frozen=True, slots=True)
-class Setup:
+class ChildSetup:
     """The first message: what to start."""
 
     stage: Stage
@@ -50,56 +50,56 @@ class Setup:
 
 
 @dataclass(frozen=True, slots=True)
-class Burst:
+class TaskBatch:
     """The tasks that follow belong together: none begins so many seconds after the first."""
 
     longest: float | None
 
 
 @dataclass(frozen=True, slots=True)
-class Work:
+class TaskInput:
     """Run a task, with the block in this slot. A block comes once and stays in its slot."""
 
     task: Task
     slot: int | None
     block: Block | None
 
-    def __reduce__(self) -> tuple[type[Work], tuple[Task, int | None, Block | None]]:
-        return Work, (self.task, self.slot, self.block)  # faster, as for Task
+    def __reduce__(self) -> tuple[type[TaskInput], tuple[Task, int | None, Block | None]]:
+        return TaskInput, (self.task, self.slot, self.block)  # faster, as for Task
 
 
 # Child -> parent
 
 
 @dataclass(frozen=True, slots=True)
-class Ready:
+class ChildReady:
     """The interpreter is up (`started` is False), then the stage, or it is in trouble."""
 
     started: bool
-    trouble: Trouble | None = None
+    trouble: CaughtError | None = None
 
 
 @dataclass(frozen=True, slots=True)
-class Ran:
+class TaskRan:
     """A task has ended, well or not."""
 
     task: int
     result: Any
     seconds: float
-    trouble: Trouble | None = None
+    trouble: CaughtError | None = None
 
-    def __reduce__(self) -> tuple[type[Ran], tuple[int, Any, float, Trouble | None]]:
-        return Ran, (self.task, self.result, self.seconds, self.trouble)  # faster, as for Task
+    def __reduce__(self) -> tuple[type[TaskRan], tuple[int, Any, float, CaughtError | None]]:
+        return TaskRan, (self.task, self.result, self.seconds, self.trouble)  # faster, as for Task
 
 
 @dataclass(frozen=True, slots=True)
-class Skipped:
+class TasksSkipped:
     """A task was not begun, because its burst has lasted too long."""
 
     task: int
 
 
-Reply: TypeAlias = Ready | Ran | Skipped
+Reply: TypeAlias = ChildReady | TaskRan | TasksSkipped
 
 
 def die_with(parent: int) -> None:
@@ -130,7 +130,7 @@ class _Server:
 
     def __init__(self, link: socket.socket) -> None:
         self._link = link
-        self._reader = Reader(link)
+        self._reader = FrameReader(link)
         self._blocks: dict[int, Block] = {}  # by slot
         self._longest: float | None = None  # of the burst
         self._until: float | None = None  # when no further task of the burst begins
@@ -139,7 +139,7 @@ class _Server:
 
     def serve(self) -> None:
         """Start the stage, then run what comes."""
-        self._send(Ready(started=False))
+        self._send(ChildReady(started=False))
         packet = self._receive()
         if packet is None or not self._start(packet):
             return
@@ -147,9 +147,9 @@ class _Server:
             try:
                 message = unpack(packet)
             except BaseException as error:  # only a task's payload, so its failure
-                self._reply(Ran(-1, None, 0.0, Trouble.of(error)))
+                self._reply(TaskRan(-1, None, 0.0, CaughtError.of(error)))
                 continue
-            if isinstance(message, Burst):
+            if isinstance(message, TaskBatch):
                 self._longest, self._until = message.longest, None
             else:
                 self._reply(self._run(message))
@@ -169,22 +169,22 @@ class _Server:
     def _start(self, packet: Packet) -> bool:
         trouble = None
         try:
-            setup: Setup = unpack(packet)
+            setup: ChildSetup = unpack(packet)
             self._stage = setup.stage
             shared = setup.shared
             if has_tickets(shared):
-                depot = Depot.find(shared)
+                depot = SharedArrays.find(shared)
                 shared = depot.values
                 depot.close()  # the arrays themselves keep the memory
             self._state = setup.stage.start(frozen(shared))
             single_threaded_blas()  # `start` may have loaded a library
         except BaseException as error:
-            trouble = Trouble.of(error)
+            trouble = CaughtError.of(error)
         self._flush()
-        self._send(Ready(started=True, trouble=trouble))
+        self._send(ChildReady(started=True, trouble=trouble))
         return trouble is None
 
-    def _run(self, work: Work) -> Ran | Skipped:
+    def _run(self, work: TaskInput) -> TaskRan | TasksSkipped:
         if work.slot is not None and work.block is not None:
             self._blocks[work.slot] = frozen(work.block)
         block = None if work.slot is None else self._blocks[work.slot]
@@ -192,22 +192,22 @@ class _Server:
         if self._longest is not None:
             self._until = self._until or start + self._longest
             if start > self._until:
-                return Skipped(work.task.id)
+                return TasksSkipped(work.task.id)
         result, trouble = None, None
         try:
             result = self._stage.run(work.task, block, self._state)
         except BaseException as error:  # a task's SystemExit is that task's failure
-            trouble = Trouble.of(error)
-        return Ran(work.task.id, result, time.perf_counter() - start, trouble)
+            trouble = CaughtError.of(error)
+        return TaskRan(work.task.id, result, time.perf_counter() - start, trouble)
 
-    def _reply(self, reply: Ran | Skipped) -> None:
+    def _reply(self, reply: TaskRan | TasksSkipped) -> None:
         self._flush()
         try:
             parts = pack(reply)
         except Exception as error:
             text = f"the result of task {reply.task} cannot be pickled: {error}"
-            trouble = Trouble(type(error).__name__, text, "")
-            parts = pack(Ran(reply.task, None, 0.0, trouble))
+            trouble = CaughtError(type(error).__name__, text, "")
+            parts = pack(TaskRan(reply.task, None, 0.0, trouble))
         for part in parts:
             self._link.sendall(part)
 

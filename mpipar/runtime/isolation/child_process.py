@@ -18,10 +18,10 @@ from collections import OrderedDict, deque
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from mpipar.runtime.isolation.child_main import SHOW_STACKS, Work
-from mpipar.runtime.machines.caught_error import Trouble
+from mpipar.runtime.isolation.child_main import SHOW_STACKS, TaskInput
+from mpipar.runtime.machines.caught_error import CaughtError
 from mpipar.runtime.process.environment import without_launcher
-from mpipar.runtime.wire.framing import Reader, pack
+from mpipar.runtime.wire.framing import FrameReader, pack
 
 if TYPE_CHECKING:
     from mpipar.runtime.stage import Block, Task
@@ -38,7 +38,7 @@ START = (
 )
 
 
-class Process:
+class ChildProcess:
     """One child process, and this end of the socket to it."""
 
     def __init__(self) -> None:
@@ -59,7 +59,7 @@ class Process:
                 pass_fds=numbers,
                 start_new_session=True,
             )
-        self._reader = Reader(self._link)
+        self._reader = FrameReader(self._link)
         self._outbox: deque[memoryview] = deque()
         self._blocks: OrderedDict[int, tuple[int, Block]] = OrderedDict()  # by identity; slots
         self._poll = select.poll()
@@ -80,15 +80,15 @@ class Process:
     def assign(self, task: Task, block: Block | None) -> None:
         """Send a task, with its block unless that is in a slot of the child already."""
         if block is None:
-            self.push(Work(task, None, None))
+            self.push(TaskInput(task, None, None))
             return
         if id(block) in self._blocks:
             self._blocks.move_to_end(id(block))
-            self.push(Work(task, self._blocks[id(block)][0], None))
+            self.push(TaskInput(task, self._blocks[id(block)][0], None))
             return
         full = len(self._blocks) == SLOTS
         slot = next(iter(self._blocks.values()))[0] if full else len(self._blocks)
-        self.push(Work(task, slot, dict(block)))
+        self.push(TaskInput(task, slot, dict(block)))
         if full:
             self._blocks.popitem(last=False)
         self._blocks[id(block)] = slot, block
@@ -158,19 +158,19 @@ class Process:
             self.exchange(0.0)
         return not self.ended
 
-    def trouble(self, when: str, bound: float | None) -> Trouble:
+    def trouble(self, when: str, bound: float | None) -> CaughtError:
         """Say what became of it. If it has not ended by itself, it has had its time."""
         if not self.ended:
             self._popen.send_signal(SHOW_STACKS)
             time.sleep(STACKS_SECONDS)
             text = f"no end after {bound:g} s {when}; the process was killed"
             self.kill()
-            return Trouble("Timeout", text, self._stacks())
+            return CaughtError("Timeout", text, self._stacks())
         try:
             code: int | None = self._popen.wait(PARTING_SECONDS)
         except subprocess.TimeoutExpired:
             code = None
-        return Trouble("Died", f"the process {_fate(code)} {when}", self._stacks())
+        return CaughtError("Died", f"the process {_fate(code)} {when}", self._stacks())
 
     def _stacks(self) -> str:
         """Return what the child's faulthandler has written."""

@@ -16,10 +16,16 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from mpipar.runtime.isolation.child_main import Burst, Ran, Ready, Setup, Skipped
-from mpipar.runtime.isolation.child_process import Process
-from mpipar.runtime.machines.caught_error import StartFailedError, Trouble
-from mpipar.runtime.node_memory.shared_arrays import UnreachableError, for_child
+from mpipar.runtime.isolation.child_main import (
+    ChildReady,
+    ChildSetup,
+    TaskBatch,
+    TaskRan,
+    TasksSkipped,
+)
+from mpipar.runtime.isolation.child_process import ChildProcess
+from mpipar.runtime.machines.caught_error import CaughtError, StartFailedError
+from mpipar.runtime.node_memory.shared_arrays import UnmappableError, for_child
 from mpipar.runtime.process.environment import patience
 from mpipar.runtime.wire.framing import unpack
 
@@ -29,7 +35,7 @@ if TYPE_CHECKING:
     from mpipar.runtime.stage import Block, Stage, Task
     from mpipar.runtime.wire.framing import Packet
 
-__all__ = ["Child"]
+__all__ = ["TaskChild"]
 
 AHEAD_TASKS = 128
 AHEAD_BYTES = 1 << 20
@@ -37,20 +43,20 @@ AHEAD_BYTES = 1 << 20
 HASTE_BYTES = 1 << 11
 STARTS = 3
 """Times that a process is started which ends before its stage has started."""
-UNREACHABLE = UnreachableError.__name__
+UNREACHABLE = UnmappableError.__name__
 """What a child says that cannot map the shared arrays; the next one is sent them."""
 
 
 @dataclass(slots=True)
-class _Work:
+class _BatchOnItsWay:
     """A task of a burst, and why it cannot be sent, if so."""
 
     task: Task
     block: Block | None
-    trouble: Trouble | None = None
+    trouble: CaughtError | None = None
 
 
-class Child:
+class TaskChild:
     """A process that runs tasks of one stage, replaced whenever it dies.
 
     It ends with the thread that runs it, which is that thread's sign that its worker is dead.
@@ -62,28 +68,28 @@ class Child:
         self._shared = shared
         self._plain = False
         self._timeout = timeout
-        self._process: Process | None = None
+        self._process: ChildProcess | None = None
         self._lock = threading.Lock()  # of `_busy` and `_process`
         self._busy = False
         self._closed = threading.Event()
 
     def run(
         self, tasks: Sequence[tuple[Task, Block | None]], *, longest: float | None = None
-    ) -> Iterator[Ran]:
+    ) -> Iterator[TaskRan]:
         """Run tasks in order, and yield what comes of each as it comes.
 
         Of tasks that have not begun within `longest` seconds of the first nothing comes, and
         nothing after `close`. Raises StartFailedError.
         """
         until: float | None = None
-        waiting = deque(_Work(task, block) for task, block in tasks)
-        sent: deque[_Work] = deque()
+        waiting = deque(_BatchOnItsWay(task, block) for task, block in tasks)
+        sent: deque[_BatchOnItsWay] = deque()
         with self._occupied():
             try:
                 while (waiting or sent) and (process := self._started()) is not None:
                     if longest is not None:
                         until = until or time.monotonic() + longest  # a start does not count
-                    process.push(Burst(None if until is None else until - time.monotonic()))
+                    process.push(TaskBatch(None if until is None else until - time.monotonic()))
                     yield from self._drive(process, waiting, sent)
             finally:
                 if sent or self._closed.is_set():
@@ -117,7 +123,7 @@ class Child:
 
     # Starting
 
-    def _started(self) -> Process | None:
+    def _started(self) -> ChildProcess | None:
         """Return a process whose stage has started, an old one if it lives; None if closed."""
         if self._process is not None and self._process.is_idle():
             return self._process
@@ -126,7 +132,7 @@ class Child:
             with self._lock:
                 if self._closed.is_set():
                     return None
-                process = self._process = Process()
+                process = self._process = ChildProcess()
             trouble = self._start_stage(process)
             if trouble is None or self._closed.is_set():
                 return None if self._closed.is_set() else process
@@ -136,23 +142,23 @@ class Child:
                 raise StartFailedError(trouble)
         return None
 
-    def _start_stage(self, process: Process) -> Trouble | None:
+    def _start_stage(self, process: ChildProcess) -> CaughtError | None:
         """Wait for the interpreter, then for the stage; return what went wrong."""
         bound = patience()
         if process.wait_for(bound) is None:
             return process.trouble("while it started", bound)
         try:
             shared = self._shared if self._plain else for_child(self._shared)
-            process.push(Setup(self._stage, shared))
+            process.push(ChildSetup(self._stage, shared))
         except Exception as error:
             text = f"the stage or what it shares cannot be pickled: {error}"
-            return replace(Trouble.of(error), text=text)
+            return replace(CaughtError.of(error), text=text)
         limit = None if self._timeout is None else max(bound, self._timeout)
         packet = process.wait_for(limit)
         if packet is None:
             return process.trouble("while its stage started", limit)
         ready = unpack(packet)
-        assert isinstance(ready, Ready)
+        assert isinstance(ready, ChildReady)
         return ready.trouble
 
     def _drop(self) -> None:
@@ -164,7 +170,9 @@ class Child:
 
     # Running
 
-    def _drive(self, process: Process, waiting: deque[_Work], sent: deque[_Work]) -> Iterator[Ran]:
+    def _drive(
+        self, process: ChildProcess, waiting: deque[_BatchOnItsWay], sent: deque[_BatchOnItsWay]
+    ) -> Iterator[TaskRan]:
         """Run tasks until all are done, or the process is."""
         moved = time.monotonic()
         while waiting or sent:
@@ -172,7 +180,7 @@ class Child:
             if process.backlog > HASTE_BYTES:  # lest the child run dry while results are read here
                 process.exchange(0.0)
             while sent and (trouble := sent[0].trouble) is not None:
-                yield Ran(sent.popleft().task.id, None, 0.0, trouble)
+                yield TaskRan(sent.popleft().task.id, None, 0.0, trouble)
             if not sent:
                 continue
             if (packet := process.next()) is not None:
@@ -189,7 +197,9 @@ class Child:
                 yield from self._bury(process, waiting, sent)
                 return
 
-    def _fill(self, process: Process, waiting: deque[_Work], sent: deque[_Work]) -> None:
+    def _fill(
+        self, process: ChildProcess, waiting: deque[_BatchOnItsWay], sent: deque[_BatchOnItsWay]
+    ) -> None:
         """Send tasks ahead."""
         while waiting and len(sent) < AHEAD_TASKS and process.backlog < AHEAD_BYTES:
             work = waiting.popleft()
@@ -197,7 +207,7 @@ class Child:
                 process.assign(work.task, work.block)
             except Exception as error:
                 text = f"task {work.task.id} cannot be pickled: {error}"
-                work.trouble = replace(Trouble.of(error), text=text)
+                work.trouble = replace(CaughtError.of(error), text=text)
             sent.append(work)
 
     def _left(self, since: float) -> float | None:
@@ -206,19 +216,21 @@ class Child:
             return None
         return max(0.0, since + self._timeout - time.monotonic())
 
-    def _read(self, packet: Packet, task: Task) -> Ran | None:
+    def _read(self, packet: Packet, task: Task) -> TaskRan | None:
         """Return what has come of a task; None if it was not begun."""
         try:
             reply = unpack(packet)
         except Exception as error:
             text = f"the result of task {task.id} cannot be unpickled: {error}"
-            return Ran(task.id, None, 0.0, replace(Trouble.of(error), text=text))
-        if isinstance(reply, Skipped):
+            return TaskRan(task.id, None, 0.0, replace(CaughtError.of(error), text=text))
+        if isinstance(reply, TasksSkipped):
             return None
-        assert isinstance(reply, Ran)
+        assert isinstance(reply, TaskRan)
         return reply if reply.task == task.id else replace(reply, task=task.id)
 
-    def _bury(self, process: Process, waiting: deque[_Work], sent: deque[_Work]) -> Iterator[Ran]:
+    def _bury(
+        self, process: ChildProcess, waiting: deque[_BatchOnItsWay], sent: deque[_BatchOnItsWay]
+    ) -> Iterator[TaskRan]:
         """The process has died of a task, or must: the tasks behind that one go on."""
         if self._closed.is_set():
             return
@@ -228,4 +240,4 @@ class Child:
         trouble = process.trouble("while running it", self._timeout)
         self._drop()
         seconds = self._timeout if trouble.kind == "Timeout" and self._timeout else 0.0
-        yield Ran(culprit.task.id, None, seconds, trouble)
+        yield TaskRan(culprit.task.id, None, seconds, trouble)

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
-class Loaded:
+class BlockLoaded:
     """A block has been read."""
 
     generation: int
@@ -28,7 +28,7 @@ class Loaded:
 
 
 @dataclass(frozen=True, slots=True)
-class Unreadable:
+class BlockUnreadable:
     """A block could not be read."""
 
     generation: int
@@ -36,13 +36,13 @@ class Unreadable:
     error: BaseException
 
 
-class Reader:
+class BlockReader:
     """One thread that reads blocks in the order asked. `wake` is called when one is there."""
 
     def __init__(self, wake: Callable[[], None]) -> None:
         self._wake = wake
         self._orders: queue.SimpleQueue[tuple[BlockSource, int, int] | None] = queue.SimpleQueue()
-        self._events: deque[Loaded | Unreadable] = deque()
+        self._events: deque[BlockLoaded | BlockUnreadable] = deque()
         self._thread = threading.Thread(target=self._work, name="block-reader", daemon=True)
         self._thread.start()
 
@@ -50,7 +50,7 @@ class Reader:
         """Ask for a block; it appears later in `events`."""
         self._orders.put((source, generation, block))
 
-    def events(self) -> list[Loaded | Unreadable]:
+    def events(self) -> list[BlockLoaded | BlockUnreadable]:
         """Return what has been read since the last call."""
         return [self._events.popleft() for _ in range(len(self._events))]
 
@@ -65,8 +65,8 @@ class Reader:
             try:
                 arrays = frozen(source.read(block))
             except BaseException as error:  # it is the caller's of Pool.run, whatever it is
-                self._events.append(Unreadable(generation, block, error))
+                self._events.append(BlockUnreadable(generation, block, error))
             else:
-                self._events.append(Loaded(generation, block, arrays))
+                self._events.append(BlockLoaded(generation, block, arrays))
                 del arrays
             self._wake()

@@ -13,8 +13,13 @@ import time
 from collections import deque
 from typing import TYPE_CHECKING
 
-from mpipar.runtime.loops.prepared_stage import Burst, InProcess, Isolated, PreparedStage
-from mpipar.runtime.machines.caught_error import StartFailedError, Trouble
+from mpipar.runtime.loops.prepared_stage import (
+    BurstResult,
+    InProcessStage,
+    IsolatedStage,
+    PreparedStage,
+)
+from mpipar.runtime.machines.caught_error import CaughtError, StartFailedError
 from mpipar.runtime.machines.orders import (
     Compute,
     Computed,
@@ -35,7 +40,7 @@ if TYPE_CHECKING:
     from mpipar.runtime.loops.prepared_stage import Running
 
 
-class Engine:
+class ComputeThreads:
     """Compute threads fed by a queue. `wake` is called from a thread when an event is ready."""
 
     def __init__(self, threads: int, slowdown: float, wake: Callable[[], None]) -> None:
@@ -44,7 +49,7 @@ class Engine:
         self._orders: queue.SimpleQueue[Prepare | Compute | Gather | None] = queue.SimpleQueue()
         self._events: deque[EngineEvent] = deque()
         self._stages: dict[int, PreparedStage] = {}
-        self._bursts: dict[int, tuple[int, Burst]] = {}  # under way, by thread
+        self._bursts: dict[int, tuple[int, BurstResult]] = {}  # under way, by thread
         self._peeling = threading.Lock()
         self._closed = False
         self._threads = [
@@ -116,9 +121,9 @@ class Engine:
         try:
             prepared: PreparedStage
             if policy.isolate:
-                prepared = Isolated(stage, shared, policy.timeout, thread)
+                prepared = IsolatedStage(stage, shared, policy.timeout, thread)
             else:
-                prepared = InProcess(stage, shared, self._slowdown)
+                prepared = InProcessStage(stage, shared, self._slowdown)
             self._stages[order.serial] = prepared
             single_threaded_blas()  # `start` may have loaded another library
             if self._closed:
@@ -126,14 +131,14 @@ class Engine:
         except StartFailedError as error:
             return Prepared(order.serial, error.trouble)
         except BaseException as error:  # even SystemExit must not end this thread
-            return Prepared(order.serial, Trouble.of(error))
+            return Prepared(order.serial, CaughtError.of(error))
         return Prepared(order.serial)
 
     def _compute(self, order: Compute, thread: int) -> Computed:
         stage = self._stages.get(order.serial)
         if stage is None:  # the run is over
             return Computed(order.serial, (), 0.0)
-        burst = Burst(len(order.work))
+        burst = BurstResult(len(order.work))
         with self._peeling:
             self._bursts[thread] = order.serial, burst
         try:
@@ -154,4 +159,4 @@ class Engine:
             sums = check_sums(self._stages[order.serial].sums())
             return Gathered(order.serial, order.number, sums)
         except BaseException as error:
-            return Gathered(order.serial, order.number, None, Trouble.of(error))
+            return Gathered(order.serial, order.number, None, CaughtError.of(error))

@@ -11,10 +11,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping
 
     from mpipar.runtime.machines.messages import Message, Rank, Welcome
-    from mpipar.runtime.reports import Loss
+    from mpipar.runtime.reports import LostWorker
 
 
-class Newcomers(Protocol):
+class LateWorkers(Protocol):
     """Who may still come, as rank 0's loop asks."""
 
     def expected(self, known: Collection[Rank]) -> int:
@@ -25,7 +25,7 @@ class Newcomers(Protocol):
         """Return the answer to a new worker's first word; None to all else."""
         ...
 
-    def note(self, loss: Loss, hosts: Mapping[Rank, Hello], living: list[Rank]) -> None:
+    def note(self, loss: LostWorker, hosts: Mapping[Rank, Hello], living: list[Rank]) -> None:
         """A worker is lost, and others are left."""
         ...
 
@@ -43,17 +43,17 @@ class Newcomers(Protocol):
 
 
 @dataclass(frozen=True)
-class Recruits:
+class ExternalWorkers:
     """Workers that somebody else starts, and that come when they can."""
 
     expected: Callable[[], set[Rank]]  # that have come or may still come
     patience: float  # seconds of silence after which one is written off
 
 
-class Volunteers:
+class WelcomedWorkers:
     """Recruits as newcomers: each is welcome."""
 
-    def __init__(self, recruits: Recruits, welcome: Callable[[Hello], Welcome]) -> None:
+    def __init__(self, recruits: ExternalWorkers, welcome: Callable[[Hello], Welcome]) -> None:
         self._recruits = recruits
         self._welcome = welcome
 
@@ -64,7 +64,7 @@ class Volunteers:
         del source
         return self._welcome(message) if isinstance(message, Hello) else None
 
-    def note(self, loss: Loss, hosts: Mapping[Rank, Hello], living: list[Rank]) -> None:
+    def note(self, loss: LostWorker, hosts: Mapping[Rank, Hello], living: list[Rank]) -> None:
         """Nobody is started in its place."""
 
     def vanished(self, rank: Rank) -> None:

@@ -10,14 +10,14 @@ import time
 from typing import TYPE_CHECKING
 
 from mpipar.errors import RequeueError
-from mpipar.runtime.loops.block_reader import Loaded, Reader
+from mpipar.runtime.loops.block_reader import BlockLoaded, BlockReader
 from mpipar.runtime.machines.messages import Beat, Hello, Overdue, Send, Unreachable
 from mpipar.runtime.machines.peer_timeouts import who_leaves
-from mpipar.runtime.reports import Gain, Loss
+from mpipar.runtime.reports import LostWorker, NewWorker
 
 if TYPE_CHECKING:
-    from mpipar.runtime.loops.late_workers import Newcomers
-    from mpipar.runtime.machines.master import Master
+    from mpipar.runtime.loops.late_workers import LateWorkers
+    from mpipar.runtime.machines.master import MasterMachine
     from mpipar.runtime.machines.messages import Message, Rank
     from mpipar.runtime.stage import BlockSource
     from mpipar.runtime.transports.transport import Transport
@@ -28,15 +28,15 @@ BACKLOG_BYTES = 256 << 20
 """No further block is read while this much is waiting to leave rank 0."""
 
 
-class Loop:
+class MasterLoop:
     """What moves rank 0; used by one thread at a time."""
 
     def __init__(
         self,
         transport: Transport,
-        master: Master,
+        master: MasterMachine,
         hosts: dict[Rank, Hello],
-        losses: list[Loss],
+        losses: list[LostWorker],
         patience: float,
     ) -> None:
         """`losses` is added to, in the order in which they are noticed; `hosts` by new workers."""
@@ -46,11 +46,11 @@ class Loop:
         self._hosts = hosts
         self._patience = patience
         self._silence: dict[Rank, float] = dict.fromkeys(hosts, 0.0)
-        self._reader = Reader(transport.wake)
+        self._reader = BlockReader(transport.wake)
         self._source: BlockSource | None = None
         self._ticked = self._spoke = time.monotonic()
-        self.newcomers: Newcomers | None = None
-        self.gains: list[Gain] = []
+        self.newcomers: LateWorkers | None = None
+        self.gains: list[NewWorker] = []
 
     @property
     def is_deserted(self) -> bool:
@@ -119,16 +119,16 @@ class Loop:
         """End the I/O thread."""
         self._reader.close(patience=1.0)
 
-    def _greet(self, newcomers: Newcomers, source: Rank, message: Message) -> None:
+    def _greet(self, newcomers: LateWorkers, source: Rank, message: Message) -> None:
         """Put a new worker to work."""
         welcome = newcomers.greet(source, message)
         if welcome is not None and isinstance(message, Hello):
             self._hosts[source] = message
             self._silence[source] = 0.0
-            self.gains.append(Gain(source, message))
+            self.gains.append(NewWorker(source, message))
             self.send([Send(source, welcome), *self.master.rank_joined(source)])
 
-    def _replace(self, newcomers: Newcomers) -> bool:
+    def _replace(self, newcomers: LateWorkers) -> bool:
         for rank in newcomers.overdue():
             self.transport.cut_off(rank, "it took too long to start")
         return self.master.run is not None and newcomers.start_next()
@@ -144,7 +144,7 @@ class Loop:
         sends = self.master.rank_lost(rank, expected=self._expected)
         again = run.scheduler.rerun - before if run else 0
         left = len(self.master.ranks)
-        loss = Loss(rank, self._hosts.get(rank), again, left, reason)
+        loss = LostWorker(rank, self._hosts.get(rank), again, left, reason)
         self.losses.append(loss)
         del self._silence[rank]
         self.send(sends)
@@ -178,7 +178,7 @@ class Loop:
         """Take what the I/O thread has read; return whether there was anything."""
         events = self._reader.events()
         for event in events:
-            if isinstance(event, Loaded):
+            if isinstance(event, BlockLoaded):
                 self.send(self.master.loaded(event.generation, event.block, event.arrays))
             else:
                 self.master.unreadable(event.generation, event.block, event.error)

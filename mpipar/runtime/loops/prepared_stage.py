@@ -7,12 +7,12 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
-from mpipar.runtime.machines.caught_error import Trouble
+from mpipar.runtime.machines.caught_error import CaughtError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from mpipar.runtime.isolation.isolated_tasks import Child
+    from mpipar.runtime.isolation.isolated_tasks import TaskChild
     from mpipar.runtime.stage import Block, Stage, Sums, Task
 
 Running: TypeAlias = tuple[int, float]
@@ -23,12 +23,12 @@ LONGEST_BURST = 0.01
 
 
 @dataclass(slots=True)
-class Burst:
+class BurstResult:
     """What has come of tasks that were run one after the other."""
 
     size: int  # how many tasks there are
     results: list[tuple[int, Any]] = field(default_factory=list)
-    troubles: list[tuple[int, Trouble]] = field(default_factory=list)
+    troubles: list[tuple[int, CaughtError]] = field(default_factory=list)
     seconds: float = 0.0  # together
     left: Sequence[Task] = ()  # not begun: the others took longer than was thought
     told: int = 0  # results that were told before the end
@@ -47,7 +47,9 @@ class Burst:
 class PreparedStage(Protocol):
     """What compute threads need of it; `thread` is the number of the one that calls."""
 
-    def run(self, thread: int, work: Sequence[tuple[Task, Block | None]], burst: Burst) -> None:
+    def run(
+        self, thread: int, work: Sequence[tuple[Task, Block | None]], burst: BurstResult
+    ) -> None:
         """Run the tasks; what comes of each is in `burst` at once."""
         ...
 
@@ -62,7 +64,7 @@ class PreparedStage(Protocol):
         ...
 
 
-class InProcess:
+class InProcessStage:
     """A stage in the worker's own process; the state is shared by its threads."""
 
     def __init__(self, stage: Stage, shared: Mapping[str, Any], slowdown: float) -> None:
@@ -71,7 +73,9 @@ class InProcess:
         self._running: dict[int, Running] = {}  # by thread
         self._state = stage.start(shared)
 
-    def run(self, thread: int, work: Sequence[tuple[Task, Block | None]], burst: Burst) -> None:
+    def run(
+        self, thread: int, work: Sequence[tuple[Task, Block | None]], burst: BurstResult
+    ) -> None:
         clock = time.perf_counter
         run, state, results = self._stage.run, self._state, burst.results
         running = self._running
@@ -87,7 +91,7 @@ class InProcess:
                     time.sleep((self._slowdown - 1) * (clock() - now))
                 results.append((task.id, result))
             except BaseException as error:  # a task's SystemExit is that task's failure
-                burst.troubles.append((task.id, Trouble.of(error)))
+                burst.troubles.append((task.id, CaughtError.of(error)))
             now = clock()
         burst.seconds = now - start
         running.pop(thread, None)
@@ -102,7 +106,7 @@ class InProcess:
         """The state goes with its last user."""
 
 
-class Isolated:
+class IsolatedStage:
     """A stage in child processes, one for each compute thread that gets a task."""
 
     def __init__(
@@ -110,11 +114,13 @@ class Isolated:
     ) -> None:
         """Start the first one, to see whether the stage starts. Raises StartFailedError."""
         self._what = stage, shared, timeout
-        self._children: dict[int, Child] = {}
+        self._children: dict[int, TaskChild] = {}
         self._closed = False
         self._child(thread).start()
 
-    def run(self, thread: int, work: Sequence[tuple[Task, Block | None]], burst: Burst) -> None:
+    def run(
+        self, thread: int, work: Sequence[tuple[Task, Block | None]], burst: BurstResult
+    ) -> None:
         ended = set()
         for ran in self._child(thread).run(work, longest=LONGEST_BURST):
             ended.add(ran.task)
@@ -131,12 +137,12 @@ class Isolated:
     def sums(self) -> Sums | None:
         return None
 
-    def _child(self, thread: int) -> Child:
-        from mpipar.runtime.isolation.isolated_tasks import Child
+    def _child(self, thread: int) -> TaskChild:
+        from mpipar.runtime.isolation.isolated_tasks import TaskChild
 
         if thread not in self._children:
             stage, shared, timeout = self._what
-            child = self._children[thread] = Child(stage, shared, timeout=timeout)
+            child = self._children[thread] = TaskChild(stage, shared, timeout=timeout)
             if self._closed:
                 child.close()
         return self._children[thread]

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping
 
     from mpipar.runtime.machines.messages import Message, Rank, Welcome
-    from mpipar.runtime.reports import Loss
+    from mpipar.runtime.reports import LostWorker
 
 Starter: TypeAlias = "Callable[[str], Rank | None]"
 """Starts a worker on a host; returns its number, or None if that cannot be done."""
@@ -21,7 +21,7 @@ PAUSE_SECONDS = 1.0  # between two starts: each keeps rank 0 from everything els
 MOST = 3  # starts for each worker that there was at first
 
 
-class Replacer:
+class RespawnedWorkers:
     """Who is to be replaced, and who has not greeted yet."""
 
     def __init__(
@@ -35,7 +35,7 @@ class Replacer:
         self._left: int | None = None  # starts
         self._next = 0.0
 
-    def note(self, loss: Loss, hosts: Mapping[Rank, Hello], living: list[Rank]) -> None:
+    def note(self, loss: LostWorker, hosts: Mapping[Rank, Hello], living: list[Rank]) -> None:
         """A worker is lost: another is wanted on its host, unless that looks dead as well."""
         if self._left is None:
             self._left = MOST * len(hosts)

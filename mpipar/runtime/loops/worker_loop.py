@@ -12,24 +12,24 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from mpipar.errors import UnavailableError
-from mpipar.runtime.loops.compute_threads import Engine
+from mpipar.runtime.loops.compute_threads import ComputeThreads
 from mpipar.runtime.machines.messages import (
     MASTER,
     Beat,
     Bye,
     Crashed,
-    Failed,
     Finished,
     Gone,
     Hello,
     Overdue,
     Send,
     Stop,
+    TaskFailed,
     Welcome,
 )
-from mpipar.runtime.machines.peer_timeouts import Waits
+from mpipar.runtime.machines.peer_timeouts import PeerTimeouts
 from mpipar.runtime.machines.report_interval import beat_seconds, first_report, report_seconds
-from mpipar.runtime.machines.worker import MOST_RESULTS, Worker
+from mpipar.runtime.machines.worker import MOST_RESULTS, WorkerMachine
 from mpipar.runtime.node_memory.shared_arrays import memory_name
 from mpipar.runtime.process.environment import patience, wants_fault_tolerance
 from mpipar.runtime.process.exits import kill_processes
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from mpipar.runtime.loops.prepared_stage import Running
     from mpipar.runtime.machines.messages import Message, Rank
     from mpipar.runtime.machines.worker import Action
-    from mpipar.runtime.machines.worker_run import Run
+    from mpipar.runtime.machines.worker_run import WorkerRun
     from mpipar.runtime.transports.transport import Transport
 
 REPORT_BYTES = 1 << 17
@@ -74,7 +74,7 @@ class _OrphanedError(Exception):
 
 def serve(transport: Transport) -> Departure:
     """Work until told to stop. A fault of the runtime is reported to rank 0 before leaving."""
-    service = _Service(transport)
+    service = _WorkerLoop(transport)
     try:
         return service.run()
     except _OrphanedError:
@@ -83,13 +83,13 @@ def serve(transport: Transport) -> Departure:
         return service.crash(traceback.format_exc())
 
 
-class _Service:
+class _WorkerLoop:
     """The loop and what it needs; made once per worker."""
 
     def __init__(self, transport: Transport) -> None:
         self._transport = transport
         self._inbox: deque[tuple[Rank, Message]] = deque()  # arrived, but not handled yet
-        self._engine: Engine | None = None
+        self._engine: ComputeThreads | None = None
         self._spoke = self._turned = time.monotonic()
         self._unheard = 0.0  # seconds in which rank 0 said nothing
         self._patience = patience()
@@ -98,7 +98,7 @@ class _Service:
         self._report_seconds = report_seconds(transport.size)
         self._parted = False
         self._reason = ""
-        self._waits = Waits(self._patience)
+        self._waits = PeerTimeouts(self._patience)
         self._ages: dict[Running, float] = {}  # seconds for which tasks have been seen to run
 
     def run(self) -> Departure:
@@ -111,8 +111,8 @@ class _Service:
         transport = self._transport
         transport.crowd(welcome.crowding)
         slowdown = welcome.knobs.slowdown(transport.rank)
-        engine = self._engine = Engine(welcome.threads, slowdown, transport.wake)
-        worker = Worker(transport.rank, welcome)
+        engine = self._engine = ComputeThreads(welcome.threads, slowdown, transport.wake)
+        worker = WorkerMachine(transport.rank, welcome)
         while not worker.stopped:
             moved = self._turn(worker, engine)
             transport.pause(moved=moved, relaxed=worker.is_computing)
@@ -163,7 +163,7 @@ class _Service:
             transport.pause(moved=bool(arrived))
         raise UnavailableError(f"rank 0 has not answered rank {transport.rank} for {bound:.0f} s")
 
-    def _turn(self, worker: Worker, engine: Engine) -> bool:
+    def _turn(self, worker: WorkerMachine, engine: ComputeThreads) -> bool:
         """Take what there is; return whether there was anything."""
         self._inbox.extend(self._receive())
         moved = bool(self._inbox)
@@ -184,7 +184,7 @@ class _Service:
         self._keep_time(worker, engine)
         return moved or bool(events)
 
-    def _report(self, worker: Worker) -> None:
+    def _report(self, worker: WorkerMachine) -> None:
         """Send results, and learn from it how large they are."""
         now = time.monotonic()
         for message in worker.report(due=now - self._reported >= self._report_seconds):
@@ -194,7 +194,7 @@ class _Service:
             each = (self._transport.backlog() - before) / len(message.results)
             worker.most_results = max(1, min(MOST_RESULTS, int(REPORT_BYTES / max(each, 1.0))))
 
-    def _keep_time(self, worker: Worker, engine: Engine) -> None:
+    def _keep_time(self, worker: WorkerMachine, engine: ComputeThreads) -> None:
         now = time.monotonic()
         # If this process was stopped for a while, that says nothing about rank 0.
         seconds, self._turned = min(now - self._turned, 1.0), now
@@ -214,7 +214,7 @@ class _Service:
         if worker.run.timeout is not None:
             self._find_overdue(worker.run, engine, seconds)
 
-    def _find_overdue(self, run: Run, engine: Engine, seconds: float) -> None:
+    def _find_overdue(self, run: WorkerRun, engine: ComputeThreads, seconds: float) -> None:
         """Report a task that has run for longer than it may while this process was running."""
         running = engine.running(run.serial)
         self._ages = {task: self._ages.get(task, 0.0) + seconds for task in running}
@@ -243,7 +243,7 @@ class _Service:
             self._unheard = 0.0
         return arrived
 
-    def _perform(self, engine: Engine, actions: Iterable[Action]) -> None:
+    def _perform(self, engine: ComputeThreads, actions: Iterable[Action]) -> None:
         for action in actions:
             if isinstance(action, Send):
                 self._send(action.rank, action.message)
@@ -262,4 +262,4 @@ class _Service:
             # Its contribution is in our sums already, so the task must not be run again.
             tasks = ", ".join(str(task) for task, _ in message.results)
             text = f"the result of task {tasks} cannot be sent: {error}"
-            self._transport.send(MASTER, Failed(message.serial, None, "TypeError", text, ""))
+            self._transport.send(MASTER, TaskFailed(message.serial, None, "TypeError", text, ""))

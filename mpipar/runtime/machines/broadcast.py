@@ -58,7 +58,7 @@ def is_neighbour(rank: Rank, other: Rank, groups: Groups) -> bool:
     return any(rank in group and other in group for group in groups)
 
 
-class Routes:
+class BroadcastRoutes:
     """How Begin comes to each worker; rank 0 learns which ways do not work."""
 
     def __init__(self, hosts: Mapping[Rank, str]) -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True)
-class Trouble:
+class CaughtError:
     """An exception as text."""
 
     kind: str
@@ -15,7 +15,7 @@ class Trouble:
     traceback: str
 
     @classmethod
-    def of(cls, error: BaseException) -> Trouble:
+    def of(cls, error: BaseException) -> CaughtError:
         """Describe an exception, with its traceback."""
         try:
             text = str(error)
@@ -27,6 +27,6 @@ class Trouble:
 class StartFailedError(Exception):
     """The stage did not start in the child: another try would do no better."""
 
-    def __init__(self, trouble: Trouble) -> None:
+    def __init__(self, trouble: CaughtError) -> None:
         super().__init__(f"{trouble.kind}: {trouble.text}")
         self.trouble = trouble

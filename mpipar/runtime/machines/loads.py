@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(slots=True)
-class Load:
+class WorkerLoad:
     """One worker as the scheduler sees it."""
 
     placed: set[int] = field(default_factory=set)
@@ -33,7 +33,7 @@ class Load:
     raids: int = 0  # thieves that were told to ask it, and have not said what came of it
 
 
-class Loads(dict[int, Load]):
+class WorkerLoads(dict[int, WorkerLoad]):
     """All workers that are not lost."""
 
     def __init__(self, ranks: Iterable[Rank], *, threads: int = 1, delay: float = 0.0) -> None:
@@ -51,7 +51,7 @@ class Loads(dict[int, Load]):
 
     def join(self, rank: Rank) -> None:
         """A worker is new."""
-        self[rank] = Load(since=self.now)
+        self[rank] = WorkerLoad(since=self.now)
         self._levels[0][rank] = None
         self._lowest = 0
 
@@ -85,7 +85,7 @@ class Loads(dict[int, Load]):
         self._done += tasks
         self._seconds += seconds
 
-    def lose(self, rank: Rank) -> Load:
+    def lose(self, rank: Rank) -> WorkerLoad:
         """Take out a worker that is lost."""
         load = self.pop(rank)
         del self._levels[len(load.placed)][rank]

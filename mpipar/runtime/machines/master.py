@@ -21,7 +21,7 @@ from enum import Enum, auto
 from typing import TYPE_CHECKING, Any
 
 from mpipar.errors import MpiparError, ProtocolError, RequeueError, TaskFailedError
-from mpipar.runtime.machines.broadcast import Routes
+from mpipar.runtime.machines.broadcast import BroadcastRoutes
 from mpipar.runtime.machines.file_server import FileServer
 from mpipar.runtime.machines.messages import (
     POLICY,
@@ -33,7 +33,6 @@ from mpipar.runtime.machines.messages import (
     Collect,
     Collected,
     Crashed,
-    Failed,
     Finished,
     Forget,
     Gone,
@@ -47,11 +46,12 @@ from mpipar.runtime.machines.messages import (
     Rank,
     Send,
     Started,
+    TaskFailed,
     ToMaster,
     Unreachable,
 )
 from mpipar.runtime.machines.peer_timeouts import LONG
-from mpipar.runtime.machines.reduction import Root, heaps_of_hosts
+from mpipar.runtime.machines.reduction import RootReduction, heaps_of_hosts
 from mpipar.runtime.machines.scheduler import Scheduler
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ if TYPE_CHECKING:
     from mpipar.runtime.stage import Block, Policy, Stage, Sums, Task
 
 
-class Phase(Enum):
+class RunPhase(Enum):
     """How far a run is; see the diagram above."""
 
     PLACING = auto()
@@ -69,7 +69,7 @@ class Phase(Enum):
     OVER = auto()
 
 
-class Run:
+class MasterRun:
     """What rank 0 knows of the run under way."""
 
     def __init__(self, begin: Begin, scheduler: Scheduler, *, sealed: bool) -> None:
@@ -77,12 +77,12 @@ class Run:
         self.scheduler = scheduler
         self.is_stream = not sealed
         self.sealed = sealed  # whether no more tasks will come
-        self.phase = Phase.PLACING
+        self.phase = RunPhase.PLACING
         self.results: dict[int, Any] = {}  # of a stream: those not delivered yet
         self.number = 0  # of the attempt at a reduction
         self.asked: set[Rank] = set()  # COLLECTING: who has not answered
         self.layouts: dict[Rank, Layout] = {}
-        self.root: Root | None = None
+        self.root: RootReduction | None = None
         self.sums: Sums | None = None
         self.waited = 0.0  # REDUCING: seconds in which no part of the sum has come
         self.error: BaseException | None = None
@@ -93,10 +93,10 @@ class Run:
     @property
     def over(self) -> bool:
         """Whether the caller can have its outcome, or its error."""
-        return self.error is not None or self.phase is Phase.OVER
+        return self.error is not None or self.phase is RunPhase.OVER
 
 
-class Master:
+class MasterMachine:
     """All of rank 0's decisions."""
 
     def __init__(
@@ -116,12 +116,12 @@ class Master:
         self.ranks = sorted(ranks)
         self._alive = set(self.ranks)
         self.files = FileServer()
-        self.run: Run | None = None
+        self.run: MasterRun | None = None
         self.home: dict[int, Rank] = {}  # block -> the worker that used it last
         self._threads = threads
         self._dice = None if knobs.shuffle is None else random.Random(knobs.shuffle)
         self._plain = not knobs.node_memory
-        self._routes = Routes(hosts or {})
+        self._routes = BroadcastRoutes(hosts or {})
         self._patience = patience
         self._within_hosts = False  # whether sums go over trees within hosts
         self._serial = 0
@@ -154,7 +154,7 @@ class Master:
             sums=stage.has_sums,
             dice=self._dice,
         )
-        run = self.run = Run(begin, scheduler, sealed=sealed)
+        run = self.run = MasterRun(begin, scheduler, sealed=sealed)
         run.done = dict.fromkeys(self.ranks, 0)
         run.seconds = dict.fromkeys(self.ranks, 0.0)
         sends = self._routes.start(begin)
@@ -226,9 +226,9 @@ class Master:
 
     def _in_run(
         self,
-        run: Run,
+        run: MasterRun,
         source: Rank,
-        message: Started | Finished | Failed | Overdue | Idle | Claim | Collected | Partial,
+        message: Started | Finished | TaskFailed | Overdue | Idle | Claim | Collected | Partial,
     ) -> list[Send]:
         match message:
             case Started() | Overdue():
@@ -236,7 +236,7 @@ class Master:
                 return []
             case Finished():
                 sends = self._on_finished(run, source, message)
-            case Failed():
+            case TaskFailed():
                 sends = run.scheduler.fail(source, message)
                 self._note_failures(run, source)
             case Idle():
@@ -249,7 +249,7 @@ class Master:
                 return self._on_partial(run, source, message)
         return sends + self._advance(run)
 
-    def _on_finished(self, run: Run, source: Rank, message: Finished) -> list[Send]:
+    def _on_finished(self, run: MasterRun, source: Rank, message: Finished) -> list[Send]:
         numbers = [task for task, _ in message.results]
         sends = run.scheduler.finish(source, numbers, message.seconds)
         run.done[source] += len(message.results)
@@ -260,13 +260,13 @@ class Master:
             self._note_homes(run, source, numbers)
         return sends
 
-    def _note_homes(self, run: Run, source: Rank, tasks: Sequence[int]) -> None:
+    def _note_homes(self, run: MasterRun, source: Rank, tasks: Sequence[int]) -> None:
         for task in tasks:
             block = run.scheduler.entries[task].task.block
             if block is not None:
                 self.home[block] = source
 
-    def _note_failures(self, run: Run, source: Rank) -> None:
+    def _note_failures(self, run: MasterRun, source: Rank) -> None:
         """Tasks given up end a run; in a stream they are its results."""
         broken = run.scheduler.stage_failure
         if broken is not None and run.error is None:
@@ -281,24 +281,24 @@ class Master:
 
     # The end of a run
 
-    def _advance(self, run: Run) -> list[Send]:
+    def _advance(self, run: MasterRun) -> list[Send]:
         """Go on to the reduction once every task is finished."""
-        if run.phase is not Phase.PLACING or not run.scheduler.all_finished or not run.sealed:
+        if run.phase is not RunPhase.PLACING or not run.scheduler.all_finished or not run.sealed:
             return []
         if not run.begin.stage.has_sums:
-            run.phase = Phase.OVER
+            run.phase = RunPhase.OVER
             return []
         if not self.ranks:
             return []  # who comes will be asked
-        run.phase = Phase.COLLECTING
+        run.phase = RunPhase.COLLECTING
         run.number += 1
         run.layouts.clear()
         # With no task at all one worker still says what its sums look like.
         run.asked = run.scheduler.holders() or set(self.ranks[:1])
         return [Send(r, Collect(run.begin.serial, run.number)) for r in sorted(run.asked)]
 
-    def _on_collected(self, run: Run, source: Rank, message: Collected) -> list[Send]:
-        if run.phase is not Phase.COLLECTING or message.number != run.number:
+    def _on_collected(self, run: MasterRun, source: Rank, message: Collected) -> list[Send]:
+        if run.phase is not RunPhase.COLLECTING or message.number != run.number:
             return []
         run.asked.discard(source)
         if message.layout is not None:
@@ -307,12 +307,12 @@ class Master:
             return []
         if not run.layouts:
             return self._bank(run, None)
-        run.phase, run.waited = Phase.REDUCING, 0.0
+        run.phase, run.waited = RunPhase.REDUCING, 0.0
         tree = None
         if self._within_hosts:
             tree = heaps_of_hosts(self._routes.groups(sorted(run.layouts)))
         try:
-            run.root = Root(run.begin.serial, run.number, run.layouts, tree)
+            run.root = RootReduction(run.begin.serial, run.number, run.layouts, tree)
         except MpiparError as error:
             run.error = error
             return []
@@ -320,17 +320,17 @@ class Master:
             return self._bank(run, run.root.sums)
         return run.root.start()
 
-    def _on_partial(self, run: Run, source: Rank, message: Partial) -> list[Send]:
-        if run.phase is not Phase.REDUCING or run.root is None or message.number != run.number:
+    def _on_partial(self, run: MasterRun, source: Rank, message: Partial) -> list[Send]:
+        if run.phase is not RunPhase.REDUCING or run.root is None or message.number != run.number:
             return []
         run.waited = 0.0
         sends = run.root.add(source, message)
         return sends + self._bank(run, run.root.sums) if run.root.done else sends
 
-    def _watch_sum(self, run: Run, seconds: float) -> list[Send]:
+    def _watch_sum(self, run: MasterRun, seconds: float) -> list[Send]:
         """Begin a reduction again that does not go on, with another tree; give up a second time."""
         run.waited += min(seconds, 1.0)  # if this process was stopped, that says nothing
-        if run.phase is not Phase.REDUCING or run.waited <= LONG * self._patience:
+        if run.phase is not RunPhase.REDUCING or run.waited <= LONG * self._patience:
             return []
         if self._within_hosts:
             run.error = RequeueError(
@@ -338,13 +338,13 @@ class Master:
             )
             return []
         self._within_hosts = True
-        run.phase, run.root = Phase.PLACING, None
+        run.phase, run.root = RunPhase.PLACING, None
         return self._advance(run)
 
-    def _bank(self, run: Run, sums: Sums | None) -> list[Send]:
+    def _bank(self, run: MasterRun, sums: Sums | None) -> list[Send]:
         run.sums = sums
         run.scheduler.bank()
-        run.phase = Phase.OVER
+        run.phase = RunPhase.OVER
         return []
 
     # Gain and loss
@@ -388,6 +388,6 @@ class Master:
         sends += self._routes.adopt(run.begin, rank, self._alive)
         sends += run.scheduler.rank_lost(rank)
         self._note_failures(run, rank)
-        run.phase = Phase.PLACING
+        run.phase = RunPhase.PLACING
         run.root = None
         return sends + self._advance(run)

@@ -160,7 +160,7 @@ class Finished:
 
 
 @dataclass(frozen=True, slots=True)
-class Failed:
+class TaskFailed:
     """Worker -> master: a task raised. Exceptions do not travel; their text does.
 
     `task` is None when the stage itself failed (`start`, `partial`, a result that cannot be
@@ -354,7 +354,7 @@ ToMaster: TypeAlias = (
     | Started
     | NeedArrays
     | Finished
-    | Failed
+    | TaskFailed
     | Overdue
     | Unreachable
     | Idle

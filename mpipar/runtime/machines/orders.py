@@ -14,7 +14,7 @@ from mpipar.runtime.machines.messages import POLICY
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from mpipar.runtime.machines.caught_error import Trouble
+    from mpipar.runtime.machines.caught_error import CaughtError
     from mpipar.runtime.stage import Block, Policy, Stage, Sums, Task
 
 
@@ -59,7 +59,7 @@ class Prepared:
     """A stage has started."""
 
     serial: int
-    trouble: Trouble | None = None
+    trouble: CaughtError | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +69,7 @@ class Computed:
     serial: int
     results: tuple[tuple[int, Any], ...]
     seconds: float  # together
-    troubles: tuple[tuple[int, Trouble], ...] = ()
+    troubles: tuple[tuple[int, CaughtError], ...] = ()
     left: tuple[Task, ...] = ()  # not begun: the others took longer than was thought
     more: bool = False  # the order goes on: it takes long, and these results need not wait
 
@@ -81,7 +81,7 @@ class Gathered:
     serial: int
     number: int
     sums: Sums | None
-    trouble: Trouble | None = None
+    trouble: CaughtError | None = None
 
 
 EngineEvent: TypeAlias = Prepared | Computed | Gathered

@@ -24,12 +24,12 @@ from mpipar.runtime.machines.messages import (
     Send,
     Unreachable,
 )
-from mpipar.runtime.machines.task_deque import Thief
+from mpipar.runtime.machines.task_deque import StealState
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from mpipar.runtime.machines.worker import Worker
+    from mpipar.runtime.machines.worker import WorkerMachine
 
 LONG = 2.0
 """Patiences that a worker waits for another one."""
@@ -37,7 +37,7 @@ LOOKS = 20
 """How often it looks at the clock in that time."""
 
 
-class Wait(NamedTuple):
+class PeerWait(NamedTuple):
     """Something that is awaited; `which` tells it from an earlier one of its kind."""
 
     kind: str
@@ -45,16 +45,16 @@ class Wait(NamedTuple):
     which: tuple[int, ...]
 
 
-class Waits:
+class PeerTimeouts:
     """What one worker awaits of others, and for how long."""
 
     def __init__(self, patience: float) -> None:
         """`patience` is that of rank 0, in seconds."""
         self._bound = LONG * patience
         self._passed = 0.0
-        self._ages: dict[Wait, float] = {}
+        self._ages: dict[PeerWait, float] = {}
 
-    def pass_time(self, worker: Worker, seconds: float) -> list[Send]:
+    def pass_time(self, worker: WorkerMachine, seconds: float) -> list[Send]:
         """Time has passed, in which this process was running; return what to send."""
         self._passed += seconds
         if self._passed < self._bound / LOOKS:
@@ -68,20 +68,20 @@ class Waits:
         return [_give_up(worker, wait) for wait in late]
 
 
-def _awaited(worker: Worker) -> Iterator[Wait]:
+def _awaited(worker: WorkerMachine) -> Iterator[PeerWait]:
     run = worker.run
     if run is None:
         return
     if not run.begun:
-        yield Wait("begin", worker.rank, ())  # the same in every run until one has begun
-    if run.deque.thief is Thief.ASKING and run.deque.victim is not None:
-        yield Wait("steal", run.deque.victim, (run.serial, run.deque.asked))
+        yield PeerWait("begin", worker.rank, ())  # the same in every run until one has begun
+    if run.deque.thief is StealState.ASKING and run.deque.victim is not None:
+        yield PeerWait("steal", run.deque.victim, (run.serial, run.deque.asked))
     for block, rank in worker.fetching.items():
         if rank != MASTER:
-            yield Wait("block", rank, (block,))
+            yield PeerWait("block", rank, (block,))
 
 
-def _give_up(worker: Worker, wait: Wait) -> Send:
+def _give_up(worker: WorkerMachine, wait: PeerWait) -> Send:
     assert worker.run is not None
     if wait.kind == "begin":
         return Send(MASTER, NeedArrays(worker.run.serial, worker.rank))

@@ -59,7 +59,7 @@ def check_sums(partial: Mapping[str, Any] | None) -> Sums | None:
     return {name: np.ascontiguousarray(array) for name, array in partial.items()}
 
 
-class Chunks:
+class PartialChunks:
     """A partial seen as a sequence of one-dimensional views; zeros for arrays that it lacks."""
 
     def __init__(self, sums: Sums, layout: Layout, size: int = CHUNK) -> None:
@@ -79,10 +79,10 @@ class Chunks:
         return self._pieces[index]
 
 
-class Node:
+class ReductionNode:
     """One worker's part in one reduction."""
 
-    def __init__(self, order: Reduce, own: Chunks) -> None:
+    def __init__(self, order: Reduce, own: PartialChunks) -> None:
         self.order = order
         self._own = own
         self._next = 0  # chunk to pass on next
@@ -127,13 +127,13 @@ class Node:
         return sends
 
 
-class Branch:
+class WorkerReduction:
     """A worker's part in the reductions of one run: its partial, and its place in the tree."""
 
     def __init__(self) -> None:
         self.number: int | None = None  # of the reduction that is being collected for
         self._own: Sums | None = None
-        self._node: Node | None = None
+        self._node: ReductionNode | None = None
         self._early: list[Partial] = []  # from children that knew of Reduce before we did
 
     def collect(self, message: Collect) -> None:
@@ -158,13 +158,13 @@ class Branch:
                 node = self._current(message.number)
                 return node.more(message) if node is not None else []
 
-    def _current(self, number: int) -> Node | None:
+    def _current(self, number: int) -> ReductionNode | None:
         return self._node if self._node is not None and self.number == number else None
 
     def _on_reduce(self, message: Reduce) -> list[Send]:
         if self._own is None or self.number != message.number:
             return []
-        self._node = Node(message, Chunks(self._own, message.layout))
+        self._node = ReductionNode(message, PartialChunks(self._own, message.layout))
         early, self._early = self._early, []
         sends = self._node.start()
         return sends + [send for chunk in early for send in self._on_partial(chunk)]
@@ -194,7 +194,7 @@ def heaps_of_hosts(groups: Groups) -> dict[Rank, tuple[Rank, ...]]:
     return tree
 
 
-class Root:
+class RootReduction:
     """Rank 0's part: who stands where in the tree, and the total."""
 
     def __init__(
@@ -210,7 +210,7 @@ class Root:
         self._children = self._tree[MASTER]
         self._layout = _union(layouts)
         self.sums: Sums = {name: np.zeros(shape, np.int64) for name, shape in self._layout}
-        self._total = Chunks(self.sums, self._layout)
+        self._total = PartialChunks(self.sums, self._layout)
         self._missing = len(self._total) * len(self._children)
 
     @property

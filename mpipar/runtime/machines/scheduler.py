@@ -10,11 +10,10 @@ from __future__ import annotations
 from collections import deque
 from typing import TYPE_CHECKING
 
-from mpipar.runtime.machines.loads import Loads
+from mpipar.runtime.machines.loads import WorkerLoads
 from mpipar.runtime.machines.messages import (
     POLICY,
     Claim,
-    Failed,
     Granted,
     Idle,
     Overdue,
@@ -24,17 +23,18 @@ from mpipar.runtime.machines.messages import (
     Send,
     Started,
     StealFrom,
+    TaskFailed,
 )
 from mpipar.runtime.machines.report_interval import report_seconds
-from mpipar.runtime.machines.task_state import Entry, Event, State
-from mpipar.runtime.machines.victims import Market
-from mpipar.runtime.stage import QUARANTINED, TIMEOUT, Failure
+from mpipar.runtime.machines.task_state import TaskEvent, TaskState, TrackedTask
+from mpipar.runtime.machines.victims import Victims
+from mpipar.runtime.stage import QUARANTINED, TIMEOUT, GivenUpTask
 
 if TYPE_CHECKING:
     import random
     from collections.abc import Iterable, Sequence
 
-    from mpipar.runtime.machines.loads import Load
+    from mpipar.runtime.machines.loads import WorkerLoad
     from mpipar.runtime.stage import Policy, Task
 
 
@@ -52,13 +52,15 @@ class Scheduler:
         dice: random.Random | None = None,
     ) -> None:
         self.serial = serial
-        self.entries: dict[int, Entry] = {}
+        self.entries: dict[int, TrackedTask] = {}
         ranks = list(ranks)
         delay = report_seconds(len(ranks) + 1)
-        self.loads = Loads(ranks, threads=threads, delay=delay)
-        self.market = Market(self.loads, threads=threads, dice=dice)
-        self.failures: list[Failure] = []  # of tasks given up, and not yet taken by `take_failures`
-        self.stage_failure: Failed | None = None
+        self.loads = WorkerLoads(ranks, threads=threads, delay=delay)
+        self.market = Victims(self.loads, threads=threads, dice=dice)
+        self.failures: list[
+            GivenUpTask
+        ] = []  # of tasks given up, and not yet taken by `take_failures`
+        self.stage_failure: TaskFailed | None = None
         self.steals = 0
         self.stolen = 0
         self.finished = 0  # tasks HELD, DONE or ASIDE
@@ -66,7 +68,7 @@ class Scheduler:
         self._policy = policy
         self._sums = sums
         self._dice = dice
-        self._suspects: deque[Entry] = deque()  # WAITING for a worker that has none of them
+        self._suspects: deque[TrackedTask] = deque()  # WAITING for a worker that has none of them
 
     # Placement
 
@@ -78,7 +80,7 @@ class Scheduler:
         shares: dict[Rank, list[Task]] = {rank: [] for rank in self.loads}
         rest = []
         for task in tasks:
-            self.entries[task.id] = Entry(task)
+            self.entries[task.id] = TrackedTask(task)
             rank = home.get(task.block) if task.block is not None else None
             if rank in shares and self._dice is None:
                 shares[rank].append(task)
@@ -89,7 +91,7 @@ class Scheduler:
 
     def add_more(self, tasks: Sequence[Task]) -> list[Send]:
         """Place tasks that come later, each on the worker that has least to do."""
-        entries = [Entry(task) for task in tasks]
+        entries = [TrackedTask(task) for task in tasks]
         self.entries.update((entry.task.id, entry) for entry in entries)
         return self._assign_waiting(entries)
 
@@ -116,7 +118,7 @@ class Scheduler:
 
     def _place(self, rank: Rank, tasks: Sequence[Task], *, apart: bool = False) -> Send:
         for task in tasks:
-            self.entries[task.id].move(Event.ASSIGNED, rank)
+            self.entries[task.id].move(TaskEvent.ASSIGNED, rank)
         self.loads.book(rank, [task.id for task in tasks])
         self._assigned(rank)
         if tasks:
@@ -130,7 +132,7 @@ class Scheduler:
         load.since = self.loads.now
         self.market.note(rank, heard=True)
 
-    def _acquit(self, load: Load) -> None:
+    def _acquit(self, load: WorkerLoad) -> None:
         """The suspect of a worker may have ended there; the next one can come."""
         if load.suspect is not None and load.suspect not in load.placed:
             load.suspect, load.started = None, False
@@ -141,9 +143,9 @@ class Scheduler:
         """Tasks are done; their contributions are in the partial of `rank`."""
         load = self.loads[rank]
         for number in tasks:
-            self.entries[number].move(Event.FINISHED, rank)
+            self.entries[number].move(TaskEvent.FINISHED, rank)
             if not self._sums:
-                self.entries[number].move(Event.BANKED, rank)
+                self.entries[number].move(TaskEvent.BANKED, rank)
         if self._sums:
             load.held.update(tasks)
         self.loads.unbook(rank, tasks)
@@ -153,13 +155,13 @@ class Scheduler:
         self._acquit(load)
         return self._deal_suspects(rank)
 
-    def fail(self, rank: Rank, message: Failed) -> list[Send]:
+    def fail(self, rank: Rank, message: TaskFailed) -> list[Send]:
         """A task raised: try it elsewhere, or give it up."""
         if message.task is None:
             self.stage_failure = message
             return []
         entry = self.entries[message.task]
-        entry.move(Event.FAILED, rank)
+        entry.move(TaskEvent.FAILED, rank)
         entry.failed_on += (rank,)
         self.loads.unbook(rank, [message.task])
         self.market.note(rank)
@@ -179,14 +181,14 @@ class Scheduler:
             load.overdue = message.task
 
     def _give_up(
-        self, entry: Entry, kind: str, text: str, traceback: str, ranks: tuple[Rank, ...]
+        self, entry: TrackedTask, kind: str, text: str, traceback: str, ranks: tuple[Rank, ...]
     ) -> None:
-        entry.move(Event.GIVEN_UP, None)
+        entry.move(TaskEvent.GIVEN_UP, None)
         self.finished += 1
         task = entry.task
-        self.failures.append(Failure(task.id, kind, text, traceback, ranks, task.block))
+        self.failures.append(GivenUpTask(task.id, kind, text, traceback, ranks, task.block))
 
-    def take_failures(self) -> list[Failure]:
+    def take_failures(self) -> list[GivenUpTask]:
         """Return the tasks given up since the last call."""
         failures, self.failures = self.failures, []
         return failures
@@ -197,7 +199,7 @@ class Scheduler:
         refused: list[int] = []
         for number in message.tasks:
             entry = self.entries.get(number)  # None: it was over long ago
-            mine = entry and entry.state is State.PLACED and entry.rank == message.victim
+            mine = entry and entry.state is TaskState.PLACED and entry.rank == message.victim
             (granted if mine else refused).append(number)
         if thief != message.victim:
             self.market.raid(thief, None)
@@ -212,7 +214,7 @@ class Scheduler:
 
     def _move(self, victim: Rank, thief: Rank, tasks: list[int]) -> None:
         for number in tasks:
-            self.entries[number].move(Event.MOVED, thief)
+            self.entries[number].move(TaskEvent.MOVED, thief)
         if tasks:
             self.loads.unbook(victim, tasks)
             self.loads.book(thief, tasks)
@@ -248,7 +250,7 @@ class Scheduler:
         """A worker has come: it gets what had nowhere to go, and may steal the rest."""
         self.loads.join(rank)
         suspects = {entry.task.id for entry in self._suspects}
-        idle = [e for e in self.entries.values() if e.state is State.WAITING]
+        idle = [e for e in self.entries.values() if e.state is TaskState.WAITING]
         waiting = [entry for entry in idle if entry.task.id not in suspects]
         opened = [self._place(rank, ())]
         return opened + self._assign_waiting(waiting) + self._deal_suspects() + self._feed()
@@ -260,7 +262,7 @@ class Scheduler:
         back = [self.entries[number] for number in sorted(load.held)]
         unfinished = [self.entries[number] for number in sorted(load.placed)]
         for entry in (*back, *unfinished):
-            entry.move(Event.RANK_LOST, rank)
+            entry.move(TaskEvent.RANK_LOST, rank)
         self.finished -= len(back)
         waiting = len(self._suspects)
         for entry in unfinished:
@@ -271,7 +273,7 @@ class Scheduler:
         self.rerun += len(back) + len(self._suspects) - waiting
         return self._assign_waiting(back) + self._deal_suspects() + self._feed()
 
-    def _may_try_again(self, entry: Entry, rank: Rank) -> bool:
+    def _may_try_again(self, entry: TrackedTask, rank: Rank) -> bool:
         """A task took too long on a rank: whether it can be run again, else it is given up."""
         entry.failed_on += (rank,)
         if len(entry.failed_on) < self._policy.tries:
@@ -280,7 +282,7 @@ class Scheduler:
         self._give_up(entry, TIMEOUT, text, "", entry.failed_on)
         return False
 
-    def _suspect(self, entry: Entry, rank: Rank, load: Load) -> None:
+    def _suspect(self, entry: TrackedTask, rank: Rank, load: WorkerLoad) -> None:
         """A rank was lost with this task: set it aside, or let it wait for its next try."""
         if not entry.died_on or (load.suspect == entry.task.id and load.started):
             entry.died_on += (rank,)
@@ -303,7 +305,7 @@ class Scheduler:
                 sends.append(self._place(other, [entry.task], apart=True))
         return sends
 
-    def _assign_waiting(self, entries: list[Entry], *, apart: bool = False) -> list[Send]:
+    def _assign_waiting(self, entries: list[TrackedTask], *, apart: bool = False) -> list[Send]:
         """Deal tasks out to where they have not failed, the least loaded first."""
         shares: dict[Rank, list[Task]] = {}
         for entry in entries if self.loads else ():
@@ -328,5 +330,5 @@ class Scheduler:
         """The sum of all partials has arrived, or there is none to wait for."""
         for rank, load in self.loads.items():
             for number in load.held:
-                self.entries[number].move(Event.BANKED, rank)
+                self.entries[number].move(TaskEvent.BANKED, rank)
             load.held.clear()

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from mpipar.runtime.stage import Task
 
 
-class Thief(Enum):
+class StealState(Enum):
     """What a worker is doing about its own want of tasks."""
 
     SATED = auto()  # has tasks, or has not noticed that it has none
@@ -45,7 +45,7 @@ class Thief(Enum):
     CLAIMING = auto()  # has been given tasks and asked the master for them
 
 
-class Deque:
+class TaskDeque:
     """The tasks of one worker in one run that it has not started. Pure: returns what to send."""
 
     def __init__(self, serial: int, dice: random.Random | None = None) -> None:
@@ -54,7 +54,7 @@ class Deque:
         self.apart: deque[Task] = deque()  # run before those, by themselves, and never stolen
         self.claims: dict[int, dict[int, Task]] = {}  # by number, awaiting the master's word
         self.given: dict[int, tuple[Rank, Task]] = {}  # handed to a thief in this run
-        self.thief = Thief.SATED
+        self.thief = StealState.SATED
         self.victim: Rank | None = None  # while ASKING
         self.asked = 0  # victims so far
         self.seen = 0  # assignments received: one per Place and per Granted
@@ -73,8 +73,8 @@ class Deque:
             self._own(task, self.apart if apart else self.tasks)
         ordered = sorted(self.tasks, key=lambda t: t.block is not None and not is_cached(t.block))
         self.tasks = deque(ordered)
-        if self.has_tasks and self.thief is Thief.HUNGRY:
-            self.thief = Thief.SATED
+        if self.has_tasks and self.thief is StealState.HUNGRY:
+            self.thief = StealState.SATED
         waiting, self._waiting = self._waiting, []
         return [send for thief, ask in waiting for send in self.give(thief, ask, is_cached)]
 
@@ -112,35 +112,35 @@ class Deque:
     def _end_claim(self, claim: int) -> None:
         if not self.claims.get(claim):
             self.claims.pop(claim, None)
-        if self.thief is Thief.CLAIMING and not self.claims:
-            self.thief = Thief.SATED
+        if self.thief is StealState.CLAIMING and not self.claims:
+            self.thief = StealState.SATED
 
     # Thief
 
     def want(self) -> list[Send]:
         """A thread has nothing to do: say so, unless that is known or tasks are on their way."""
-        if self.thief is not Thief.SATED or self.has_tasks or self.claims or not self.seen:
+        if self.thief is not StealState.SATED or self.has_tasks or self.claims or not self.seen:
             return []
-        self.thief = Thief.HUNGRY
+        self.thief = StealState.HUNGRY
         return [Send(MASTER, Idle(self.serial))]
 
     def steal_from(self, message: StealFrom) -> list[Send]:
         """The master names a victim: ask it."""
-        if self.thief is not Thief.HUNGRY:
+        if self.thief is not StealState.HUNGRY:
             return []
-        self.thief, self.victim = Thief.ASKING, message.victim
+        self.thief, self.victim = StealState.ASKING, message.victim
         self.asked += 1
         return [Send(message.victim, StealRequest(self.serial, message.share))]
 
     def loot(self, victim: Rank, reply: StealReply) -> list[Send]:
         """The victim answers: claim what it gave, or look elsewhere."""
-        if self.thief is not Thief.ASKING or self.victim != victim:
+        if self.thief is not StealState.ASKING or self.victim != victim:
             return []
         self.victim = None
         if not reply.tasks:
-            self.thief = Thief.HUNGRY
+            self.thief = StealState.HUNGRY
             return [Send(MASTER, Idle(self.serial, victim, reply.seen))]
-        self.thief = Thief.CLAIMING
+        self.thief = StealState.CLAIMING
         return self._claim(victim, reply.tasks)
 
     def _claim(self, victim: Rank, tasks: Iterable[Task]) -> list[Send]:
@@ -180,7 +180,7 @@ class Deque:
         for task in back:
             del self.given[task.id]
         sends = self._claim(own, back) if back else []
-        if self.thief is Thief.ASKING and self.victim == lost:
-            self.thief, self.victim = Thief.HUNGRY, None
+        if self.thief is StealState.ASKING and self.victim == lost:
+            self.thief, self.victim = StealState.HUNGRY, None
             sends.append(Send(MASTER, Idle(self.serial)))
         return sends

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from mpipar.runtime.stage import Task
 
 
-class State(Enum):
+class TaskState(Enum):
     """Where a task is; see the diagram above."""
 
     WAITING = auto()
@@ -36,7 +36,7 @@ class State(Enum):
     __hash__ = object.__hash__  # members are unique, and Enum's own hash is slow
 
 
-class Event(Enum):
+class TaskEvent(Enum):
     """What moves a task."""
 
     ASSIGNED = auto()
@@ -51,31 +51,31 @@ class Event(Enum):
 
 
 NEXT: Final = {
-    (State.WAITING, Event.ASSIGNED): State.PLACED,
-    (State.PLACED, Event.MOVED): State.PLACED,
-    (State.PLACED, Event.FINISHED): State.HELD,
-    (State.PLACED, Event.FAILED): State.WAITING,
-    (State.PLACED, Event.RANK_LOST): State.WAITING,
-    (State.HELD, Event.BANKED): State.DONE,
-    (State.HELD, Event.RANK_LOST): State.WAITING,
-    (State.WAITING, Event.GIVEN_UP): State.ASIDE,
+    (TaskState.WAITING, TaskEvent.ASSIGNED): TaskState.PLACED,
+    (TaskState.PLACED, TaskEvent.MOVED): TaskState.PLACED,
+    (TaskState.PLACED, TaskEvent.FINISHED): TaskState.HELD,
+    (TaskState.PLACED, TaskEvent.FAILED): TaskState.WAITING,
+    (TaskState.PLACED, TaskEvent.RANK_LOST): TaskState.WAITING,
+    (TaskState.HELD, TaskEvent.BANKED): TaskState.DONE,
+    (TaskState.HELD, TaskEvent.RANK_LOST): TaskState.WAITING,
+    (TaskState.WAITING, TaskEvent.GIVEN_UP): TaskState.ASIDE,
 }
-BY_OWNER: Final = frozenset({Event.FINISHED, Event.FAILED, Event.RANK_LOST})
+BY_OWNER: Final = frozenset({TaskEvent.FINISHED, TaskEvent.FAILED, TaskEvent.RANK_LOST})
 """Events that only the rank on which the task is can cause."""
 
 
 @dataclass(slots=True)
-class Entry:
+class TrackedTask:
     """One task's state, and how it came there."""
 
     task: Task
-    state: State = State.WAITING
+    state: TaskState = TaskState.WAITING
     rank: Rank | None = None  # owner if PLACED, holder if HELD
     failed_on: tuple[Rank, ...] = ()
     died_on: tuple[Rank, ...] = ()  # ranks that were lost while they had it
-    story: tuple[tuple[Event, Rank | None], ...] = ()
+    story: tuple[tuple[TaskEvent, Rank | None], ...] = ()
 
-    def move(self, event: Event, rank: Rank | None) -> None:
+    def move(self, event: TaskEvent, rank: Rank | None) -> None:
         """Make a transition, or raise ProtocolError and change nothing."""
         after = NEXT.get((self.state, event))
         if after is None or (event in BY_OWNER and rank != self.rank):
@@ -86,4 +86,4 @@ class Entry:
             )
         self.story += ((event, rank),)
         self.state = after
-        self.rank = None if after is State.WAITING else rank
+        self.rank = None if after is TaskState.WAITING else rank

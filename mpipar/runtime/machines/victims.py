@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import random
 
-    from mpipar.runtime.machines.loads import Loads
+    from mpipar.runtime.machines.loads import WorkerLoads
     from mpipar.runtime.machines.messages import Rank
 
 LOOKS = 4
@@ -27,10 +27,12 @@ ALIKE = 0.8  # a weight that is not smaller than so much of that in the heap is 
 INSTANT = 1e-9  # seconds of a task, before the first has ended
 
 
-class Market:
+class Victims:
     """Brings thieves and victims together."""
 
-    def __init__(self, loads: Loads, *, threads: int, dice: random.Random | None = None) -> None:
+    def __init__(
+        self, loads: WorkerLoads, *, threads: int, dice: random.Random | None = None
+    ) -> None:
         self.hungry: dict[Rank, int] = {}  # with the number of the request
         self._loads = loads
         self._threads = threads

@@ -28,7 +28,6 @@ from mpipar.runtime.machines.messages import (
     Bye,
     Collect,
     Collected,
-    Failed,
     Finished,
     Forget,
     Gone,
@@ -45,6 +44,7 @@ from mpipar.runtime.machines.messages import (
     StealReply,
     StealRequest,
     Stop,
+    TaskFailed,
     ToWorker,
     Welcome,
 )
@@ -59,13 +59,13 @@ from mpipar.runtime.machines.orders import (
     Prepare,
     Prepared,
 )
-from mpipar.runtime.machines.worker_run import Run
+from mpipar.runtime.machines.worker_run import WorkerRun
 
 if TYPE_CHECKING:
     from collections import deque
     from collections.abc import Sequence
 
-    from mpipar.runtime.machines.caught_error import Trouble
+    from mpipar.runtime.machines.caught_error import CaughtError
     from mpipar.runtime.stage import Task
 
 Action: TypeAlias = Send | Order
@@ -75,13 +75,13 @@ AHEAD = 2
 """Tasks beyond the running ones whose blocks are fetched before they are needed."""
 
 
-class Worker:
+class WorkerMachine:
     """All of one worker's decisions."""
 
     def __init__(self, rank: Rank, welcome: Welcome) -> None:
         self.rank = rank
         self.stopped = False
-        self.run: Run | None = None
+        self.run: WorkerRun | None = None
         self.cache = BlockCache(welcome.cache_bytes)
         self.generation = 0
         self.fetching: dict[int, Rank] = {}  # block -> whom it was asked of
@@ -129,14 +129,14 @@ class Worker:
             case Welcome() | Beat():
                 return []
 
-    def _open(self, serial: int) -> tuple[Run | None, list[Action]]:
+    def _open(self, serial: int) -> tuple[WorkerRun | None, list[Action]]:
         """Return the run of that serial, begun now if it is new, or None if it is over."""
         actions: list[Action] = []
         if serial > self._latest:
             if self.run is not None:
                 actions = self._on_forget(self.run.serial)
             self._latest = serial
-            self.run = Run(serial, self._dice)
+            self.run = WorkerRun(serial, self._dice)
         return (self.run if serial == self._latest else None), actions
 
     def _in_run(
@@ -174,7 +174,7 @@ class Worker:
 
     # A run
 
-    def _on_begin(self, run: Run, message: Begin) -> list[Action]:
+    def _on_begin(self, run: WorkerRun, message: Begin) -> list[Action]:
         if run.begun:
             return []
         run.timeout = message.policy.timeout
@@ -209,7 +209,7 @@ class Worker:
 
     # Computing
 
-    def _feed(self, run: Run) -> list[Action]:
+    def _feed(self, run: WorkerRun) -> list[Action]:
         """Start what can start, fetch what comes next, and say so if a thread is left idle."""
         if not run.prepared or self.congested:
             return []
@@ -227,14 +227,14 @@ class Worker:
             actions += run.deque.want()
         return actions
 
-    def _start(self, run: Run, tasks: Sequence[Task]) -> Compute:
+    def _start(self, run: WorkerRun, tasks: Sequence[Task]) -> Compute:
         run.running.update(task.id for task in tasks)
         run.bursts += 1
         get = self.cache.get
         work = [(task, None if task.block is None else get(task.block)) for task in tasks]
         return Compute(run.serial, tuple(work))
 
-    def _take(self, run: Run, length: int) -> list[Task]:
+    def _take(self, run: WorkerRun, length: int) -> list[Task]:
         """Take up to so many tasks for one order."""
         tasks: list[Task] = []
         share = -(-len(run.deque.tasks) // self._threads)  # for every thread of what there is
@@ -250,7 +250,7 @@ class Worker:
                 return task
         return None
 
-    def _soon(self, run: Run) -> set[int]:
+    def _soon(self, run: WorkerRun) -> set[int]:
         """Return the blocks of the next tasks to run, those being claimed included."""
         claimed = [task for claim in run.deque.claims.values() for task in claim.values()]
         count = self._threads + AHEAD
@@ -258,7 +258,7 @@ class Worker:
         upcoming += claimed[: max(0, count - len(upcoming))]
         return {task.block for task in upcoming if task.block is not None}
 
-    def _fetch_ahead(self, run: Run) -> list[Action]:
+    def _fetch_ahead(self, run: WorkerRun) -> list[Action]:
         actions: list[Action] = []
         for block in sorted(self._soon(run)):
             if block not in self.cache and block not in self.fetching:
@@ -288,13 +288,15 @@ class Worker:
                 actions = self._on_gathered(run, event)
         return actions + self._feed(run)
 
-    def _on_trouble(self, run: Run, task: int | None, trouble: Trouble | None) -> list[Action]:
+    def _on_trouble(
+        self, run: WorkerRun, task: int | None, trouble: CaughtError | None
+    ) -> list[Action]:
         if trouble is None:
             return []
         kind, text = trouble.kind, trouble.text
-        return [Send(MASTER, Failed(run.serial, task, kind, text, trouble.traceback))]
+        return [Send(MASTER, TaskFailed(run.serial, task, kind, text, trouble.traceback))]
 
-    def _on_computed(self, run: Run, event: Computed) -> list[Action]:
+    def _on_computed(self, run: WorkerRun, event: Computed) -> list[Action]:
         ended = [task for task, _ in (*event.results, *event.troubles)]
         run.bursts -= not event.more
         run.running.difference_update(ended, (task.id for task in event.left))
@@ -360,7 +362,7 @@ class Worker:
 
     def _on_steal(
         self,
-        run: Run,
+        run: WorkerRun,
         source: Rank,
         message: StealFrom | StealRequest | StealReply | Granted | Refused,
     ) -> list[Send]:
@@ -380,18 +382,18 @@ class Worker:
 
     # Sums
 
-    def _on_sum(self, run: Run, message: Collect | Reduce | Partial | More) -> list[Action]:
+    def _on_sum(self, run: WorkerRun, message: Collect | Reduce | Partial | More) -> list[Action]:
         if isinstance(message, Collect):
             run.branch.collect(message)
             return self._start_gather(run)
         return [*run.branch.handle(message)]
 
-    def _start_gather(self, run: Run) -> list[Action]:
+    def _start_gather(self, run: WorkerRun) -> list[Action]:
         if run.branch.number is None or not run.prepared:
             return []
         return [Gather(run.serial, run.branch.number)]
 
-    def _on_gathered(self, run: Run, event: Gathered) -> list[Action]:
+    def _on_gathered(self, run: WorkerRun, event: Gathered) -> list[Action]:
         if run.branch.number != event.number:
             return []
         if event.trouble is not None:

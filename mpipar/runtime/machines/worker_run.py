@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from mpipar.runtime.machines.messages import Finished
-from mpipar.runtime.machines.reduction import Branch
-from mpipar.runtime.machines.task_deque import Deque
+from mpipar.runtime.machines.reduction import WorkerReduction
+from mpipar.runtime.machines.task_deque import TaskDeque
 
 if TYPE_CHECKING:
     import random
@@ -18,7 +18,7 @@ BURST_SECONDS = 0.002
 BURST_TASKS = 1000
 
 
-class Run:
+class WorkerRun:
     """One run as this worker sees it; made by whichever of its messages comes first."""
 
     def __init__(self, serial: int, dice: random.Random | None) -> None:
@@ -26,13 +26,13 @@ class Run:
         self.begun = False
         self.prepared = False
         self.timeout: float | None = None  # seconds that a task may take before its rank is lost
-        self.deque = Deque(serial, dice)
+        self.deque = TaskDeque(serial, dice)
         self.running: set[int] = set()  # handed to the compute threads
         self.bursts = 0  # the orders in which they were
         self.done = 0
         self.seconds = 0.0
         self.peers: dict[int, Rank] = {}  # block -> the victim that has it
-        self.branch = Branch()
+        self.branch = WorkerReduction()
         self.finished: list[tuple[int, Any]] = []
         self.unreported = 0.0
         self.peer_blocks = 0

@@ -37,12 +37,12 @@ TOKEN_BYTES = 16
 PIECE = 1 << 30  # bytes of one write; the kernel takes less than 2 GiB at once
 
 
-class UnreachableError(Exception):
+class UnmappableError(Exception):
     """Memory that another process has lodged cannot be mapped here."""
 
 
 @dataclass(frozen=True, slots=True)
-class Ticket:
+class ArrayHandle:
     """Where a lodged array lies. Stands for it in messages between ranks of one host."""
 
     process: int
@@ -56,7 +56,7 @@ class Ticket:
 
 
 @dataclass(frozen=True, slots=True)
-class Slot:
+class HandleSlot:
     """Where in the file an array lies."""
 
     offset: int
@@ -84,29 +84,29 @@ def memory_name() -> str:
         return ""
 
 
-class Depot:
+class SharedArrays:
     """The large arrays of one mapping of values, in memory that this process holds open."""
 
     def __init__(self, descriptor: int, token: bytes, values: Mapping[str, Any]) -> None:
         """Map a file; `values` has a Slot for every array that lies in it. Use `lodge`, `find`."""
         self._descriptor = descriptor
         status = os.fstat(descriptor)
-        slots = [value for value in values.values() if isinstance(value, Slot)]
+        slots = [value for value in values.values() if isinstance(value, HandleSlot)]
         memory = mmap.mmap(descriptor, status.st_size, access=mmap.ACCESS_READ)
         if memory[:TOKEN_BYTES] != token or any(slot.end > len(memory) for slot in slots):
-            raise UnreachableError("another file")
+            raise UnmappableError("another file")
 
-        def array(slot: Slot) -> NDArray[Any]:
+        def array(slot: HandleSlot) -> NDArray[Any]:
             found: NDArray[Any] = np.ndarray(slot.shape, slot.dtype, memory, slot.offset)
             return found
 
-        def ticket(slot: Slot) -> Ticket:
+        def ticket(slot: HandleSlot) -> ArrayHandle:
             where = os.getpid(), descriptor, status.st_ino, status.st_size, token
-            return Ticket(*where, slot.offset, slot.dtype, slot.shape)
+            return ArrayHandle(*where, slot.offset, slot.dtype, slot.shape)
 
-        self.values = {k: array(v) if isinstance(v, Slot) else v for k, v in values.items()}
+        self.values = {k: array(v) if isinstance(v, HandleSlot) else v for k, v in values.items()}
         """As the stage sees them. The arrays keep the memory alive even after `close`."""
-        self.tickets = {k: ticket(v) if isinstance(v, Slot) else v for k, v in values.items()}
+        self.tickets = {k: ticket(v) if isinstance(v, HandleSlot) else v for k, v in values.items()}
         """The same for another process of this host, as long as this depot is open."""
         _OPEN[id(self.values)] = self
 
@@ -117,7 +117,7 @@ class Depot:
         os.close(self._descriptor)
 
     @classmethod
-    def lodge(cls, values: Mapping[str, Any]) -> Depot | None:
+    def lodge(cls, values: Mapping[str, Any]) -> SharedArrays | None:
         """Copy large arrays to where others find them; None if there is none or no such memory."""
         slots = _slots(values)
         if not slots or not _has_memory_files():
@@ -135,29 +135,29 @@ class Depot:
                 return cls._open(f"/proc/self/fd/{file}", token, {**values, **slots})
             finally:
                 os.close(file)
-        except (OSError, UnreachableError):
+        except (OSError, UnmappableError):
             return None
 
     @classmethod
-    def find(cls, values: Mapping[str, Any]) -> Depot:
+    def find(cls, values: Mapping[str, Any]) -> SharedArrays:
         """Map what another process has lodged; `values` are its `tickets`."""
-        tickets = {name: value for name, value in values.items() if isinstance(value, Ticket)}
+        tickets = {name: value for name, value in values.items() if isinstance(value, ArrayHandle)}
         ticket = next(iter(tickets.values()))
         path = f"/proc/{ticket.process}/fd/{ticket.descriptor}"
-        slots = {name: Slot(t.offset, t.dtype, t.shape) for name, t in tickets.items()}
+        slots = {name: HandleSlot(t.offset, t.dtype, t.shape) for name, t in tickets.items()}
         try:
             # Looked at before it is opened: the number may be another file by now, or a pipe.
             status = Path(path).stat()
             if (status.st_ino, status.st_size) != (ticket.inode, ticket.size):
-                raise UnreachableError(f"{path} is another file")
+                raise UnmappableError(f"{path} is another file")
             if not stat.S_ISREG(status.st_mode):
-                raise UnreachableError(f"{path} is no file")
+                raise UnmappableError(f"{path} is no file")
             return cls._open(path, ticket.token, {**values, **slots})
         except (OSError, ValueError) as error:
-            raise UnreachableError(f"{path}: {error}") from error
+            raise UnmappableError(f"{path}: {error}") from error
 
     @classmethod
-    def _open(cls, path: str, token: bytes, values: Mapping[str, Any]) -> Depot:
+    def _open(cls, path: str, token: bytes, values: Mapping[str, Any]) -> SharedArrays:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         try:
             return cls(descriptor, token, values)
@@ -167,7 +167,7 @@ class Depot:
             raise
 
 
-_OPEN: dict[int, Depot] = {}
+_OPEN: dict[int, SharedArrays] = {}
 """By the identity of their values."""
 
 
@@ -180,16 +180,16 @@ def for_child(values: Mapping[str, Any]) -> Mapping[str, Any]:
 
 def has_tickets(values: Mapping[str, Any]) -> bool:
     """Whether some of the values lie in the memory of another process."""
-    return any(isinstance(value, Ticket) for value in values.values())
+    return any(isinstance(value, ArrayHandle) for value in values.values())
 
 
-def _slots(values: Mapping[str, Any]) -> dict[str, Slot]:
+def _slots(values: Mapping[str, Any]) -> dict[str, HandleSlot]:
     """Lay out the arrays that are worth it: read-only ones, which nobody expects to change."""
-    slots: dict[str, Slot] = {}
+    slots: dict[str, HandleSlot] = {}
     offset = ALIGNMENT
     for name, value in values.items():
         if type(value) is np.ndarray and value.nbytes >= LARGE and _is_plain(value):
-            slots[name] = Slot(offset, value.dtype, value.shape)
+            slots[name] = HandleSlot(offset, value.dtype, value.shape)
             offset = slots[name].end + -slots[name].end % ALIGNMENT
     return slots
 

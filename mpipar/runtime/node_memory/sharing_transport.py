@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from mpipar.runtime.machines.broadcast import children_of, is_neighbour
 from mpipar.runtime.machines.messages import MASTER, Begin, Forget, NeedArrays
-from mpipar.runtime.node_memory.shared_arrays import Depot, UnreachableError, has_tickets
+from mpipar.runtime.node_memory.shared_arrays import SharedArrays, UnmappableError, has_tickets
 
 if TYPE_CHECKING:
     from mpipar.runtime.machines.messages import Message, Rank
@@ -29,7 +29,7 @@ class SharingTransport:
         """`one_process`: all ranks are in it, so only their child processes need memory to find."""
         self._plain = plain
         self._one_process = one_process
-        self._depot: Depot | None = None
+        self._depot: SharedArrays | None = None
         self._tried = 0  # the serial of the run whose arrays lie there, if they can
         self._admitted = 0  # the serial of the latest Begin that was received
         self._over = 0  # the serial of the latest Forget
@@ -63,11 +63,11 @@ class SharingTransport:
             return begin
         return replace(begin, shared=depot.values if self._one_process else depot.tickets)
 
-    def _lodge(self, begin: Begin) -> Depot | None:
+    def _lodge(self, begin: Begin) -> SharedArrays | None:
         """Return where the arrays of this run lie; None if they cannot, which is found out once."""
         if begin.serial != self._tried:
             self._let_go()
-            self._tried, self._depot = begin.serial, Depot.lodge(begin.shared)
+            self._tried, self._depot = begin.serial, SharedArrays.lodge(begin.shared)
         return self._depot
 
     # Receiving
@@ -90,18 +90,18 @@ class SharingTransport:
             return None
         try:
             depot = self._open(begin)
-        except UnreachableError:
+        except UnmappableError:
             self._plain.send(MASTER, NeedArrays(begin.serial, source))
             return None
         self._admitted = begin.serial
         return begin if depot is None else replace(begin, shared=depot.values)
 
-    def _open(self, begin: Begin) -> Depot | None:
+    def _open(self, begin: Begin) -> SharedArrays | None:
         """Return where the arrays of a Begin that has arrived lie; None: in this process only."""
         if not has_tickets(begin.shared):
             return self._lodge(begin) if self._has_neighbours_below(begin) else None
         self._let_go()
-        self._depot = Depot.find(begin.shared)
+        self._depot = SharedArrays.find(begin.shared)
         self._tried = begin.serial
         return self._depot
 

@@ -51,7 +51,7 @@ ECHO_SECONDS: Final = 1.0  # one order often comes twice: by the scheduler, and 
 WORKER_SECONDS: Final = 10.0  # for rank 0 to stop a worker that was told to end
 
 
-class _Stop:
+class _StopRequest:
     """What has been heard, and whether the main thread still has to hear of it."""
 
     def __init__(self, meaning: Meaning, grace: float) -> None:
@@ -100,7 +100,7 @@ class _Stop:
             self._raise_soon()
 
 
-_current: _Stop | None = None
+_current: _StopRequest | None = None
 
 
 def as_sent(heard: signal.Signals) -> signal.Signals:
@@ -143,7 +143,7 @@ def handled(meaning: Meaning = as_sent) -> Iterator[None]:
         return
     numbers = [*(n for n in SIGNALS if signal.getsignal(n) != signal.SIG_IGN), signal.SIGALRM]
     with nudged(numbers):
-        _current = stop = _Stop(meaning, environment.grace())
+        _current = stop = _StopRequest(meaning, environment.grace())
         before = {number: signal.signal(number, stop.on_signal) for number in numbers}
         try:
             yield

@@ -20,10 +20,10 @@ PAUSE = 0.05
 """Seconds of a pause; a message ends it at once, so this only paces the clocks of the loops."""
 
 
-class LocalTransport:
+class InProcessTransport:
     """One rank's end of an in-process transport."""
 
-    def __init__(self, rank: Rank, peers: Sequence[LocalTransport]) -> None:
+    def __init__(self, rank: Rank, peers: Sequence[InProcessTransport]) -> None:
         """`peers` is the list that all ends of one cluster share, by rank."""
         self.rank = rank
         self._peers = peers
@@ -82,8 +82,8 @@ class LocalTransport:
         """Pauses end with the next message anyway."""
 
 
-def local_cluster(size: int) -> list[LocalTransport]:
+def local_cluster(size: int) -> list[InProcessTransport]:
     """Return the ends of a cluster of `size` ranks."""
-    ends: list[LocalTransport] = []
-    ends.extend(LocalTransport(rank, ends) for rank in range(size))
+    ends: list[InProcessTransport] = []
+    ends.extend(InProcessTransport(rank, ends) for rank in range(size))
     return ends

@@ -26,7 +26,7 @@ PIECE = 1 << 30  # bytes; MPI counts elements in 32 bits
 
 
 @dataclass(slots=True)
-class Outgoing:
+class OutgoingMessages:
     """What is on its way to one rank, in order."""
 
     parts: deque[tuple[MPI.Request, Any, int]] = field(default_factory=deque)
@@ -53,7 +53,7 @@ class Outgoing:
 
 
 @dataclass(slots=True)
-class Incoming:
+class IncomingMessage:
     """A message of which parts may still be on their way."""
 
     frame: codec.Frame
@@ -83,13 +83,13 @@ class Incoming:
         return codec.decode(self.frame, self.large)
 
 
-def take_complete(queue: deque[Incoming], end: End) -> list[Incoming]:
+def take_complete(queue: deque[IncomingMessage], end: End) -> list[IncomingMessage]:
     """Take what has wholly arrived from one rank, in the order in which it was sent."""
     for incoming in queue:
         # Buffers match receives in the order of posting, so in the order of their frames.
         if not incoming.post_buffers(end):
             break
-    complete: list[Incoming] = []
+    complete: list[IncomingMessage] = []
     while queue and queue[0].posted and MPI.Request.Testall(queue[0].requests):
         complete.append(queue.popleft())
     return complete

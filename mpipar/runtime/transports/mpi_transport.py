@@ -21,7 +21,13 @@ from typing import TYPE_CHECKING, Any
 from mpi4py import MPI
 
 from mpipar.runtime.machines.messages import MASTER, Bye, Stop
-from mpipar.runtime.transports.mpi_requests import FRAME, Incoming, Outgoing, is_over, take_complete
+from mpipar.runtime.transports.mpi_requests import (
+    FRAME,
+    IncomingMessage,
+    OutgoingMessages,
+    is_over,
+    take_complete,
+)
 from mpipar.runtime.transports.transport import Backoff, UnsendableError
 from mpipar.runtime.wire import codec
 
@@ -40,7 +46,7 @@ DEAD = frozenset({MPI.ERR_PROC_FAILED, MPI.ERR_PROC_FAILED_PENDING})
 
 
 @dataclass(frozen=True, slots=True)
-class Routed:
+class RoutedMessage:
     """A message to or from a spawned rank, on its way over rank 0."""
 
     origin: Rank
@@ -66,9 +72,9 @@ class MpiTransport:
         self._spawned_as = spawned_as
         self._links: dict[Rank, MPI.Intercomm] = {}
         self._unheard: set[Rank] = set()  # of them, those that have not said a word
-        self._outgoing: dict[Rank, Outgoing] = {}
-        self._incoming: dict[Rank, deque[Incoming]] = {}
-        self._strays: dict[Rank, deque[Incoming]] = {}  # from ranks that are cut off
+        self._outgoing: dict[Rank, OutgoingMessages] = {}
+        self._incoming: dict[Rank, deque[IncomingMessage]] = {}
+        self._strays: dict[Rank, deque[IncomingMessage]] = {}  # from ranks that are cut off
         self._abandoned: list[tuple[MPI.Request, Any]] = []
         self._backoff = Backoff()
         self._under_way = UNDER_WAY
@@ -114,10 +120,10 @@ class MpiTransport:
         if self._is_near(rank):
             self._transmit(rank, message)
         else:
-            self._transmit(MASTER, Routed(self.rank, rank, message))
+            self._transmit(MASTER, RoutedMessage(self.rank, rank, message))
 
-    def _transmit(self, rank: Rank, message: Message | Routed) -> None:
-        queue = self._outgoing.setdefault(rank, Outgoing())
+    def _transmit(self, rank: Rank, message: Message | RoutedMessage) -> None:
+        queue = self._outgoing.setdefault(rank, OutgoingMessages())
         if not queue.parts:
             queue.moved = time.monotonic()
         try:
@@ -197,11 +203,11 @@ class MpiTransport:
             self._abandoned += [(request, frame) for request in requests]
             return
         waiting = self._strays if source in self._cut else self._incoming
-        waiting.setdefault(source, deque()).append(Incoming(frame, requests))
+        waiting.setdefault(source, deque()).append(IncomingMessage(frame, requests))
 
-    def _take(self, rank: Rank) -> list[tuple[Rank, Message | Routed]]:
+    def _take(self, rank: Rank) -> list[tuple[Rank, Message | RoutedMessage]]:
         queue = self._incoming[rank]
-        taken: list[tuple[Rank, Message | Routed]] = []
+        taken: list[tuple[Rank, Message | RoutedMessage]] = []
         try:
             complete = take_complete(queue, self._end_of(rank))
             taken = [(rank, incoming.decode()) for incoming in complete]
@@ -224,9 +230,11 @@ class MpiTransport:
         if not queue:
             self._strays.pop(rank, None)
 
-    def _delivered(self, source: Rank, message: Message | Routed) -> list[tuple[Rank, Message]]:
+    def _delivered(
+        self, source: Rank, message: Message | RoutedMessage
+    ) -> list[tuple[Rank, Message]]:
         """What this rank is to hear; on rank 0, what is for another is passed on instead."""
-        if not isinstance(message, Routed):
+        if not isinstance(message, RoutedMessage):
             return [(source, message)]
         if self._is_cut_off(message.origin) or self._is_cut_off(message.target):
             return []
@@ -254,7 +262,7 @@ class MpiTransport:
 
     def _whisper(self, rank: Rank, message: Message) -> None:
         """Send something that a rank may never hear."""
-        queue = Outgoing()
+        queue = OutgoingMessages()
         try:
             if rank not in self._unheard:
                 queue.post(self._end_of(rank), message)
@@ -332,7 +340,7 @@ class MpiTransport:
             self._abandoned += [part[:2] for part in queue.parts]
             queue.parts.clear()
 
-    def _abandon(self, waiting: dict[Rank, deque[Incoming]], rank: Rank) -> None:
+    def _abandon(self, waiting: dict[Rank, deque[IncomingMessage]], rank: Rank) -> None:
         queue = waiting.pop(rank, deque())
         for message in queue:
             self._abandoned += [(request, message) for request in message.requests]

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Final
 from mpipar.runtime.machines.messages import Stop
 from mpipar.runtime.transports.transport import UnsendableError
 from mpipar.runtime.wire import codec
-from mpipar.runtime.wire.framing import Reader, enclosed
+from mpipar.runtime.wire.framing import FrameReader, enclosed
 
 if TYPE_CHECKING:
     from mpipar.runtime.machines.messages import Message, Rank
@@ -61,7 +61,7 @@ def _tune(connection: socket.socket) -> None:
             connection.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
 
 
-class Line:
+class TcpConnection:
     """A connection, and what is waiting to leave over it."""
 
     def __init__(self, connection: socket.socket, rank: Rank) -> None:
@@ -69,7 +69,7 @@ class Line:
         connection.setblocking(False)
         self.connection = connection
         self.rank = rank  # at the other end
-        self._reader = Reader(connection)
+        self._reader = FrameReader(connection)
         self._waiting: deque[memoryview] = deque()
 
     def post(self, parts: list[Buffer]) -> int:
@@ -122,12 +122,12 @@ class Line:
         return packets, alive
 
 
-class End:
+class TcpEndpoint:
     """One rank's end: its lines, how it waits for them, and how others wake it."""
 
     def __init__(self, rank: Rank) -> None:
         self.rank = rank
-        self._lines: dict[Rank, Line] = {}
+        self._lines: dict[Rank, TcpConnection] = {}
         self._backlog = 0
         self._lost: deque[Rank] = deque()
         self._selector = selectors.DefaultSelector()
@@ -140,14 +140,14 @@ class End:
     # Lines
 
     def _open(self, connection: socket.socket, rank: Rank) -> None:
-        line = self._lines[rank] = Line(connection, rank)
+        line = self._lines[rank] = TcpConnection(connection, rank)
         self._selector.register(connection, selectors.EVENT_READ, line)
 
-    def _lose(self, line: Line) -> None:
+    def _lose(self, line: TcpConnection) -> None:
         if self._shut(line):
             self._lost.append(line.rank)
 
-    def _shut(self, line: Line) -> bool:
+    def _shut(self, line: TcpConnection) -> bool:
         """Break a connection; False if it is broken already."""
         if self._lines.get(line.rank) is not line:
             return False
@@ -157,11 +157,11 @@ class End:
         self._backlog -= line.waiting_bytes
         return True
 
-    def _post(self, line: Line, parts: list[Buffer]) -> None:
+    def _post(self, line: TcpConnection, parts: list[Buffer]) -> None:
         self._backlog += line.post(parts)
         self._flush(line)
 
-    def _flush(self, line: Line) -> None:
+    def _flush(self, line: TcpConnection) -> None:
         try:
             self._backlog -= line.flush()
         except OSError:
@@ -171,13 +171,13 @@ class End:
         if self._selector.get_key(line.connection).events != watched:
             self._selector.modify(line.connection, watched, line)
 
-    def _turn(self) -> list[tuple[Line, Packet]]:
+    def _turn(self) -> list[tuple[TcpConnection, Packet]]:
         """Move what can be moved; return what has arrived."""
         found, self._ready = self._ready or self._selector.select(0), []
         arrived = []
         for key, events in found:
             line = key.data
-            if isinstance(line, Line):
+            if isinstance(line, TcpConnection):
                 if events & selectors.EVENT_WRITE and self._lines.get(line.rank) is line:
                     self._flush(line)
                 if events & selectors.EVENT_READ and self._lines.get(line.rank) is line:

@@ -17,8 +17,8 @@ import secrets
 import struct
 from typing import Final
 
-from mpipar import __version__
 from mpipar.errors import UnavailableError
+from mpipar.version import __version__
 
 KEY_BYTES: Final = 32
 NAME_BYTES: Final = 32
@@ -40,7 +40,7 @@ def _proof(key: bytes, role: bytes, challenges: bytes, said: bytes) -> bytes:
     return hmac.digest(key, role + challenges + said, "sha256")
 
 
-class Doorkeeper:
+class ServerHandshake:
     """The master's side of one connection."""
 
     def __init__(self, key: bytes) -> None:
@@ -64,7 +64,7 @@ class Doorkeeper:
         right = _proof(self._key, b"worker", self._challenges, name)
         if not hmac.compare_digest(right, proof):
             return None
-        return name.rstrip(b"\0").decode()  # what has the right proof was made by `Visitor`
+        return name.rstrip(b"\0").decode()  # what has the right proof was made by `UnverifiedPeer`
 
     def verdict(self, rank: int) -> bytes:
         """Return what makes a worker the rank of this number."""
@@ -76,7 +76,7 @@ class Doorkeeper:
         return self._challenge + bytes(self._reply[NAME_BYTES:-PROOF])
 
 
-class Visitor:
+class UnverifiedPeer:
     """The worker's side."""
 
     def __init__(self, key: bytes, name: str) -> None:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from mpipar.runtime.machines.messages import MASTER
 from mpipar.runtime.transports import tcp_handshake
-from mpipar.runtime.transports.tcp_connection import End, pack, route
+from mpipar.runtime.transports.tcp_connection import TcpEndpoint, pack, route
 from mpipar.runtime.wire.framing import LENGTH, unpack
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ def _make_room(files: int) -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, most), hard))
 
 
-class Hub(End):
+class HubTransport(TcpEndpoint):
     """Rank 0's end. Used by one thread, but for `listen`, `expect`, `give_up` and `wake`."""
 
     def __init__(self, key: bytes) -> None:
@@ -48,7 +48,7 @@ class Hub(End):
         self.turned_away = 0  # connections of strangers
         self._key = key
         self._listeners: list[socket.socket] = []
-        self._doors: dict[socket.socket, tuple[tcp_handshake.Doorkeeper, float]] = {}
+        self._doors: dict[socket.socket, tuple[tcp_handshake.ServerHandshake, float]] = {}
         self._expected: dict[str, Rank] = {}
         self._given_up: deque[Rank] = deque()
 
@@ -138,7 +138,7 @@ class Hub(End):
                 self._greet(found.accept()[0])
 
     def _greet(self, visitor: socket.socket) -> None:
-        door = tcp_handshake.Doorkeeper(self._key)
+        door = tcp_handshake.ServerHandshake(self._key)
         visitor.setblocking(False)
         try:
             visitor.send(door.salute)  # what is so short goes at once
@@ -185,7 +185,7 @@ class Hub(End):
         super().close()
 
 
-class Spoke(End):
+class SpokeTransport(TcpEndpoint):
     """A worker's end. Once the connection breaks, rank 0 is lost."""
 
     size = 2  # as far as a worker can know; no worker asks

@@ -49,7 +49,7 @@ def _array(buffer: Any, dtype: str, shape: tuple[int, ...], order: Literal["C", 
     return np.ndarray(shape, dtype, buffer, 0, None, order)
 
 
-class _Pickler(pickle.Pickler):
+class _FramePickler(pickle.Pickler):
     """Never copies the memory of an array.
 
     And takes memoryviews of bytes, which pickle refuses: a buffer that was read out of a frame is
@@ -74,7 +74,7 @@ def encode(message: object) -> tuple[Frame, list[memoryview]]:
     """Return a frame, and the large buffers that are to follow it."""
     buffers: list[pickle.PickleBuffer] = []
     stream = io.BytesIO()
-    _Pickler(stream, 5, buffer_callback=buffers.append).dump(message)
+    _FramePickler(stream, 5, buffer_callback=buffers.append).dump(message)
     views = [stream.getbuffer(), *(buffer.raw() for buffer in buffers)]
     sizes, places, large = [len(view) for view in views], [], []
     end = 8 * (len(views) + 1)

@@ -53,7 +53,7 @@ def unpack(packet: Packet) -> Any:
     return decode(*packet)
 
 
-class Reader:
+class FrameReader:
     """Cuts what comes out of a socket into packets. Works on blocking and other sockets."""
 
     def __init__(self, link: socket.socket) -> None:

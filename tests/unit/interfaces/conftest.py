@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from mpipar.interfaces.calls import registry
+from mpipar.interfaces.calls import registry, router
 from mpipar.runtime.clusters import thread_cluster
 from mpipar.runtime.stage import Policy
 
@@ -19,7 +19,7 @@ def pool():
 @pytest.fixture
 def crew(pool):
     """Their crew."""
-    crew = registry.Crew(pool, Policy())
+    crew = router.CallRouter(pool, Policy())
     yield crew
     crew.close()
 

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from mpipar.launch import Surroundings
+from mpipar.launch import LaunchEnvironment
 
 BATCH_SHELL = {"SLURM_JOB_ID": "7", "SLURM_NTASKS": "4", "SLURM_PROCID": "0"}
 STEP = {"SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "4", "SLURM_PROCID": "2"}
@@ -22,13 +22,13 @@ STEP = {"SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "4", "SLURM_PROCID": "2"}
     ],
 )
 def test_launchers_are_recognised(env, rank, started, evidence):
-    around = Surroundings.read(env)
+    around = LaunchEnvironment.read(env)
     assert (around.rank, around.started, around.evidence.split("=")[0]) == (rank, started, evidence)
 
 
 def test_mpirun_inside_a_slurm_step_is_believed_before_slurm():
     env = {**BATCH_SHELL, **STEP, "OMPI_COMM_WORLD_SIZE": "8", "OMPI_COMM_WORLD_RANK": "5"}
-    around = Surroundings.read(env)
+    around = LaunchEnvironment.read(env)
     assert (around.rank, around.started) == (5, 8)
 
 
@@ -43,4 +43,4 @@ def test_mpirun_inside_a_slurm_step_is_believed_before_slurm():
     ],
 )
 def test_alone_means_that_nothing_speaks_of_others(env, alone):
-    assert Surroundings.read(env).is_alone is alone
+    assert LaunchEnvironment.read(env).is_alone is alone

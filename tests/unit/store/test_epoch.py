@@ -14,7 +14,15 @@ import pytest
 
 from mpipar.errors import CorruptStoreError, ProjectLockedError, StoreError
 from mpipar.store import epoch, evidence, schema
-from mpipar.store.epoch import Batch, Beat, Evidence, Ownership, Process, Verdict, may_take_over
+from mpipar.store.epoch import (
+    BatchJob,
+    Evidence,
+    HeartbeatSeen,
+    OwnerProcess,
+    Ownership,
+    Verdict,
+    may_take_over,
+)
 from mpipar.store.evidence import (
     batch_job,
     gather,
@@ -32,7 +40,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 IDENTITY = Identity(1, "test", {"a": 1}, 0.0)
-JOB = Batch("slurm", "fake", "17", 1)
+JOB = BatchJob("slurm", "fake", "17", 1)
 TAKE, REFUSE, WATCH = Verdict.TAKE, Verdict.REFUSE, Verdict.WATCH
 
 
@@ -48,20 +56,20 @@ def project(tmp_path: Path) -> Path:
     [
         (Evidence(), WATCH, "no evidence"),
         (Evidence(released=True), TAKE, "closed"),
-        (Evidence(released=True, process=Process.ALIVE), TAKE, "closed"),
+        (Evidence(released=True, process=OwnerProcess.ALIVE), TAKE, "closed"),
         (Evidence(unlocked=True), TAKE, "by hand"),
-        (Evidence(unlocked=True, process=Process.ALIVE), TAKE, "by hand"),
-        (Evidence(process=Process.ALIVE), REFUSE, "alive"),
-        (Evidence(process=Process.ALIVE, restarted=True), REFUSE, "alive"),
-        (Evidence(process=Process.ALIVE, job_over=True), REFUSE, "alive"),
-        (Evidence(process=Process.ALIVE, beat=Beat.STOOD_STILL), REFUSE, "alive"),
-        (Evidence(process=Process.GONE), TAKE, "gone"),
-        (Evidence(process=Process.GONE, beat=Beat.MOVED), TAKE, "gone"),
+        (Evidence(unlocked=True, process=OwnerProcess.ALIVE), TAKE, "by hand"),
+        (Evidence(process=OwnerProcess.ALIVE), REFUSE, "alive"),
+        (Evidence(process=OwnerProcess.ALIVE, restarted=True), REFUSE, "alive"),
+        (Evidence(process=OwnerProcess.ALIVE, job_over=True), REFUSE, "alive"),
+        (Evidence(process=OwnerProcess.ALIVE, beat=HeartbeatSeen.STOOD_STILL), REFUSE, "alive"),
+        (Evidence(process=OwnerProcess.GONE), TAKE, "gone"),
+        (Evidence(process=OwnerProcess.GONE, beat=HeartbeatSeen.MOVED), TAKE, "gone"),
         (Evidence(restarted=True), TAKE, "restarted"),
-        (Evidence(restarted=True, beat=Beat.MOVED), TAKE, "restarted"),
+        (Evidence(restarted=True, beat=HeartbeatSeen.MOVED), TAKE, "restarted"),
         (Evidence(job_over=True), TAKE, "job is over"),
-        (Evidence(beat=Beat.MOVED), REFUSE, "heart-beat"),
-        (Evidence(beat=Beat.STOOD_STILL), TAKE, "three leases"),
+        (Evidence(beat=HeartbeatSeen.MOVED), REFUSE, "heart-beat"),
+        (Evidence(beat=HeartbeatSeen.STOOD_STILL), TAKE, "three leases"),
     ],
 )
 def test_evidence_decides(found, verdict, word):
@@ -182,29 +190,29 @@ def test_missing_locks_are_tolerated(project, monkeypatch):
 
 def test_this_process_is_alive_and_a_dead_one_is_gone():
     here = this_process(2, IDENTITY)
-    assert process_evidence(this_process(1, IDENTITY), here) is Process.ALIVE
+    assert process_evidence(this_process(1, IDENTITY), here) is OwnerProcess.ALIVE
     child = subprocess.Popen([sys.executable, "-c", ""])
     _, start = look_at_process(child.pid)
     claim = replace(here, process=child.pid, process_start=start)
     deadline = time.monotonic() + 30
-    while look_at_process(child.pid)[0] is Process.ALIVE:
+    while look_at_process(child.pid)[0] is OwnerProcess.ALIVE:
         assert time.monotonic() < deadline
         time.sleep(0.01)
-    assert process_evidence(claim, here) is Process.GONE, "a zombie is dead"
+    assert process_evidence(claim, here) is OwnerProcess.GONE, "a zombie is dead"
     child.wait()
-    assert process_evidence(claim, here) is Process.GONE
+    assert process_evidence(claim, here) is OwnerProcess.GONE
 
 
 def test_a_process_number_that_was_given_to_another_is_not_the_owner():
     here = this_process(2, IDENTITY)
-    assert process_evidence(replace(here, process_start="1"), here) is Process.GONE
+    assert process_evidence(replace(here, process_start="1"), here) is OwnerProcess.GONE
 
 
 @pytest.mark.parametrize("field", ["host", "boot", "namespace"])
 def test_nothing_is_known_of_processes_elsewhere(field):
     here = this_process(2, IDENTITY)
     elsewhere = replace(here, **{field: "elsewhere"})
-    assert process_evidence(elsewhere, here) is Process.UNKNOWN
+    assert process_evidence(elsewhere, here) is OwnerProcess.UNKNOWN
 
 
 @pytest.mark.parametrize(
@@ -214,16 +222,16 @@ def test_nothing_is_known_of_processes_elsewhere(field):
         ({"JOB_ID": "5"}, None),
         (
             {"SLURM_JOB_ID": "17", "SLURM_CLUSTER_NAME": "c", "SLURM_RESTART_COUNT": "2"},
-            Batch("slurm", "c", "17", 2),
+            BatchJob("slurm", "c", "17", 2),
         ),
-        ({"SLURM_JOB_ID": "17"}, Batch("slurm", "", "17", 0)),
+        ({"SLURM_JOB_ID": "17"}, BatchJob("slurm", "", "17", 0)),
         (
             {"JOB_ID": "5", "SGE_ROOT": "/sge", "SGE_TASK_ID": "undefined", "RESTARTED": "1"},
-            Batch("sge", "/sge/default", "5", 1),
+            BatchJob("sge", "/sge/default", "5", 1),
         ),
         (
             {"JOB_ID": "5", "SGE_ROOT": "/sge", "SGE_CELL": "x", "SGE_TASK_ID": "3"},
-            Batch("sge", "/sge/x", "5.3", 0),
+            BatchJob("sge", "/sge/x", "5.3", 0),
         ),
     ],
 )
@@ -303,14 +311,14 @@ def test_sge_is_asked_whether_the_job_is_over(scheduler, monkeypatch, answer, ov
     monkeypatch.setenv("SGE_ROOT", "/sge")
     monkeypatch.delenv("SGE_CELL", raising=False)
     scheduler(answer)
-    assert job_is_over(Batch("sge", "/sge/default", "5.1", 0)) is over
-    assert not job_is_over(Batch("sge", "/other/default", "5.1", 0))
+    assert job_is_over(BatchJob("sge", "/sge/default", "5.1", 0)) is over
+    assert not job_is_over(BatchJob("sge", "/other/default", "5.1", 0))
 
 
 def test_marks_are_evidence(project):
     claim = this_process(1, IDENTITY)
     here = this_process(2, IDENTITY)
-    assert gather(project, 1, claim, here) == Evidence(process=Process.ALIVE)
+    assert gather(project, 1, claim, here) == Evidence(process=OwnerProcess.ALIVE)
     epoch.mark(project, schema.unlocked_name(1), "me")
     epoch.mark(project, schema.unlocked_name(1), "me again")
     assert gather(project, 1, claim, here) == Evidence(unlocked=True)
@@ -343,11 +351,11 @@ def beat(owner: str, counter: int) -> bytes:
 @pytest.mark.parametrize(
     ("beats", "seen", "seconds"),
     [
-        ({}, Beat.STOOD_STILL, 90),
-        ({45.0: beat("o", 8)}, Beat.MOVED, 45),
-        ({45.0: beat("zombie", 8)}, Beat.STOOD_STILL, 90),
-        ({45.0: b"torn"}, Beat.STOOD_STILL, 90),
-        ({100.0: beat("o", 8)}, Beat.STOOD_STILL, 90),
+        ({}, HeartbeatSeen.STOOD_STILL, 90),
+        ({45.0: beat("o", 8)}, HeartbeatSeen.MOVED, 45),
+        ({45.0: beat("zombie", 8)}, HeartbeatSeen.STOOD_STILL, 90),
+        ({45.0: b"torn"}, HeartbeatSeen.STOOD_STILL, 90),
+        ({100.0: beat("o", 8)}, HeartbeatSeen.STOOD_STILL, 90),
     ],
 )
 def test_the_beat_is_watched_for_three_leases(project, beats, seen, seconds):
@@ -361,13 +369,13 @@ def test_the_beat_is_watched_for_three_leases(project, beats, seen, seconds):
 def test_the_first_beat_of_a_slow_starter_is_a_beat(project):
     watched = Watched(project, {20.0: beat("o", 1)})
     claim = replace(this_process(1, IDENTITY), nonce="o")
-    assert watch(project, claim, watched.sleep, lambda: watched.now) is Beat.MOVED
+    assert watch(project, claim, watched.sleep, lambda: watched.now) is HeartbeatSeen.MOVED
 
 
 def test_proc_that_hides_other_peoples_processes_proves_nothing(monkeypatch, tmp_path):
     monkeypatch.setattr(evidence, "_PROC", tmp_path)
-    assert look_at_process(os.getpid())[0] is Process.UNKNOWN
-    assert look_at_process(2**22 + 1)[0] is Process.GONE
+    assert look_at_process(os.getpid())[0] is OwnerProcess.UNKNOWN
+    assert look_at_process(2**22 + 1)[0] is OwnerProcess.GONE
 
 
 def test_the_crash_tests_choose_each_line_once():

@@ -7,7 +7,7 @@ import operator
 
 import pytest
 
-from mpipar.interfaces.calls.batches import BUNDLE_CALLS, Pace, Singles, pack_calls
+from mpipar.interfaces.calls.batches import BUNDLE_CALLS, BatchSize, SingleCalls, pack_calls
 from mpipar.interfaces.calls.pickling import unpack_each
 
 
@@ -24,14 +24,14 @@ from mpipar.interfaces.calls.pickling import unpack_each
     ],
 )
 def test_bundles_are_of_short_calls_of_which_many_wait(seconds, waiting, size):
-    pace = Pace()
+    pace = BatchSize()
     if seconds is not None:
         pace.note(1, seconds)
     assert pace.size(waiting, workers=3) == size
 
 
 def test_one_long_call_ends_the_bundling():
-    pace = Pace()
+    pace = BatchSize()
     pace.note(1000, 0.001)
     assert pace.size(10_000, 3) > 100
     pace.note(100, 0.5)
@@ -73,7 +73,7 @@ def test_a_function_that_cannot_be_pickled_fails_its_own_calls_only():
 
 
 def test_calls_that_are_not_claimed_are_forgotten():
-    feed, told = Singles(), []
+    feed, told = SingleCalls(), []
     for number in range(4):
         feed.put(lambda n=number: n % 2 == 0, told.append, (operator.neg, (number,), {}))
     keys, calls = feed.take(2)

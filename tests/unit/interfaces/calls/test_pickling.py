@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from mpipar.interfaces.calls.pickling import Unreadable, pack, unpack_each
+from mpipar.interfaces.calls.pickling import UnreadableValue, pack, unpack_each
 
 
 class Unwilling:
@@ -66,7 +66,7 @@ def test_what_cannot_be_pickled_costs_no_other():
 def test_what_cannot_be_read_costs_no_other():
     pieces, _ = pack([np.arange(3), Unwelcome(), np.arange(4)])
     first, second, third = unpack_each(pieces, own=False)
-    assert isinstance(second, Unreadable)
+    assert isinstance(second, UnreadableValue)
     assert isinstance(second.error, ZeroDivisionError)
     assert (first.size, third.size) == (3, 4)
 

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 
 from mpipar.errors import UsageError
-from mpipar.interfaces.calls.answers import Broken, Failed, Raised, Returned, SetupRaised
-from mpipar.interfaces.calls.call_stage import CallStage, Reply
+from mpipar.interfaces.calls.answers import GaveUp, Raised, Returned, SetupRaised, WorkersGone
+from mpipar.interfaces.calls.call_stage import BatchReply, CallStage
 from mpipar.interfaces.calls.user_main import UserMain
-from mpipar.runtime.stage import Failure, Task
+from mpipar.runtime.stage import GivenUpTask, Task
 from tests.support import functions
 
 PATIENCE = 20
@@ -140,7 +140,7 @@ def test_one_slow_call_of_a_bundle_sends_the_rest_back():
     parcel, _ = pack_calls(calls)
     payload = 0, 0.02, parcel.functions, parcel.together, parcel.pieces
     reply = stage.run(Task(0, None, payload), None, site)
-    assert isinstance(reply, Reply)
+    assert isinstance(reply, BatchReply)
     assert list(reply.kinds) == [0, 0]
 
 
@@ -170,15 +170,15 @@ class Script:
 
 @pytest.fixture
 def script():
-    from mpipar.interfaces.calls.router import Crew
+    from mpipar.interfaces.calls.router import CallRouter
     from mpipar.runtime.stage import Policy
 
     pool = Script()
-    return pool, Crew(pool, Policy())
+    return pool, CallRouter(pool, Policy())
 
 
 def died(task):
-    return task.id, Failure(task.id, "Quarantined", "it took down 3 ranks", "", (1, 2, 1))
+    return task.id, GivenUpTask(task.id, "Quarantined", "it took down 3 ranks", "", (1, 2, 1))
 
 
 def test_failed_bundle_is_sent_again_call_by_call(script):
@@ -193,7 +193,7 @@ def test_failed_bundle_is_sent_again_call_by_call(script):
     assert caller.answers.empty()
     singles = pool.client.supply(8)
     pool.client.deliver([died(task) for task in singles])
-    assert [type(answer) for answer in caller.take(8)] == [Failed] * 8
+    assert [type(answer) for answer in caller.take(8)] == [GaveUp] * 8
 
 
 def test_lost_worker_is_told_once(script, capsys):
@@ -212,7 +212,7 @@ def test_end_of_the_stream_breaks_what_is_under_way_and_what_waits(script):
         caller.submit(functions.square, number)
     pool.client.supply(2)
     pool.client.ended(ConnectionError("no worker is left"))
-    assert [type(answer) for answer in caller.take(6)] == [Broken] * 6
+    assert [type(answer) for answer in caller.take(6)] == [WorkersGone] * 6
     with pytest.raises(ConnectionError):
         caller.submit(functions.square, 1)
     assert not crew._contexts, "their setups are let go"
@@ -227,13 +227,13 @@ def test_setup_stays_as_long_as_a_worker_may_ask_for_it(script):
         caller.submit(functions.square, number)
     under_way = pool.client.supply(2)
     context.fail(LookupError("another worker has answered"))
-    assert [type(answer) for answer in caller.take(4)] == [Broken] * 4
+    assert [type(answer) for answer in caller.take(4)] == [WorkersGone] * 4
     assert "data" in crew.read(0)
     caller.submit(functions.square, 1)  # by who has not heard of it yet
     assert pool.client.supply(2) == []
-    assert [type(answer) for answer in caller.take(1)] == [Broken]
+    assert [type(answer) for answer in caller.take(1)] == [WorkersGone]
     pool.client.deliver([died(task) for task in under_way])
-    assert [type(answer) for answer in caller.take(2)] == [Failed] * 2
+    assert [type(answer) for answer in caller.take(2)] == [GaveUp] * 2
     assert list(crew.read(0)) == ["open"]
 
 

@@ -6,8 +6,8 @@ import pytest
 
 from mpipar.errors import RequeueError
 from mpipar.programs.commands import listing
-from mpipar.programs.commands.command_stage import Attempt
-from mpipar.programs.commands.dispatch import BACKLOG_BYTES, Dispatch, Pending
+from mpipar.programs.commands.command_stage import CommandTry
+from mpipar.programs.commands.dispatch import BACKLOG_BYTES, Dispatch, PendingCommand
 from mpipar.programs.commands.supervisor_client import UNSEEN
 
 HERE, THERE, BEYOND = ("a", 1, 0), ("a", 2, 0), ("b", 1, 0)
@@ -21,11 +21,11 @@ class Crew:
 
 def dispatch_of(count=5, crew=None, *, ahead=True):
     commands = listing.parse("".join(f"c{i}\n" for i in range(count)).encode(), "c.txt")
-    return Dispatch([Pending(command) for command in commands], crew or Crew(), ahead=ahead)
+    return Dispatch([PendingCommand(command) for command in commands], crew or Crew(), ahead=ahead)
 
 
 def attempt(size=0):
-    return Attempt(replace(UNSEEN, head=b"x" * size), HERE, 1, 0.0)
+    return CommandTry(replace(UNSEEN, head=b"x" * size), HERE, 1, 0.0)
 
 
 def errands(tasks):

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from mpipar.programs.commands.command_environment import inherited, without_launcher
-from mpipar.programs.commands.supervisor_client import Order, Shepherd
+from mpipar.programs.commands.supervisor_client import CommandOrder, SupervisorClient
 
 ROOT = Path(__file__).parents[4]
 SOON = 10.0
@@ -21,14 +21,14 @@ SOON = 10.0
 
 @pytest.fixture
 def shepherd():
-    made = Shepherd()
+    made = SupervisorClient()
     yield made
     made.close()
 
 
 def order(command, *, timeout=None, grace=0.2, limit=100_000, cwd="/", **variables):
     environment = {"PATH": os.environ["PATH"], **variables}
-    return Order(command, str(cwd), environment, timeout, grace, limit)
+    return CommandOrder(command, str(cwd), environment, timeout, grace, limit)
 
 
 def is_alive(pid: int) -> bool:
@@ -143,7 +143,8 @@ def test_command_does_not_outlive_its_worker(tmp_path):
     command = f'setsid sh -c \\"{deaf.replace("$", chr(92) + "$")}\\" & {deaf}'
     program = (
         "from mpipar.programs.commands.supervisor_client import *\n"
-        f'Shepherd().run(Order("{command}", "/", {{"PATH": "/bin:/usr/bin"}}, None, 9, 9))'
+        f'SupervisorClient().run(CommandOrder("{command}", "/", '
+        '{"PATH": "/bin:/usr/bin"}, None, 9, 9))'
     )
     worker = subprocess.Popen([sys.executable, "-c", program], cwd=ROOT)
     try:
@@ -158,8 +159,8 @@ def test_command_ends_when_worker_and_shepherd_are_killed_at_once(tmp_path):
     pids = tmp_path / "pids"
     program = (
         "from mpipar.programs.commands.supervisor_client import *\n"
-        f'Shepherd().run(Order("echo $PPID >>{pids}; echo $$ >>{pids}; exec sleep 50", "/", '
-        '{"PATH": "/bin:/usr/bin"}, None, 9, 9))'
+        f'SupervisorClient().run(CommandOrder("echo $PPID >>{pids}; echo $$ >>{pids}; exec sleep 50", '
+        '"/", {"PATH": "/bin:/usr/bin"}, None, 9, 9))'
     )
     worker = subprocess.Popen([sys.executable, "-c", program], cwd=ROOT)
     try:
@@ -181,7 +182,7 @@ def test_signals_for_the_job_leave_the_shepherd_alone(shepherd):
 
 
 def test_shepherd_leaves_when_it_is_let_go():
-    made = Shepherd()
+    made = SupervisorClient()
     made.run(order("true"))
     assert made._process is not None
     process = made._process

@@ -12,7 +12,7 @@ from mpipar.runtime.clusters import tcp_cluster
 from mpipar.runtime.loops import worker_loop
 from mpipar.runtime.machines.messages import Hello
 from mpipar.runtime.transports import tcp_handshake
-from mpipar.runtime.transports.tcp_transport import Hub
+from mpipar.runtime.transports.tcp_transport import HubTransport
 from tests.support.stages import Numbers, Total, tasks_of
 
 KEY = tcp_handshake.new_key()
@@ -23,7 +23,7 @@ class Job:
     """A hub and workers that are threads here."""
 
     def __init__(self):
-        self.hub = Hub(KEY)
+        self.hub = HubTransport(KEY)
         self.port = self.hub.listen("127.0.0.1")
         self.threads = []
         self.spokes = {}

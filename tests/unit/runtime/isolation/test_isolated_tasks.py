@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mpipar.runtime.isolation.isolated_tasks import Child
+from mpipar.runtime.isolation.isolated_tasks import TaskChild
 from mpipar.runtime.machines.caught_error import StartFailedError
 from mpipar.runtime.process.environment import without_launcher
 from mpipar.runtime.stage import Stage, Task
@@ -74,7 +74,7 @@ def child_of():
     made = []
 
     def make(timeout=None, **shared):
-        made.append(Child(Acts(), shared, timeout=timeout))
+        made.append(TaskChild(Acts(), shared, timeout=timeout))
         return made[-1]
 
     yield make
@@ -251,9 +251,9 @@ def test_a_run_that_is_abandoned_leaves_nothing_to_the_next(child_of):
 
 def test_child_dies_with_its_worker_in_the_middle_of_a_task():
     code = (
-        "from mpipar.runtime.isolation.isolated_tasks import Child\n"
-        "from tests.unit.runtime.test_isolation import Acts, tasks\n"
-        "child = Child(Acts(), {}, timeout=None)\n"
+        "from mpipar.runtime.isolation.isolated_tasks import TaskChild\n"
+        "from tests.unit.runtime.isolation.test_isolated_tasks import Acts, tasks\n"
+        "child = TaskChild(Acts(), {}, timeout=None)\n"
         "for ran in child.run(tasks('count', 'hang')):\n"
         "    print(ran.result[0], flush=True)\n"
     )

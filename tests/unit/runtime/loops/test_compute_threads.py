@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from mpipar.runtime.loops.compute_threads import (
-    Engine,
+    ComputeThreads,
 )
 from mpipar.runtime.machines.orders import (
     Compute,
@@ -49,7 +49,7 @@ class Floats(Adder):
 @pytest.fixture
 def engine():
     woken = threading.Event()
-    engine = Engine(2, 1.0, woken.set)
+    engine = ComputeThreads(2, 1.0, woken.set)
     engine.woken = woken
     yield engine
     assert engine.close(2.0)
@@ -99,7 +99,7 @@ def test_exception_becomes_text_and_the_thread_lives_on(engine, payload, kind):
     assert isinstance(event, Computed)
     ((task, trouble),) = event.troubles
     assert (task, trouble.kind) == (0, kind)
-    assert "test_compute.py" in trouble.traceback
+    assert "test_compute_threads.py" in trouble.traceback
     assert [task for task, _ in event.results] == [1]
 
 
@@ -148,7 +148,7 @@ def test_dropped_stage_is_gone(engine):
 
 def test_slowed_worker_takes_that_much_longer():
     woken = threading.Event()
-    slow = Engine(1, 4.0, woken.set)
+    slow = ComputeThreads(1, 4.0, woken.set)
     slow.woken = woken
     slow.perform(Prepare(1, Adder(), {}))
     events(slow, 1)
@@ -158,7 +158,7 @@ def test_slowed_worker_takes_that_much_longer():
 
 
 def test_close_does_not_wait_for_a_hanging_task():
-    engine = Engine(1, 1.0, lambda: None)
+    engine = ComputeThreads(1, 1.0, lambda: None)
     engine.perform(Prepare(1, Adder(), {}))
     engine.perform(Compute(1, ((Task(0, None, 1.0), None),)))
     start = time.monotonic()

@@ -21,9 +21,9 @@ from mpipar.runtime.machines.messages import (
     Stop,
     Welcome,
 )
-from mpipar.runtime.machines.worker import Worker
+from mpipar.runtime.machines.worker import WorkerMachine
 from mpipar.runtime.pool import Pool, stop_workers
-from mpipar.runtime.reports import Loss
+from mpipar.runtime.reports import LostWorker
 from mpipar.runtime.stage import Policy, Stage
 from mpipar.runtime.transports import in_process
 from mpipar.runtime.transports.transport import UnsendableError
@@ -59,9 +59,11 @@ def test_worker_that_is_stopped_before_it_is_welcomed_leaves():
 def test_message_of_a_peer_that_was_welcomed_before_us_is_kept(monkeypatch):
     master, peer, worker = in_process.local_cluster(3)
     seen = []
-    plain = Worker.handle
+    plain = WorkerMachine.handle
     monkeypatch.setattr(
-        Worker, "handle", lambda self, rank, said: seen.append(rank) or plain(self, rank, said)
+        WorkerMachine,
+        "handle",
+        lambda self, rank, said: seen.append(rank) or plain(self, rank, said),
     )
     peer.send(2, Place(1, ()))
     thread, _ = in_thread(worker_loop.serve, worker)
@@ -88,7 +90,7 @@ def test_worker_that_crashes_after_its_bye_leaves_at_once(monkeypatch):
     def broken(self, *, due):
         raise ZeroDivisionError("a fault of ours")
 
-    monkeypatch.setattr(Worker, "report", broken)
+    monkeypatch.setattr(WorkerMachine, "report", broken)
     master, worker = in_process.local_cluster(2)
     worker.send(1, Welcome(1, 0, Knobs(), 1.0))
     worker.send(1, Stop())
@@ -129,7 +131,7 @@ def test_crash_of_a_worker_reaches_the_program(monkeypatch):
         raise ZeroDivisionError("a fault of ours")
 
     pool = thread_cluster.open_pool(2)
-    monkeypatch.setattr(Worker, "report", broken)
+    monkeypatch.setattr(WorkerMachine, "report", broken)
     with pytest.raises(ProtocolError, match="a fault of ours"):
         pool.run(Where(), {}, tasks_of(5, blocks=False))
     pool.close()
@@ -145,7 +147,7 @@ def test_silence_during_a_run_is_temporary_trouble_that_names_the_rank(monkeypat
 
 
 def test_result_that_cannot_be_sent_fails_the_stage_not_the_task(monkeypatch):
-    plain = in_process.LocalTransport.send
+    plain = in_process.InProcessTransport.send
 
     def picky(self, rank, message):
         if isinstance(message, Finished):
@@ -153,7 +155,7 @@ def test_result_that_cannot_be_sent_fails_the_stage_not_the_task(monkeypatch):
         plain(self, rank, message)
 
     with thread_cluster.open_pool(2) as pool:
-        monkeypatch.setattr(in_process.LocalTransport, "send", picky)
+        monkeypatch.setattr(in_process.InProcessTransport, "send", picky)
         with pytest.raises(Exception, match="cannot be sent: no pickle") as caught:
             pool.run(Where(), {}, tasks_of(1, blocks=False))
     assert "Where failed on rank" in str(caught.value)
@@ -304,7 +306,7 @@ class Crew:
 
     def start(self, host):
         self.hosts.append(host)
-        end = in_process.LocalTransport(len(self.ends), self.ends)
+        end = in_process.InProcessTransport(len(self.ends), self.ends)
         self.ends.append(end)
         self.threads.append(in_thread(worker_loop.serve, end)[0])
         return end.rank
@@ -346,11 +348,11 @@ def test_pool_that_cannot_replace_says_so():
 def test_replacement_is_wanted_only_where_somebody_lives_and_not_without_end(monkeypatch):
     monkeypatch.setattr(respawning, "PAUSE_SECONDS", 0.0)
     started = []
-    replacer = respawning.Replacer(started.append, lambda hello: None, 5.0)
+    replacer = respawning.RespawnedWorkers(started.append, lambda hello: None, 5.0)
     hosts = {1: Hello("a", 1, 1), 2: Hello("b", 2, 1)}
-    replacer.note(Loss(1, hosts[1], 0, 1), hosts, [2])  # nobody is left on a
+    replacer.note(LostWorker(1, hosts[1], 0, 1), hosts, [2])  # nobody is left on a
     assert not replacer.start_next()
     for _ in range(20):
-        replacer.note(Loss(2, hosts[2], 0, 1), hosts, [2])
+        replacer.note(LostWorker(2, hosts[2], 0, 1), hosts, [2])
         replacer.start_next()
     assert started == ["b"] * 2 * respawning.MOST

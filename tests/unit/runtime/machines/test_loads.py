@@ -2,12 +2,12 @@ from __future__ import annotations
 
 import random
 
-from mpipar.runtime.machines.loads import Loads
+from mpipar.runtime.machines.loads import WorkerLoads
 
 
 def test_ranks_come_by_what_they_have_whatever_happened_before():
     dice = random.Random(1)
-    loads = Loads(range(1, 9))
+    loads = WorkerLoads(range(1, 9))
     for step in range(2000):
         rank = dice.choice(list(loads))
         if dice.random() < 0.55:
@@ -27,20 +27,20 @@ def test_ranks_come_by_what_they_have_whatever_happened_before():
 
 
 def test_tasks_that_are_placed_already_change_nothing():
-    loads = Loads([1, 2])
+    loads = WorkerLoads([1, 2])
     loads.book(1, [5])
     loads.book(1, [5])
     assert (list(loads.by_need()), len(loads[1].placed)) == ([2, 1], 1)
 
 
 def test_nobody_is_left_to_need_anything():
-    loads = Loads([1])
+    loads = WorkerLoads([1])
     loads.lose(1)
     assert list(loads.by_need()) == []
 
 
 def test_mean_counts_those_that_are_lost_too():
-    loads = Loads([1, 2])
+    loads = WorkerLoads([1, 2])
     assert loads.mean_seconds() == 0
     loads.count(1, 3, 0.3)
     loads.count(2, 1, 0.5)
@@ -49,7 +49,7 @@ def test_mean_counts_those_that_are_lost_too():
 
 
 def test_results_that_wait_at_a_worker_are_taken_off_what_it_has():
-    loads = Loads([1], delay=5.0)
+    loads = WorkerLoads([1], delay=5.0)
     loads.count(1, 4, 4.0)
     loads.book(1, range(9))
     assert (loads.surplus(1), loads.pace(1)) == (8, 1.0)
@@ -60,7 +60,7 @@ def test_results_that_wait_at_a_worker_are_taken_off_what_it_has():
 
 
 def test_pace_is_what_was_measured_or_a_silence_that_is_longer():
-    loads = Loads([1, 2])
+    loads = WorkerLoads([1, 2])
     loads.count(1, 2, 1.0)
     assert (loads.pace(1), loads.pace(2)) == (0.5, 0.5)  # of 2 only the mean is known
     loads.now = 3.0

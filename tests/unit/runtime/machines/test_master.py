@@ -4,14 +4,13 @@ import numpy as np
 import pytest
 
 from mpipar.errors import InputError, ProtocolError, RequeueError, TaskFailedError
-from mpipar.runtime.machines.master import Master, Phase
+from mpipar.runtime.machines.master import MasterMachine, RunPhase
 from mpipar.runtime.machines.messages import (
     Begin,
     BlockRequest,
     Collect,
     Collected,
     Crashed,
-    Failed,
     Finished,
     Forget,
     Gone,
@@ -20,6 +19,7 @@ from mpipar.runtime.machines.messages import (
     Partial,
     Place,
     Send,
+    TaskFailed,
 )
 from mpipar.runtime.stage import Stage, Task
 
@@ -42,7 +42,7 @@ def tasks(count):
 
 
 def begun(count, stage=None, workers=2):
-    master = Master(range(1, workers + 1), threads=1, knobs=Knobs())
+    master = MasterMachine(range(1, workers + 1), threads=1, knobs=Knobs())
     sends = master.begin(stage or Plain(), {}, tasks(count))
     return master, sends
 
@@ -102,7 +102,7 @@ def test_partials_that_do_not_fit_end_the_run():
 def test_task_that_fails_everywhere_is_an_error_with_its_story():
     master, _ = begun(1)
     for rank in (1, 2, 1):
-        master.handle(rank, Failed(1, 0, "ValueError", "no such thing", "remote traceback"))
+        master.handle(rank, TaskFailed(1, 0, "ValueError", "no such thing", "remote traceback"))
     assert isinstance(master.run.error, TaskFailedError)
     text = str(master.run.error)
     assert text.startswith("task 0 (block 0) failed 3 times, on ranks 1, 2, 1: ValueError: no such")
@@ -111,7 +111,7 @@ def test_task_that_fails_everywhere_is_an_error_with_its_story():
 
 def test_stage_that_fails_is_an_error_at_once():
     master, _ = begun(1)
-    master.handle(2, Failed(1, None, "MemoryError", "", "trace"))
+    master.handle(2, TaskFailed(1, None, "MemoryError", "", "trace"))
     assert str(master.run.error).startswith("Plain failed on rank 2: MemoryError")
 
 
@@ -172,7 +172,7 @@ def test_loss_during_the_reduction_starts_it_again():
     master.handle(2, Collected(1, 1, LAYOUT))
     sends = master.rank_lost(1)
     assert [type(send.message) for send in sends] == [Gone, Place]
-    assert master.run.phase is Phase.PLACING
+    assert master.run.phase is RunPhase.PLACING
     assert master.handle(2, Partial(1, 1, 0, np.array([10, 20]))) == []
     assert master.handle(2, Finished(1, ((0, None),), 0.1)) == [Send(2, Collect(1, 2))]
     assert master.handle(2, Collected(1, 1, LAYOUT)) == []

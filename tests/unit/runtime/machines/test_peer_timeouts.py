@@ -13,13 +13,13 @@ from mpipar.runtime.machines.messages import (
     Unreachable,
     Welcome,
 )
-from mpipar.runtime.machines.peer_timeouts import Waits, who_leaves
-from mpipar.runtime.machines.worker import Worker
+from mpipar.runtime.machines.peer_timeouts import PeerTimeouts, who_leaves
+from mpipar.runtime.machines.worker import WorkerMachine
 
 
 @pytest.fixture
 def worker():
-    return Worker(4, Welcome(1, 1 << 20, Knobs(), 1.0))
+    return WorkerMachine(4, Welcome(1, 1 << 20, Knobs(), 1.0))
 
 
 def times(waits, worker, seconds):
@@ -36,13 +36,13 @@ def begin(worker, serial):
 
 def test_begin_that_does_not_come_is_asked_for_again_and_again(worker):
     worker.handle(0, Place(1, ()))
-    at, sent = times(Waits(4.0), worker, 30)
+    at, sent = times(PeerTimeouts(4.0), worker, 30)
     assert at == [10, 19, 28]
     assert sent == 3 * [Send(0, NeedArrays(1, 4))]
 
 
 def test_short_runs_without_begin_add_up(worker):
-    waits = Waits(4.0)
+    waits = PeerTimeouts(4.0)
     for serial in range(1, 10):
         worker.handle(0, Place(serial, ()))
         assert not waits.pass_time(worker, 1.0)
@@ -52,7 +52,7 @@ def test_short_runs_without_begin_add_up(worker):
 
 
 def test_begin_that_comes_ends_the_wait(worker):
-    waits = Waits(4.0)
+    waits = PeerTimeouts(4.0)
     for serial in range(1, 30):
         worker.handle(0, Place(serial, ()))
         assert not waits.pass_time(worker, 1.0)
@@ -65,13 +65,13 @@ def test_victim_that_does_not_answer_is_told_of(worker):
     begin(worker, 1)
     worker.run.deque.want()
     worker.handle(0, StealFrom(1, 7, 0.5))
-    at, sent = times(Waits(4.0), worker, 12)
+    at, sent = times(PeerTimeouts(4.0), worker, 12)
     assert (at, sent) == ([10], [Send(0, Unreachable(1, 7))])
 
 
 def test_many_steals_are_not_one_long_wait(worker):
     begin(worker, 1)
-    waits, deque = Waits(4.0), worker.run.deque
+    waits, deque = PeerTimeouts(4.0), worker.run.deque
     for _ in range(30):
         deque.thief = type(deque.thief).HUNGRY
         worker.handle(0, StealFrom(1, 7, 0.5))
@@ -81,7 +81,7 @@ def test_many_steals_are_not_one_long_wait(worker):
 def test_block_that_does_not_come_is_asked_of_rank_0_instead(worker):
     begin(worker, 1)
     worker.fetching = {3: 7, 5: 0}
-    at, sent = times(Waits(4.0), worker, 40)
+    at, sent = times(PeerTimeouts(4.0), worker, 40)
     assert (at, sent) == ([10], [Send(0, BlockRequest(0, 3))])
     assert worker.fetching == {3: 0, 5: 0}
 

@@ -8,10 +8,10 @@ from mpipar.runtime.machines.messages import Collect, More, Partial, Reduce, Sen
 from mpipar.runtime.machines.reduction import (
     FAN_IN,
     WINDOW,
-    Branch,
-    Chunks,
-    Node,
-    Root,
+    PartialChunks,
+    ReductionNode,
+    RootReduction,
+    WorkerReduction,
     check_sums,
     layout_of,
 )
@@ -21,7 +21,7 @@ LAYOUT = (("a", (3,)),)
 
 def ones(count, size=10):
     sums = {"a": np.ones(count * size, np.int64)}
-    return Chunks(sums, layout_of(sums), size)
+    return PartialChunks(sums, layout_of(sums), size)
 
 
 def reduce(parent, children, number=1):
@@ -34,7 +34,7 @@ def all_of(chunks):
 
 def test_chunks_cover_all_arrays_in_order_of_name():
     sums = {"b": np.arange(5), "a": np.arange(6).reshape(2, 3), "empty": np.zeros(0, np.int64)}
-    chunks = Chunks(sums, layout_of(sums), size=4)
+    chunks = PartialChunks(sums, layout_of(sums), size=4)
     assert all_of(chunks) == [[0, 1, 2, 3], [4, 5], [0, 1, 2, 3], [4]]
     assert layout_of(sums) == (("a", (2, 3)), ("b", (5,)), ("empty", (0,)))
 
@@ -50,7 +50,7 @@ def test_only_int64_arrays_are_sums():
 
 
 def test_leaf_sends_a_window_then_as_the_parent_allows():
-    node = Node(reduce(0, ()), ones(WINDOW + 2))
+    node = ReductionNode(reduce(0, ()), ones(WINDOW + 2))
     assert [send.message.chunk for send in node.start()] == list(range(WINDOW))
     sent = node.more(More(1, 1, WINDOW + 1))
     assert [(send.rank, send.message.chunk) for send in sent] == [(0, WINDOW)]
@@ -59,7 +59,7 @@ def test_leaf_sends_a_window_then_as_the_parent_allows():
 
 def test_node_adds_children_to_its_own_and_leaves_its_own_alone():
     own = ones(1)
-    node = Node(reduce(7, (2, 3)), own)
+    node = ReductionNode(reduce(7, (2, 3)), own)
     assert node.start() == []
     assert node.add(Partial(1, 1, 0, np.full(10, 5))) == []
     up, *more = node.add(Partial(1, 1, 0, np.full(10, 6)))
@@ -71,14 +71,14 @@ def test_node_adds_children_to_its_own_and_leaves_its_own_alone():
 
 def test_childs_chunk_is_not_changed_in_place():
     theirs = np.full(10, 5)
-    node = Node(reduce(0, (2, 3)), ones(1))
+    node = ReductionNode(reduce(0, (2, 3)), ones(1))
     node.add(Partial(1, 1, 0, theirs))
     node.add(Partial(1, 1, 0, np.full(10, 6)))
     assert theirs.tolist() == [5] * 10
 
 
 def test_tree_has_every_worker_once_and_a_bounded_fan_in():
-    root = Root(1, 1, dict.fromkeys(range(1, 60), LAYOUT))
+    root = RootReduction(1, 1, dict.fromkeys(range(1, 60), LAYOUT))
     orders = {send.rank: send.message for send in root.start()}
     assert sorted(orders) == list(range(1, 60))
     children = [child for order in orders.values() for child in order.children]
@@ -93,25 +93,29 @@ def test_tree_has_every_worker_once_and_a_bounded_fan_in():
 
 def test_partials_of_different_shape_are_refused_by_name():
     with pytest.raises(ProtocolError, match="ranks 1 and 2 differ"):
-        Root(1, 1, {1: (("a", (3,)),), 2: (("a", (4,)),)})
+        RootReduction(1, 1, {1: (("a", (3,)),), 2: (("a", (4,)),)})
 
 
 def test_array_that_a_worker_lacks_counts_as_zero():
-    root = Root(1, 1, {1: (("a", (3,)),), 2: (("b", (5,)),)})
+    root = RootReduction(1, 1, {1: (("a", (3,)),), 2: (("b", (5,)),)})
     layout = root.start()[0].message.layout
     assert layout == (("a", (3,)), ("b", (5,)))
-    assert all_of(Chunks({"b": np.ones(5, np.int64)}, layout, 4)) == [[0] * 3, [1] * 4, [1]]
-    assert all_of(Chunks({"b": np.ones(5, np.int64)}, (("a", (9,)),), 4)) == [[0] * 4, [0] * 4, [0]]
+    assert all_of(PartialChunks({"b": np.ones(5, np.int64)}, layout, 4)) == [[0] * 3, [1] * 4, [1]]
+    assert all_of(PartialChunks({"b": np.ones(5, np.int64)}, (("a", (9,)),), 4)) == [
+        [0] * 4,
+        [0] * 4,
+        [0],
+    ]
 
 
 def test_arrays_without_elements_need_no_messages():
-    root = Root(1, 1, {1: (("a", (0, 3)),)})
+    root = RootReduction(1, 1, {1: (("a", (0, 3)),)})
     assert root.done
     assert root.sums["a"].shape == (0, 3)
 
 
 def test_chunk_of_a_child_that_is_ahead_waits_for_reduce():
-    branch = Branch()
+    branch = WorkerReduction()
     branch.collect(Collect(1, 1))
     branch.gathered({"a": np.ones(3, np.int64)})
     assert branch.handle(Partial(1, 1, 0, np.full(3, 2))) == []
@@ -120,7 +124,7 @@ def test_chunk_of_a_child_that_is_ahead_waits_for_reduce():
 
 
 def test_chunk_of_a_reduction_that_was_given_up_is_dropped():
-    branch = Branch()
+    branch = WorkerReduction()
     for number in (1, 2):
         branch.collect(Collect(1, number))
         branch.gathered({"a": np.ones(3, np.int64)})

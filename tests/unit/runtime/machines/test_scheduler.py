@@ -7,7 +7,6 @@ import pytest
 from mpipar.errors import ProtocolError
 from mpipar.runtime.machines.messages import (
     Claim,
-    Failed,
     Granted,
     Idle,
     Overdue,
@@ -16,10 +15,11 @@ from mpipar.runtime.machines.messages import (
     Send,
     Started,
     StealFrom,
+    TaskFailed,
 )
 from mpipar.runtime.machines.scheduler import Scheduler
-from mpipar.runtime.machines.task_state import NEXT, Entry, Event, State
-from mpipar.runtime.stage import QUARANTINED, TIMEOUT, Failure, Policy, Task
+from mpipar.runtime.machines.task_state import NEXT, TaskEvent, TaskState, TrackedTask
+from mpipar.runtime.stage import QUARANTINED, TIMEOUT, GivenUpTask, Policy, Task
 
 
 def tasks(count):
@@ -38,7 +38,7 @@ def numbers(sends):
 
 
 def failed(task):
-    return Failed(1, task, "ValueError", "no", "")
+    return TaskFailed(1, task, "ValueError", "no", "")
 
 
 # Placement
@@ -69,10 +69,10 @@ def test_shuffled_placement_is_repeatable_and_complete():
 # The states of a task
 
 
-@pytest.mark.parametrize("event", list(Event))
-@pytest.mark.parametrize("state", list(State))
+@pytest.mark.parametrize("event", list(TaskEvent))
+@pytest.mark.parametrize("state", list(TaskState))
 def test_illegal_move_raises_and_changes_nothing(state, event):
-    entry = Entry(Task(4, None, None), state, None if state is State.WAITING else 1)
+    entry = TrackedTask(Task(4, None, None), state, None if state is TaskState.WAITING else 1)
     if (state, event) in NEXT:
         entry.move(event, 1)
         assert entry.state is NEXT[state, event]
@@ -86,7 +86,7 @@ def test_only_the_owner_can_finish_a_task_and_the_error_tells_its_story():
     scheduler, _ = started(2)
     with pytest.raises(ProtocolError, match="ASSIGNED 1"):
         scheduler.finish(2, [0], 0.1)
-    assert scheduler.entries[0].state is State.PLACED
+    assert scheduler.entries[0].state is TaskState.PLACED
 
 
 def test_finished_task_is_held_until_it_is_banked():
@@ -96,7 +96,7 @@ def test_finished_task_is_held_until_it_is_banked():
     assert scheduler.all_finished
     assert scheduler.holders() == {1, 2}
     scheduler.bank()
-    assert {entry.state for entry in scheduler.entries.values()} == {State.DONE}
+    assert {entry.state for entry in scheduler.entries.values()} == {TaskState.DONE}
 
 
 # Stealing
@@ -210,8 +210,8 @@ def test_failed_task_is_tried_on_other_ranks_then_given_up():
     assert scheduler.take_failures() == []
     assert scheduler.fail(third.rank, failed(0)) == []
     ranks = (1, second.rank, third.rank)
-    assert scheduler.take_failures() == [Failure(0, "ValueError", "no", "", ranks, block=0)]
-    assert scheduler.entries[0].state is State.ASIDE
+    assert scheduler.take_failures() == [GivenUpTask(0, "ValueError", "no", "", ranks, block=0)]
+    assert scheduler.entries[0].state is TaskState.ASIDE
     assert scheduler.all_finished
 
 
@@ -233,7 +233,7 @@ def test_lost_rank_gives_back_what_it_had_and_what_it_held():
     sends = scheduler.rank_lost(1)
     assert numbers(sends) == [(2, [0]), (2, [1])]
     assert scheduler.finished == 1
-    assert scheduler.entries[2].state is State.HELD
+    assert scheduler.entries[2].state is TaskState.HELD
 
 
 def test_banked_task_survives_the_loss_of_its_holder():
@@ -248,7 +248,7 @@ def test_banked_task_survives_the_loss_of_its_holder():
 def test_tasks_wait_when_no_rank_is_left():
     scheduler, _ = started(2, ranks=(1,))
     assert scheduler.rank_lost(1) == []
-    assert {entry.state for entry in scheduler.entries.values()} == {State.WAITING}
+    assert {entry.state for entry in scheduler.entries.values()} == {TaskState.WAITING}
 
 
 def test_rank_that_joins_gets_what_had_nowhere_to_go_and_suspects_one_by_one():
@@ -279,7 +279,7 @@ def test_tasks_that_a_rank_died_with_are_tried_one_at_a_time():
 def test_task_that_takes_down_three_ranks_is_set_aside_and_the_others_are_done():
     scheduler, _ = started(8, ranks=(1, 2, 3, 4), policy=Policy(deaths=3))
     died = []
-    while scheduler.entries[1].state is State.PLACED:  # task 1 is the one
+    while scheduler.entries[1].state is TaskState.PLACED:  # task 1 is the one
         died.append(scheduler.entries[1].rank)
         scheduler.note(died[-1], Started(1, 1))
         scheduler.rank_lost(died[-1])
@@ -309,7 +309,7 @@ def test_task_that_takes_too_long_costs_it_a_try_and_its_neighbours_nothing():
     scheduler.note(3, Overdue(1, 1))
     assert sorted(numbers(scheduler.rank_lost(3))) == [(2, [6, 7, 8])]
     (failure,) = scheduler.take_failures()
-    assert failure == Failure(1, TIMEOUT, "it took longer than 5 s", "", (1, 3), 1)
+    assert failure == GivenUpTask(1, TIMEOUT, "it took longer than 5 s", "", (1, 3), 1)
     assert all(not entry.died_on for entry in scheduler.entries.values())
 
 

@@ -13,7 +13,7 @@ from mpipar.runtime.machines.messages import (
     StealReply,
     StealRequest,
 )
-from mpipar.runtime.machines.task_deque import Deque, Thief
+from mpipar.runtime.machines.task_deque import StealState, TaskDeque
 from mpipar.runtime.stage import Task
 
 TASKS = tuple(Task(number, number, None) for number in range(10))
@@ -25,7 +25,7 @@ def nothing_cached(block):
 
 
 def stocked(count):
-    deque = Deque(1)
+    deque = TaskDeque(1)
     deque.place(TASKS[:count], nothing_cached)
     return deque
 
@@ -67,14 +67,14 @@ def test_victim_with_nothing_answers_so():
 
 
 def test_victim_answers_only_once_it_has_heard_from_the_master():
-    deque = Deque(1)
+    deque = TaskDeque(1)
     assert deque.give(2, StealRequest(1, 0.5), nothing_cached) == []
     assert [s.rank for s in deque.place(TASKS[:2], nothing_cached)] == [2]
     assert tuple(deque.tasks) == TASKS[:1]
 
 
 def test_tasks_whose_block_is_here_run_first():
-    deque = Deque(1)
+    deque = TaskDeque(1)
     deque.place(TASKS[:4], lambda block: block in {2, 3})
     assert [task.id for task in deque.tasks] == [2, 3, 0, 1]
 
@@ -85,23 +85,23 @@ def test_idle_is_said_once():
 
 
 def test_nothing_is_said_before_the_first_place():
-    assert Deque(1).want() == []
+    assert TaskDeque(1).want() == []
 
 
 def test_stolen_tasks_run_only_when_granted():
     deque = claiming()
-    assert (deque.thief, tuple(deque.tasks)) == (Thief.CLAIMING, ())
+    assert (deque.thief, tuple(deque.tasks)) == (StealState.CLAIMING, ())
     assert deque.want() == []
     deque.granted(Granted(1, 1, (0, 1)))
-    assert (deque.thief, tuple(deque.tasks)) == (Thief.SATED, TASKS[:2])
+    assert (deque.thief, tuple(deque.tasks)) == (StealState.SATED, TASKS[:2])
 
 
 def test_claim_may_be_granted_in_part():
     deque = claiming()
     deque.granted(Granted(1, 1, (1,)))
-    assert deque.thief is Thief.CLAIMING
+    assert deque.thief is StealState.CLAIMING
     deque.refused(Refused(1, 1, (0,)))
-    assert (deque.thief, tuple(deque.tasks)) == (Thief.SATED, TASKS[1:2])
+    assert (deque.thief, tuple(deque.tasks)) == (StealState.SATED, TASKS[1:2])
 
 
 def test_empty_answer_is_reported_with_what_the_victim_had_seen():
@@ -109,7 +109,7 @@ def test_empty_answer_is_reported_with_what_the_victim_had_seen():
     deque.steal_from(StealFrom(1, 3, 0.5))
     sends = deque.loot(3, StealReply(1, (), NOTHING, 4))
     assert sends == [Send(MASTER, Idle(1, dry=3, seen=4))]
-    assert deque.thief is Thief.HUNGRY
+    assert deque.thief is StealState.HUNGRY
 
 
 # The fates of a task in mid-steal
@@ -140,7 +140,7 @@ def test_steal_failed_and_placed_here_again():
 def test_steal_rejected():
     deque = claiming()
     deque.refused(Refused(1, 1, (0, 1)))
-    assert (deque.thief, tuple(deque.tasks)) == (Thief.SATED, ())
+    assert (deque.thief, tuple(deque.tasks)) == (StealState.SATED, ())
     assert deque.want() == [Send(MASTER, Idle(1))]
 
 
@@ -154,7 +154,7 @@ def test_steal_source_lost_before_it_answered():
 def test_steal_source_lost_after_it_answered():
     deque = claiming(victim=3)
     assert deque.gone(1, 3) == []
-    assert deque.thief is Thief.CLAIMING  # the master refuses, and it looks elsewhere
+    assert deque.thief is StealState.CLAIMING  # the master refuses, and it looks elsewhere
 
 
 def test_steal_target_lost():
@@ -167,7 +167,7 @@ def test_steal_target_lost():
 
 
 def test_steal_request_of_a_lost_thief_is_not_answered():
-    deque = Deque(1)
+    deque = TaskDeque(1)
     deque.give(2, StealRequest(1, 0.5), nothing_cached)
     deque.gone(1, 2)
     assert deque.place(TASKS[:2], nothing_cached) == []

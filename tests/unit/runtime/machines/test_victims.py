@@ -4,14 +4,14 @@ import random
 
 import pytest
 
-from mpipar.runtime.machines.loads import Loads
-from mpipar.runtime.machines.victims import ALIKE, RAIDS, Market
+from mpipar.runtime.machines.loads import WorkerLoads
+from mpipar.runtime.machines.victims import ALIKE, RAIDS, Victims
 
 
 def market_of(*placed, done=1, seconds=1.0):
     """Rank 1 has placed[0] tasks and so on; all have done some already."""
-    loads = Loads(range(1, len(placed) + 1))
-    market = Market(loads, threads=1)
+    loads = WorkerLoads(range(1, len(placed) + 1))
+    market = Victims(loads, threads=1)
     for rank, count in enumerate(placed, 1):
         loads.count(rank, done, seconds)
         give(loads, market, rank, count)
@@ -107,14 +107,14 @@ def test_a_message_is_as_much_work_with_many_ranks_as_with_few(ranks, monkeypatc
     dice = random.Random(3)
     loads, market = market_of(*[dice.randint(2, 40) for _ in range(ranks)])
     looks = 0
-    pace = Loads.pace
+    pace = WorkerLoads.pace
 
     def counted(self, rank):
         nonlocal looks
         looks += 1
         return pace(self, rank)
 
-    monkeypatch.setattr(Loads, "pace", counted)
+    monkeypatch.setattr(WorkerLoads, "pace", counted)
     for thief in dice.sample(range(1, ranks + 1), 40):
         take(loads, market, thief, len(loads[thief].placed))
         market.ask(thief)

@@ -3,8 +3,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from mpipar.runtime.loops.compute_threads import (
-    Trouble,
+from mpipar.runtime.machines.caught_error import (
+    CaughtError,
 )
 from mpipar.runtime.machines.messages import (
     MASTER,
@@ -15,7 +15,6 @@ from mpipar.runtime.machines.messages import (
     Bye,
     Claim,
     Collect,
-    Failed,
     Finished,
     Forget,
     Gone,
@@ -29,6 +28,7 @@ from mpipar.runtime.machines.messages import (
     StealReply,
     StealRequest,
     Stop,
+    TaskFailed,
     Welcome,
 )
 from mpipar.runtime.machines.orders import (
@@ -39,7 +39,7 @@ from mpipar.runtime.machines.orders import (
     Prepare,
     Prepared,
 )
-from mpipar.runtime.machines.worker import Worker
+from mpipar.runtime.machines.worker import WorkerMachine
 from mpipar.runtime.machines.worker_run import BURST_TASKS
 from mpipar.runtime.stage import Stage, Task
 
@@ -66,14 +66,14 @@ def blocks(count):
 
 def ready(tasks, threads=1, begin=BEGIN, rank=1):
     """Return a worker that has begun a run and has these tasks, and what it then did."""
-    worker = Worker(rank, Welcome(threads, 1 << 20, Knobs(), 1.0))
+    worker = WorkerMachine(rank, Welcome(threads, 1 << 20, Knobs(), 1.0))
     worker.handle(MASTER, begin)
     worker.handle(MASTER, Place(1, tasks))
     return worker, worker.react(Prepared(1))
 
 
 def test_begin_is_passed_on_before_the_stage_is_started():
-    worker = Worker(1, Welcome(1, 0, Knobs(), 1.0))
+    worker = WorkerMachine(1, Welcome(1, 0, Knobs(), 1.0))
     begin = Begin(1, 1, STAGE, {}, ((0, 1, 2, 3, 4, 5, 6, 7),))
     assert worker.handle(MASTER, begin) == [
         Send(4, begin),
@@ -91,7 +91,7 @@ def test_as_many_tasks_start_as_there_are_threads(threads):
 
 
 def test_place_may_come_before_begin():
-    worker = Worker(1, Welcome(1, 0, Knobs(), 1.0))
+    worker = WorkerMachine(1, Welcome(1, 0, Knobs(), 1.0))
     assert worker.handle(MASTER, Place(1, plain(2))) == []
     worker.handle(2, BEGIN)
     assert worker.react(Prepared(1)) == [Compute(1, ((plain(1)[0], None),))]
@@ -175,8 +175,8 @@ def test_suspect_runs_first_and_alone_and_cannot_be_stolen():
 
 def test_failed_task_is_reported_as_text():
     worker, _ = ready(plain(1))
-    actions = worker.react(Computed(1, (), 0.5, ((0, Trouble("ValueError", "no", "trace")),)))
-    assert actions[0] == Send(MASTER, Failed(1, 0, "ValueError", "no", "trace"))
+    actions = worker.react(Computed(1, (), 0.5, ((0, CaughtError("ValueError", "no", "trace")),)))
+    assert actions[0] == Send(MASTER, TaskFailed(1, 0, "ValueError", "no", "trace"))
     assert worker.report() == []
 
 
@@ -281,13 +281,13 @@ def test_message_of_a_run_that_is_over_does_nothing():
 
 
 def test_forget_may_come_before_begin():
-    worker = Worker(1, Welcome(1, 0, Knobs(), 1.0))
+    worker = WorkerMachine(1, Welcome(1, 0, Knobs(), 1.0))
     worker.handle(MASTER, Forget(1))
     assert worker.handle(2, BEGIN) == []
 
 
 def test_sums_are_gathered_once_the_stage_has_started():
-    worker = Worker(1, Welcome(1, 0, Knobs(), 1.0))
+    worker = WorkerMachine(1, Welcome(1, 0, Knobs(), 1.0))
     assert worker.handle(MASTER, Collect(1, 1)) == []
     worker.handle(MASTER, BEGIN)
     assert worker.react(Prepared(1)) == [Gather(1, 1)]

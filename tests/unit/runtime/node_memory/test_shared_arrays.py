@@ -13,9 +13,9 @@ import pytest
 from mpipar.runtime.node_memory import shared_arrays as depot_module
 from mpipar.runtime.node_memory.shared_arrays import (
     LARGE,
-    Depot,
-    Ticket,
-    UnreachableError,
+    ArrayHandle,
+    SharedArrays,
+    UnmappableError,
     has_tickets,
     memory_name,
 )
@@ -42,7 +42,7 @@ def descriptors():
 @pytest.fixture
 def lodged():
     before = descriptors()
-    depot = Depot.lodge(VALUES)
+    depot = SharedArrays.lodge(VALUES)
     yield depot
     if depot.tickets:
         depot.close()
@@ -55,14 +55,14 @@ def ticket_of(depot):
 
 def unreachable(tickets, reason):
     before = descriptors()
-    with pytest.raises(UnreachableError, match=reason):
-        Depot.find(tickets)
+    with pytest.raises(UnmappableError, match=reason):
+        SharedArrays.find(tickets)
     assert descriptors() == before
 
 
 def test_large_arrays_are_found_as_they_were_read_only_aligned_and_in_one_memory(lodged):
-    found = Depot.find(lodged.tickets)
-    assert {name for name, value in lodged.tickets.items() if isinstance(value, Ticket)} == (
+    found = SharedArrays.find(lodged.tickets)
+    assert {name for name, value in lodged.tickets.items() if isinstance(value, ArrayHandle)} == (
         LARGE_ONES
     )
     for name, value in VALUES.items():
@@ -84,8 +84,8 @@ def test_other_process_finds_what_tickets_lead_to(lodged):
     assert len(wire) < 3000
     script = (
         "import pickle, sys\n"
-        "from mpipar.runtime.node_memory.shared_arrays import Depot\n"
-        "values = Depot.find(pickle.load(sys.stdin.buffer)).values\n"
+        "from mpipar.runtime.node_memory.shared_arrays import SharedArrays\n"
+        "values = SharedArrays.find(pickle.load(sys.stdin.buffer)).values\n"
         "print(repr(values['volume'].sum()), values['text'])\n"
     )
     line = [sys.executable, "-c", script]
@@ -94,9 +94,9 @@ def test_other_process_finds_what_tickets_lead_to(lodged):
 
 
 def test_who_found_it_can_pass_it_on_when_the_lender_has_gone(lodged):
-    second = Depot.find(lodged.tickets)
+    second = SharedArrays.find(lodged.tickets)
     lodged.close()
-    third = Depot.find(second.tickets)
+    third = SharedArrays.find(second.tickets)
     second.close()
     assert np.array_equal(third.values["bytes"], VALUES["bytes"])
     arrays = dict(third.values)
@@ -121,7 +121,7 @@ def test_descriptor_number_that_is_another_file_by_now_is_not_mistaken(lodged):
     number = ticket_of(lodged).descriptor
     lodged.close()
     unreachable(tickets, "No such file")
-    other = Depot.lodge(VALUES)  # as large, and at the same number
+    other = SharedArrays.lodge(VALUES)  # as large, and at the same number
     assert ticket_of(other).descriptor == number
     unreachable(tickets, "another file")
     other.close()
@@ -130,7 +130,7 @@ def test_descriptor_number_that_is_another_file_by_now_is_not_mistaken(lodged):
 def test_same_number_and_inode_on_another_host_is_not_mistaken(lodged):
     mine = lodged.tickets
     forged = {
-        name: replace(value, token=bytes(16)) if isinstance(value, Ticket) else value
+        name: replace(value, token=bytes(16)) if isinstance(value, ArrayHandle) else value
         for name, value in mine.items()
     }
     unreachable(forged, "another file")
@@ -166,15 +166,15 @@ def test_process_that_has_ended_has_nothing_to_find(lodged):
 def test_other_arrays_are_sent_as_they_are(array):
     if array.dtype.hasobject or array.size < LARGE or not array.flags.c_contiguous:
         array.flags.writeable = False
-    assert Depot.lodge({"x": array}) is None
+    assert SharedArrays.lodge({"x": array}) is None
 
 
 def test_without_such_memory_nothing_is_lodged(monkeypatch):
     before = descriptors()
     monkeypatch.setattr(depot_module, "_write", lambda *_: (_ for _ in ()).throw(OSError("full")))
-    assert Depot.lodge(VALUES) is None
+    assert SharedArrays.lodge(VALUES) is None
     monkeypatch.delattr(os, "memfd_create")
-    assert Depot.lodge(VALUES) is None
+    assert SharedArrays.lodge(VALUES) is None
     assert memory_name() == ""
     assert descriptors() == before
 
@@ -186,6 +186,6 @@ def test_tickets_are_recognised(lodged):
 
 def test_writes_go_on_where_the_kernel_stopped(monkeypatch):
     monkeypatch.setattr(depot_module, "PIECE", 100_001)
-    depot = Depot.lodge(VALUES)
+    depot = SharedArrays.lodge(VALUES)
     assert np.array_equal(depot.values["volume"], VALUES["volume"])
     depot.close()

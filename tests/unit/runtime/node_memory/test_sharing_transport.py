@@ -16,7 +16,12 @@ from mpipar.runtime.isolation import isolated_tasks
 from mpipar.runtime.loops import worker_loop
 from mpipar.runtime.machines.messages import Begin, Forget, Idle, NeedArrays, Place
 from mpipar.runtime.node_memory import sharing_transport
-from mpipar.runtime.node_memory.shared_arrays import Depot, Ticket, UnreachableError, for_child
+from mpipar.runtime.node_memory.shared_arrays import (
+    ArrayHandle,
+    SharedArrays,
+    UnmappableError,
+    for_child,
+)
 from mpipar.runtime.node_memory.sharing_transport import SharingTransport
 from mpipar.runtime.pool import Pool
 from mpipar.runtime.process import environment
@@ -52,7 +57,7 @@ def the_only(arrived):
 
 
 def is_ticket(message):
-    return isinstance(message.shared["a"], Ticket)
+    return isinstance(message.shared["a"], ArrayHandle)
 
 
 def is_right(message):
@@ -118,7 +123,7 @@ def test_who_cannot_map_asks_rank_0_and_takes_plain_arrays(monkeypatch):
     master.send(1, begin())
     message = the_only(middle.receive())
     middle.send(2, message)
-    monkeypatch.setattr(Depot, "find", lambda values: (_ for _ in ()).throw(UnreachableError))
+    monkeypatch.setattr(SharedArrays, "find", lambda values: (_ for _ in ()).throw(UnmappableError))
     assert leaf.receive() == []
     assert master.receive() == [(2, NeedArrays(1, 1))]
     master.send(2, begin(plain=True))
@@ -140,9 +145,9 @@ def test_begin_that_comes_twice_or_late_is_dropped():
 def test_forget_closes_and_nothing_of_that_run_is_sent_any_more(monkeypatch):
     closed = []
     monkeypatch.setattr(
-        sharing_transport.Depot,
+        sharing_transport.SharedArrays,
         "close",
-        lambda self, plain=Depot.close: closed.append(1) or plain(self),
+        lambda self, plain=SharedArrays.close: closed.append(1) or plain(self),
     )
     (master, worker, *_), below = ends()
     master.send(1, begin())
@@ -193,17 +198,17 @@ def pool_of_sharing_ranks():
 
 @pytest.mark.parametrize("blind", [set(), {2}, {1, 2, 3, 4}])
 def test_whole_runs_are_right_whoever_cannot_map(monkeypatch, blind):
-    plain_find = Depot.find
+    plain_find = SharedArrays.find
     found = []
 
     def find(values):
         rank = int(threading.current_thread().name)
         found.append(rank)
         if rank in blind:
-            raise UnreachableError
+            raise UnmappableError
         return plain_find(values)
 
-    monkeypatch.setattr(Depot, "find", find)
+    monkeypatch.setattr(SharedArrays, "find", find)
     shared = {"a": np.ones(1 << 18), "b": np.ones(1 << 17)}
     with pool_of_sharing_ranks() as pool:
         for _ in range(3):

@@ -50,7 +50,7 @@ def join(hub, name, key=KEY):
 def star(workers):
     """A hub and the ends of its workers, by rank."""
     with ExitStack() as stack:
-        hub = tcp_transport.Hub(KEY)
+        hub = tcp_transport.HubTransport(KEY)
         hub.port = hub.listen("127.0.0.1")
         stack.callback(hub.close)
         for rank in range(1, workers + 1):
@@ -168,10 +168,10 @@ def test_rank_that_does_not_come_can_be_given_up():
 
 def test_another_version_is_told_apart(monkeypatch):
     monkeypatch.setattr(tcp_handshake, "_BANNER", b"mpipar 0.0.0".ljust(32))
-    door = tcp_handshake.Doorkeeper(KEY)
+    door = tcp_handshake.ServerHandshake(KEY)
     monkeypatch.setattr(tcp_handshake, "_BANNER", b"mpipar 1.0.0".ljust(32))
     with pytest.raises(UnavailableError, match=r"'mpipar 0\.0\.0'"):
-        tcp_handshake.Visitor(KEY, "w1").reply(door.salute)
+        tcp_handshake.UnverifiedPeer(KEY, "w1").reply(door.salute)
 
 
 def test_nobody_listening_is_said_so():
