@@ -159,8 +159,8 @@ def test_command_ends_when_worker_and_shepherd_are_killed_at_once(tmp_path):
     pids = tmp_path / "pids"
     program = (
         "from mpipar.programs.commands.supervisor_client import *\n"
-        f'SupervisorClient().run(CommandOrder("echo $PPID >>{pids}; echo $$ >>{pids}; exec sleep 50", '
-        '"/", {"PATH": "/bin:/usr/bin"}, None, 9, 9))'
+        f'shell = "echo $PPID >>{pids}; echo $$ >>{pids}; exec sleep 50"\n'
+        'SupervisorClient().run(CommandOrder(shell, "/", {"PATH": "/bin:/usr/bin"}, None, 9, 9))'
     )
     worker = subprocess.Popen([sys.executable, "-c", program], cwd=ROOT)
     try:
