@@ -80,7 +80,8 @@ installed() {
     local what=$1 package missing=()
     shift
     for package in "$@"; do
-        dpkg-query -W "$package" >/dev/null 2>&1 || missing+=("$package")
+        # A package that was never installed can be known all the same, with another status.
+        [ "$(dpkg-query -W -f '${db:Status-Status}' "$package" 2>/dev/null)" = installed ] || missing+=("$package")
     done
     [ ${#missing[@]} -gt 0 ] || return 0
     if [ "$(id -u)" != 0 ] || ! command -v apt-get >/dev/null; then
