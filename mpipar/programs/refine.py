@@ -63,8 +63,6 @@ class RefineSession:
     view: View
     clock: Clock
     history: list[FinishedIteration] = field(default_factory=list)
-    losses_told: int = 0
-    gains_told: int = 0
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
@@ -91,12 +89,8 @@ class RefineSession:
             self._tell_losses()
 
     def _tell_losses(self) -> None:
-        for loss in self.pool.losses[self.losses_told :]:
-            self.view.say(str(loss))
-        self.losses_told = len(self.pool.losses)
-        for gain in self.pool.gains[self.gains_told :]:
-            self.view.say(str(gain))
-        self.gains_told = len(self.pool.gains)
+        for change in (*self.pool.new_losses(), *self.pool.new_gains()):
+            self.view.say(str(change))
 
 
 def run(settings: RefineSettings, open_pool: OpenPool, view: View) -> None:

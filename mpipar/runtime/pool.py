@@ -61,6 +61,8 @@ def stop_workers(
 class Pool:
     """The workers, as seen from rank 0. Use as a context manager."""
 
+    _losses_told = _gains_told = 0  # how many `new_losses` and `new_gains` have returned
+
     def __init__(
         self,
         transport: Transport,
@@ -116,6 +118,18 @@ class Pool:
     def gains(self) -> list[NewWorker]:
         """The workers that have come in the place of lost ones."""
         return self._loop.gains
+
+    def new_losses(self) -> list[LostWorker]:
+        """Return the losses since the last call, so that the user is told of each once."""
+        new = self.losses[self._losses_told :]
+        self._losses_told += len(new)
+        return new
+
+    def new_gains(self) -> list[NewWorker]:
+        """Return the new workers since the last call, so that the user is told of each once."""
+        new = self.gains[self._gains_told :]
+        self._gains_told += len(new)
+        return new
 
     def replace_lost(self) -> bool:
         """From now on start a new worker for each one lost; False if that cannot be done here."""

@@ -58,7 +58,6 @@ class CallRouter:
         self._numbers = itertools.count()
         self._tasks = itertools.count()
         self._touched: dict[CallFeed, None] = {}
-        self._losses_told = len(pool.losses)
         self._supplying = False
         self._closed = False
         self._error: BaseException | None = None
@@ -252,9 +251,8 @@ class CallRouter:
 
     def _tell_losses(self) -> None:
         """Say which workers died: their calls are made again, so nothing else would."""
-        for loss in self._pool.losses[self._losses_told :]:
+        for loss in self._pool.new_losses():
             sys.stderr.write(f"mpipar: {loss}\n")
-            self._losses_told += 1
 
     def ended(self, error: BaseException | None) -> None:
         """No more results will come."""

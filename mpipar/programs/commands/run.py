@@ -153,7 +153,6 @@ class CommandsSession:
     outcomes: list[CommandOutcome]  # all tries, of earlier runs too
     failed: set[Key] = field(default_factory=set)  # in this run, with no try left
     finished: int = 0  # in this run, well or not
-    losses_told: int = 0
     reported: float = 0.0  # when status.json was last written
 
     def run(self, waiting: Sequence[PendingCommand]) -> None:
@@ -254,9 +253,8 @@ class CommandsSession:
             self.view.say(f"more failures are in {TABLE} at the end")
 
     def _show(self, total: int, running: int) -> None:
-        for loss in self.pool.losses[self.losses_told :]:
+        for loss in self.pool.new_losses():
             self.view.say(str(loss))
-            self.losses_told += 1
         failed = len(self.failed)
         self.view.progress("commands", self.finished, total, running=running, failed=failed or None)
         now = time.monotonic()

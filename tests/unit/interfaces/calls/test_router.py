@@ -157,6 +157,10 @@ class Script:
     def serve(self, source):
         pass
 
+    def new_losses(self):
+        new, self.losses = self.losses, []
+        return new
+
     def stream(self, stage, shared, client, *, policy):
         self.client, self.policy = client, policy
         return self

@@ -266,6 +266,8 @@ def test_worker_lost_before_its_hello_is_not_waited_for():
         assert [str(loss) for loss in pool.losses] == [
             "rank 1 is lost; no task is run again by the 1 left"
         ]
+        assert pool.new_losses() == pool.losses
+        assert pool.new_losses() == [], "each is told once"
         assert len(pool.run(Where(), {}, tasks_of(3, blocks=False)).results) == 3
     thread.join(5)
 
@@ -334,6 +336,7 @@ def test_lost_worker_is_replaced_and_the_new_one_works_and_can_be_lost_as_well(m
             assert outcome.statistics.tasks_per_rank[after[1]] > 0
             assert sorted(pool._master.ranks) == after
         assert [str(gain).split()[1] for gain in pool.gains] == ["3", "4"]
+        assert (pool.new_gains(), pool.new_gains()) == (pool.gains, [])
         for end in (1, 3):
             crew.ends[0].send(end, Stop())
     assert crew.hosts == [pool.hosts[2].host] * 2
