@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import graphlib
+import re
 import subprocess
 import sys
 from collections import defaultdict
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "mpipar"
+TESTS = ROOT / "tests"
 MODULES = sorted(PACKAGE.rglob("*.py"))
 NAMES = [str(path.relative_to(ROOT)) for path in MODULES]
 
@@ -88,6 +90,15 @@ def test_functions_are_short(path):
 def test_package_parses_as_the_oldest_python_it_promises():
     for path in MODULES:
         ast.parse(path.read_text(encoding="utf-8"), feature_version=(3, 10))
+
+
+HELPER_OF_A_TEST = re.compile(r"from tests\.[\w.]*\btest_\w+ import|import tests\.[\w.]*\btest_\w+")
+
+
+def test_no_test_imports_from_another():
+    """What several tests need has a home in tests/support, or beside them under a plain name."""
+    texts = {str(path.relative_to(ROOT)): path.read_text() for path in TESTS.rglob("*.py")}
+    assert [name for name, text in texts.items() if HELPER_OF_A_TEST.search(text)] == []
 
 
 def test_serial_start_loads_no_mpi():

@@ -73,11 +73,12 @@ def measure(mebibytes: int) -> dict[str, float]:
 
 def job(ranks: int, mebibytes: int, knob: str) -> dict[str, float]:
     """Measure in a job of its own."""
-    from tests.support import refining
+    from tests.support import jobs
+    from tests.support.installed import mpirun
 
     program = [sys.executable, "-m", "tests.bench.node_memory", "--measure", str(mebibytes)]
-    line = [*refining.mpirun(), "-n", str(ranks), *program]
-    with refining.Job([], line=line, env={"MPIPAR_NODE_MEMORY": knob}) as started:
+    line = [*mpirun(), "-n", str(ranks), *program]
+    with jobs.Job([], line=line, env={"MPIPAR_NODE_MEMORY": knob}) as started:
         done = started.finish(120.0)
     assert done.returncode == 0, done.stderr
     found: dict[str, float] = json.loads(done.stdout)

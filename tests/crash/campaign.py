@@ -23,7 +23,8 @@ from pathlib import Path
 from typing import Final
 
 from mpipar.launch.mpirun import FAULT_TOLERANT
-from tests.support import refining
+from tests.support import instruments, jobs, refine_runs
+from tests.support.installed import mpirun
 
 LIMIT: Final = 90.0  # seconds; an undisturbed job takes less than ten
 SPAN: Final = {"sums": 3.0, "refine": 2.0}  # seconds after the start in which ranks are killed
@@ -62,7 +63,7 @@ def started(folder: Path) -> list[int]:
     return [int(path.read_text() or 0) for path in folder.iterdir() if path.name != "0"]
 
 
-def kill_some(job: refining.Job, case: Case, victims: list[int], start: float) -> int:
+def kill_some(job: jobs.Job, case: Case, victims: list[int], start: float) -> int:
     """Kill workers at moments that the seed decides; how many of them still lived."""
     dice = random.Random(f"{case.kind} {case.ranks} {case.seed}")
     chosen = dice.sample(sorted(victims), min(case.kills, len(victims) - 1))
@@ -79,7 +80,7 @@ def kill_some(job: refining.Job, case: Case, victims: list[int], start: float) -
     return killed
 
 
-def kill_replacement(job: refining.Job, case: Case) -> int:
+def kill_replacement(job: jobs.Job, case: Case) -> int:
     """Kill one of the processes that were started in the place of others, if there are any."""
     dice = random.Random(f"replacement {case.seed}")
     time.sleep(dice.uniform(0, 2.0))
@@ -95,7 +96,7 @@ def kill_replacement(job: refining.Job, case: Case) -> int:
     return 1
 
 
-def living(job: refining.Job) -> str:
+def living(job: jobs.Job) -> str:
     """What still runs, and what each of its threads waits for."""
     lines = []
     for pid in job.pids():
@@ -106,14 +107,14 @@ def living(job: refining.Job) -> str:
     return "\n".join(lines)
 
 
-def words_of(case: Case, reference: refining.Reference | None, path: Path) -> list[str]:
+def words_of(case: Case, reference: refine_runs.Reference | None, path: Path) -> list[str]:
     """Words after `python -m`."""
     if reference is None:
         return ["tests.support.summing", *(["replace", "8"] if case.replace else [])]
     return [*reference.input.words("--path", path), *(["--replace-lost"] if case.replace else [])]
 
 
-def wait_for_start(job: refining.Job, case: Case, folder: Path) -> list[int]:
+def wait_for_start(job: jobs.Job, case: Case, folder: Path) -> list[int]:
     """Processes of all workers, once MPI has started in them."""
     until = time.monotonic() + LIMIT
     while time.monotonic() < until and job.process.poll() is None:
@@ -124,16 +125,16 @@ def wait_for_start(job: refining.Job, case: Case, folder: Path) -> list[int]:
     return []
 
 
-def run(case: Case, reference: refining.Reference | None, folder: Path) -> tuple[str, str, int]:
+def run(case: Case, reference: refine_runs.Reference | None, folder: Path) -> tuple[str, str, int]:
     """Run one job; how it ended, what it said if not well, how many were killed."""
     path, marks = folder / f"{case.ranks}-{case.seed}", folder / f"started-{case.seed}"
     marks.mkdir()
     words = words_of(case, reference, path)
     program = [sys.executable, "-m", *words]
-    line = [*refining.mpirun(), *FAULT_TOLERANT, "-n", str(case.ranks), *program]
+    line = [*mpirun(), *FAULT_TOLERANT, "-n", str(case.ranks), *program]
     env = {"PRTE_MCA_state_base_recoverable": "1", "MPIPAR_TEST_STARTED": str(marks)}
-    env["PYTHONPATH"] = refining.instrument(folder / "instrument", STARTED)
-    with refining.Job([], line=line, log=folder / "out", env=env) as job:
+    env["PYTHONPATH"] = instruments.instrument(folder / "instrument", STARTED)
+    with jobs.Job([], line=line, log=folder / "out", env=env) as job:
         killed = kill_some(job, case, wait_for_start(job, case, marks), time.monotonic())
         if case.replace:
             killed += kill_replacement(job, case)
@@ -141,17 +142,14 @@ def run(case: Case, reference: refining.Reference | None, folder: Path) -> tuple
             done = job.finish(LIMIT)
         except Exception as error:  # of any kind: it is counted, and the campaign goes on
             return "hang", f"{error}\n{(folder / 'out').read_text()}{living(job)}", killed
-        until = time.monotonic() + 5
-        while job.pids() and time.monotonic() < until:
-            time.sleep(0.05)
-        left = job.pids()
+        left = [] if job.leaves_nothing() else job.pids()
     said = (folder / "out").read_text()
     if done.returncode != 0:
         return "failed", f"code {done.returncode}\n{said}\n{done.stderr}", killed
     if reference is None:
         right = said.splitlines()[-1:] == ["all right"]
     else:
-        right = refining.digests(path) == reference.digests
+        right = refine_runs.digests(path) == reference.digests
     if not right:
         return "wrong", f"{said}\n{done.stderr}", killed
     return ("stray", f"left: {left}", killed) if left else ("good", "", killed)
@@ -171,7 +169,7 @@ def main(arguments: list[str]) -> int:
     kills: Counter[int] = Counter()
     with tempfile.TemporaryDirectory(prefix="campaign-") as scratch:
         folder = Path(scratch)
-        reference = refining.reference(folder) if asked.kind == "refine" else None
+        reference = refine_runs.reference(folder) if asked.kind == "refine" else None
         for number in range(asked.runs):
             ranks = asked.ranks[number % len(asked.ranks)]
             case = Case(asked.kind, ranks, asked.seed + number, asked.replace_lost)

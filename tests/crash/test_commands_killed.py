@@ -7,7 +7,6 @@ import functools
 import os
 import random
 import signal
-import subprocess
 import sys
 import time
 from collections import Counter
@@ -21,7 +20,8 @@ from mpipar.launch.mpirun import FAULT_TOLERANT
 from mpipar.programs.commands.try_log import TryLog
 from mpipar.store.project import Project
 from mpipar.store.status import read_verdict
-from tests.support import refining
+from tests.support import jobs
+from tests.support.installed import mpirun, tolerates_faults
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -29,14 +29,6 @@ if TYPE_CHECKING:
 LIMIT = 60.0
 LONG = f"1234.{os.getpid()}"  # seconds, and not those of another session of these tests
 REQUEUE = 75
-
-
-def tolerates_faults() -> bool:
-    info = refining.MPIRUN.with_name("ompi_info")
-    if not info.exists():
-        return False
-    told = subprocess.run([info], capture_output=True, text=True, check=False).stdout
-    return "FT MPI support: yes" in told
 
 
 pytestmark = pytest.mark.crash
@@ -56,11 +48,11 @@ class Here:
     def write(self, *lines: str) -> None:
         (self.folder / "commands.txt").write_text("\n".join([*lines, ""]))
 
-    def job(self, ranks: int, *words: str, tolerant: bool = True) -> refining.Job:
-        launcher = [*refining.mpirun(), *(FAULT_TOLERANT if tolerant else []), "-n", str(ranks)]
+    def job(self, ranks: int, *words: str, tolerant: bool = True) -> jobs.Job:
+        launcher = [*mpirun(), *(FAULT_TOLERANT if tolerant else []), "-n", str(ranks)]
         program = ["mpipar", "run", "commands.txt", "--path", "run", *words]
         line = [*launcher, sys.executable, "-m", *program]
-        return refining.Job([], line=line, cwd=self.folder, env={"MPIPAR_PATIENCE": "20"})
+        return jobs.Job([], line=line, cwd=self.folder, env={"MPIPAR_PATIENCE": "20"})
 
     def traced(self) -> list[str]:
         return self.trace.read_text().split("\n") if self.trace.exists() else []
@@ -84,7 +76,7 @@ def here(tmp_path: Path) -> Here:
     return Here(tmp_path)
 
 
-def ranks_of(job: refining.Job) -> dict[int, int]:
+def ranks_of(job: jobs.Job) -> dict[int, int]:
     """Process of each rank; what it starts has the same environment, so its name must fit too."""
     found = {}
     for pid in job.pids():
@@ -134,7 +126,7 @@ def kill_everything(here: Here, seed: int, kills: int) -> None:
     for number in range(kills):
         with here.job(4, *(["--resume"] if here.path.exists() else [])) as job:
             enough = len(here.traced()) + dice.randint(1, 60 // kills)
-            refining.wait_until(functools.partial(here.has_traced, enough), job)
+            jobs.wait_until(functools.partial(here.has_traced, enough), job)
             time.sleep(dice.uniform(0, 0.3))
             if number % 2:
                 job.kill()
@@ -169,9 +161,9 @@ def test_command_ends_with_its_worker_and_runs_again_on_another(here: Here) -> N
         *["sleep 0.1"] * 5,
     )
     with here.job(3) as job:
-        refining.wait_until(lambda: len(here.traced()) > 1, job)
+        jobs.wait_until(lambda: len(here.traced()) > 1, job)
         victim = int(here.traced()[0])
-        refining.wait_until(lambda: bool(list(running(LONG))), job)
+        jobs.wait_until(lambda: bool(list(running(LONG))), job)
         (here.folder / "again").touch()
         os.kill(ranks_of(job)[victim], signal.SIGKILL)
         wait_until_none_runs(LONG)
@@ -186,7 +178,7 @@ def test_command_ends_with_its_worker_and_runs_again_on_another(here: Here) -> N
 def test_last_worker_lost_is_a_requeue(here: Here) -> None:
     here.write("echo x >>trace", f"echo x >>trace; sleep {LONG}")
     with here.job(2) as job:
-        refining.wait_until(lambda: len(here.traced()) > 2, job)
+        jobs.wait_until(lambda: len(here.traced()) > 2, job)
         os.kill(ranks_of(job)[1], signal.SIGKILL)
         ended = job.finish(LIMIT)
     wait_until_none_runs(LONG)
@@ -209,7 +201,7 @@ def test_command_that_kills_its_workers_is_set_aside(here: Here) -> None:
 def test_workers_and_commands_end_with_rank_0(here: Here) -> None:
     here.write(*[f"echo x >>trace; trap '' TERM; sleep {LONG}"] * 3)
     with here.job(3, tolerant=False) as job:
-        refining.wait_until(lambda: len(here.traced()) > 2, job)
+        jobs.wait_until(lambda: len(here.traced()) > 2, job)
         os.kill(ranks_of(job)[0], signal.SIGKILL)
         job.finish(LIMIT)
         wait_until_none_runs(LONG)

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from mpipar.launch.mpirun import FAULT_TOLERANT
-from tests.crash.test_ranks_killed import leaves_nothing, tolerates_faults
-from tests.support import refining
+from tests.support import jobs
+from tests.support.installed import MPIRUN, mpirun, tolerates_faults
 from tests.support.nodes import Nodes, unable
 
 if TYPE_CHECKING:
@@ -41,20 +41,20 @@ kinds = pytest.mark.parametrize(
 )
 
 
-def start(flags: Sequence[str], ranks: int, runs: int) -> tuple[refining.Job, dict[int, int]]:
+def start(flags: Sequence[str], ranks: int, runs: int) -> tuple[jobs.Job, dict[int, int]]:
     """A job that sums, and the process of each of its workers."""
     program = [sys.executable, "-m", "tests.support.summing", str(runs)]
-    line = [*refining.mpirun(), *flags, "-n", str(ranks), *program]
-    job = refining.Job([], line=line, env=PATIENCE)
+    line = [*mpirun(), *flags, "-n", str(ranks), *program]
+    job = jobs.Job([], line=line, env=PATIENCE)
     assert job.process.stdout is not None
     processes = json.loads(job.process.stdout.readline())
     return job, {int(rank): process for rank, process in processes.items()}
 
 
-def told(job: refining.Job) -> str:
+def told(job: jobs.Job) -> str:
     """The next line that rank 0 writes."""
     assert job.process.stdout is not None
-    with refining.patience(LIMIT):
+    with jobs.patience(LIMIT):
         return job.process.stdout.readline()
 
 
@@ -64,7 +64,7 @@ def test_stopped_worker_costs_its_tasks_and_not_the_job(flags: list[str]) -> Non
     with job:
         os.kill(processes[2], signal.SIGSTOP)
         done = job.finish(LIMIT)
-        assert leaves_nothing(job)
+        assert job.leaves_nothing()
     assert (done.returncode, done.stdout.splitlines()[-1]) == (0, "all right"), done
     assert f"rank 2 on {os.uname().nodename} (process {processes[2]}) is lost: silent for" in (
         done.stdout
@@ -81,7 +81,7 @@ def test_worker_that_comes_back_is_told_and_leaves(flags: list[str]) -> None:
         assert "is lost: silent for" in told(job)
         os.kill(processes[1], signal.SIGCONT)
         done = job.finish(LIMIT)
-        assert leaves_nothing(job)
+        assert job.leaves_nothing()
     assert (done.returncode, done.stdout.splitlines()[-1]) == (0, "all right"), done
     assert f"(process {processes[1]}) leaves, the job goes on without it: silent for" in done.stderr
     assert "by force" not in done.stderr
@@ -94,18 +94,18 @@ def test_all_workers_stopped_is_a_requeue() -> None:
             with suppress(ProcessLookupError):
                 os.kill(process, signal.SIGSTOP)
         done = job.finish(LIMIT)
-        assert leaves_nothing(job)
+        assert job.leaves_nothing()
     assert done.returncode == 75, done
     assert "and no worker is left; resume the run to go on" in done.stdout.splitlines()[-1]
 
 
-def start_on_nodes(nodes: Nodes, runs: int, **more: str) -> tuple[refining.Job, dict[int, int]]:
+def start_on_nodes(nodes: Nodes, runs: int, **more: str) -> tuple[jobs.Job, dict[int, int]]:
     """The same on three nodes, one rank on each."""
     program = [sys.executable, "-m", "tests.support.summing", str(runs)]
     hosts = ["--hostfile", str(nodes.hostfile(1)), "--prtemca", "plm_ssh_agent", str(nodes.agent)]
-    start = [*nodes.on("m0"), str(refining.MPIRUN), *FAULT_TOLERANT, *hosts]
+    start = [*nodes.on("m0"), str(MPIRUN), *FAULT_TOLERANT, *hosts]
     line = [*start, "-n", "3", *program]
-    job = refining.Job([], line=line, env={"MPIPAR_PATIENCE": "3", **more})
+    job = jobs.Job([], line=line, env={"MPIPAR_PATIENCE": "3", **more})
     assert job.process.stdout is not None
     processes = json.loads(job.process.stdout.readline())
     return job, {int(rank): process for rank, process in processes.items()}
@@ -121,7 +121,7 @@ def test_cut_link_costs_its_tasks_and_a_mended_one_brings_word(tmp_path: Path) -
             assert f"rank 2 on m2 (process {processes[2]}) is lost: silent for" in told(job)
             nodes.mend("m2")
             done = job.finish(LIMIT)
-            assert leaves_nothing(job)
+            assert job.leaves_nothing()
     assert (done.returncode, done.stdout.splitlines()[-1]) == (0, "all right"), done
     assert "rank 2 on m2" in done.stderr
 
@@ -135,7 +135,7 @@ def test_job_ends_although_a_node_stays_cut_off(tmp_path: Path) -> None:
             nodes.cut("m2")
             assert "rank 2 on m2" in told(job)
             assert told(job) == "all right\n"
-            with refining.patience(LIMIT):
+            with jobs.patience(LIMIT):
                 job.process.wait(LIMIT)  # killed: the daemon on m2 never answers it
 
 
@@ -153,5 +153,5 @@ def test_workers_that_do_not_reach_each_other_cost_one_of_them(tmp_path: Path) -
             )
             assert told(job).startswith(lost)
             done = job.finish(LIMIT)
-            assert leaves_nothing(job)
+            assert job.leaves_nothing()
     assert (done.returncode, done.stdout.splitlines()[-1]) == (0, "all right"), done

@@ -6,12 +6,10 @@ process behind. The default runs kill at a few random moments, `slow` at many an
 
 from __future__ import annotations
 
-import functools
 import json
 import os
 import random
 import signal
-import subprocess
 import sys
 import time
 from contextlib import suppress
@@ -21,7 +19,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from mpipar.launch.mpirun import FAULT_TOLERANT
-from tests.support import refining
+from tests.support import instruments, jobs, refine_runs
+from tests.support.installed import mpirun, tolerates_faults
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -30,30 +29,19 @@ LIMIT = 60.0  # seconds: an undisturbed job takes less than ten
 REQUEUE = 75
 
 
-@functools.cache
-def tolerates_faults() -> bool:
-    info = refining.MPIRUN.with_name("ompi_info")
-    if not info.exists():
-        return False
-    told = subprocess.run([info], capture_output=True, text=True, check=False).stdout
-    return "FT MPI support: yes" in told
-
-
 pytestmark = [
     pytest.mark.crash,
     pytest.mark.skipif(not tolerates_faults(), reason="no Open MPI with fault tolerance here"),
 ]
 
 
-def job(
-    ranks: int, words: Sequence[object], env: Mapping[str, str] = refining.NOTHING
-) -> refining.Job:
+def job(ranks: int, words: Sequence[object], env: Mapping[str, str] = jobs.NOTHING) -> jobs.Job:
     program = [sys.executable, "-m", *map(str, words)]
-    line = [*refining.mpirun(), *FAULT_TOLERANT, "-n", str(ranks), *program]
-    return refining.Job([], line=line, env=env)
+    line = [*mpirun(), *FAULT_TOLERANT, "-n", str(ranks), *program]
+    return jobs.Job([], line=line, env=env)
 
 
-def worker_processes(started: refining.Job) -> dict[int, int]:
+def worker_processes(started: jobs.Job) -> dict[int, int]:
     """Process of each worker, by what the launcher put into its environment."""
     found = {}
     for pid in started.pids():
@@ -74,13 +62,6 @@ def kill_at(moments: Sequence[float], pids: Sequence[int]) -> None:
             os.kill(pid, signal.SIGKILL)
 
 
-def leaves_nothing(started: refining.Job) -> bool:
-    until = time.monotonic() + 5.0
-    while started.pids() and time.monotonic() < until:
-        time.sleep(0.05)
-    return not started.pids()
-
-
 def sum_with_kills(ranks: int, kills: int, seed: int, span: float) -> tuple[int, str]:
     """Kill workers of a job that sums; its exit code and what it said."""
     dice = random.Random(seed)
@@ -90,30 +71,30 @@ def sum_with_kills(ranks: int, kills: int, seed: int, span: float) -> tuple[int,
         victims = dice.sample(sorted(processes.values()), kills)
         kill_at([dice.uniform(0, span) for _ in victims], victims)
         done = started.finish(LIMIT)
-        assert leaves_nothing(started)
+        assert started.leaves_nothing()
     return done.returncode, done.stdout
 
 
 def refine_with_kills(
-    reference: refining.Reference, folder: Path, ranks: int, kills: int, seed: int
+    reference: refine_runs.Reference, folder: Path, ranks: int, kills: int, seed: int
 ) -> str:
     """Kill workers of a refinement and compare its files; what it said."""
     dice = random.Random(seed)
     path = folder / "run"
     with job(ranks, reference.input.words("--path", path)) as started:
-        refining.wait_until(path.exists, started)
+        jobs.wait_until(path.exists, started)
         victims = dice.sample(sorted(worker_processes(started).values()), kills)
         kill_at([dice.uniform(0, 0.6) * reference.seconds for _ in victims], victims)
         done = started.finish(LIMIT)
-        assert leaves_nothing(started)
+        assert started.leaves_nothing()
     assert done.returncode == 0, done.stdout + done.stderr
-    assert refining.digests(path) == reference.digests
+    assert refine_runs.digests(path) == reference.digests
     return done.stdout
 
 
 @pytest.fixture
-def reference(tmp_path_factory: pytest.TempPathFactory) -> refining.Reference:
-    return refining.reference(tmp_path_factory.getbasetemp())
+def reference(tmp_path_factory: pytest.TempPathFactory) -> refine_runs.Reference:
+    return refine_runs.reference(tmp_path_factory.getbasetemp())
 
 
 @pytest.mark.parametrize(("seed", "kills"), [(1, 1), (2, 2), (3, 2), (4, 1)])
@@ -202,7 +183,7 @@ def die_at(moment: str) -> None:
     knobs = {"MPIPAR_SLOW": "1:3,2:3"}
     with job(5, ["tests.support.summing", *moment.split()], knobs) as started:
         done = started.finish(LIMIT)
-        assert leaves_nothing(started)
+        assert started.leaves_nothing()
     at_the_end = "Stop" in moment or "Bye" in moment
     deaths = [word for word in moment.split() if word.count(":") == 3 or "starts" in word]
     assert at_the_end or done.stdout.count("is lost; ") == len(deaths), done.stdout
@@ -238,14 +219,14 @@ if "serve_as(" in "".join(sys.orig_argv):
 def test_lost_worker_is_replaced(tmp_path: Path, early: bool) -> None:
     env = {"PRTE_MCA_state_base_recoverable": "1"}
     if early:
-        env["PYTHONPATH"] = refining.instrument(tmp_path, DIES_EARLY)
+        env["PYTHONPATH"] = instruments.instrument(tmp_path, DIES_EARLY)
         env["MPIPAR_TEST_FIRST"] = str(tmp_path / "first")
     with job(4, ["tests.support.summing", "replace", "6"], env) as started:
         assert started.process.stdout is not None
         processes = json.loads(started.process.stdout.readline())
         kill_at([0.1, 0.5], [processes["1"], processes["2"]])
         done = started.finish(LIMIT)
-        assert leaves_nothing(started)
+        assert started.leaves_nothing()
     assert (done.returncode, done.stdout.splitlines()[-1]) == (0, "all right"), done
     assert done.stdout.count(REPLACED) == (1 if early else 2), done.stdout
     assert f"{REPLACED}0" not in done.stdout
@@ -265,7 +246,7 @@ def test_workers_do_not_outlive_rank_0() -> None:
         (rank_0,) = set(started.pids()) - workers - {started.process.pid}
         os.kill(rank_0, signal.SIGKILL)
         done = started.finish(LIMIT)
-        assert leaves_nothing(started)
+        assert started.leaves_nothing()
     assert done.returncode != 0
 
 
@@ -280,17 +261,17 @@ def test_rank_that_ends_before_mpi_starts_does_not_hang_the_others(
         "from mpipar.cli.main import main\n"
         "sys.exit(main(['refine', '--input', 'none.star', '--model', 'none.mrc']))\n"
     )
-    line = [*refining.mpirun(), *FAULT_TOLERANT, "-n", "4", sys.executable, str(script)]
-    with refining.Job([], line=line, env={"MPIPAR_PATIENCE": "3"}) as started:
+    line = [*mpirun(), *FAULT_TOLERANT, "-n", "4", sys.executable, str(script)]
+    with jobs.Job([], line=line, env={"MPIPAR_PATIENCE": "3"}) as started:
         done = started.finish(LIMIT)
-        assert leaves_nothing(started)
+        assert started.leaves_nothing()
     assert done.returncode != 0
     assert "mpipar: MPI has not started on all ranks within" in done.stderr
 
 
 @pytest.mark.parametrize("seed", [1, 2, 3])
 def test_refinement_has_the_same_bits_whoever_is_killed(
-    reference: refining.Reference, tmp_path: Path, seed: int
+    reference: refine_runs.Reference, tmp_path: Path, seed: int
 ) -> None:
     said = refine_with_kills(reference, tmp_path, 4, 1 + seed % 2, seed)
     assert "is lost; " in said
@@ -300,23 +281,23 @@ def test_refinement_has_the_same_bits_whoever_is_killed(
 @pytest.mark.parametrize("ranks", [4, 8])
 @pytest.mark.parametrize("seed", range(200, 202))
 def test_refinement_has_the_same_bits_after_many_kills(
-    reference: refining.Reference, tmp_path: Path, ranks: int, seed: int
+    reference: refine_runs.Reference, tmp_path: Path, ranks: int, seed: int
 ) -> None:
     refine_with_kills(reference, tmp_path, ranks, 1 + seed % min(3, ranks - 2), seed)
 
 
 def test_refinement_without_workers_can_be_resumed(
-    reference: refining.Reference, tmp_path: Path
+    reference: refine_runs.Reference, tmp_path: Path
 ) -> None:
     path = tmp_path / "run"
     words = reference.input.words("--path", path)
     with job(3, words) as started:
-        refining.wait_until(lambda: any(path.glob("segments/*0001*")), started)
+        jobs.wait_until(lambda: any(path.glob("segments/*0001*")), started)
         for pid in worker_processes(started).values():
             os.kill(pid, signal.SIGKILL)
         done = started.finish(LIMIT)
-        assert leaves_nothing(started)
+        assert started.leaves_nothing()
     assert done.returncode == REQUEUE, done.stdout + done.stderr
     assert json.loads((path / "verdict.json").read_text())["verdict"] == "requeue"
-    assert refining.run([*words, "--resume"], ranks=2).returncode == 0
-    assert refining.digests(path) == reference.digests
+    assert jobs.run([*words, "--resume"], ranks=2).returncode == 0
+    assert refine_runs.digests(path) == reference.digests

@@ -16,20 +16,21 @@ import pytest
 
 from mpipar import store
 from mpipar.store.project import Project
-from tests.support import refining
+from tests.support import instruments, jobs, refine_runs
+from tests.support.installed import MPIRUN
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 pytestmark = [
     pytest.mark.crash,
-    pytest.mark.skipif(not refining.MPIRUN.exists(), reason="this environment has no MPI"),
+    pytest.mark.skipif(not MPIRUN.exists(), reason="this environment has no MPI"),
 ]
 
 
 @pytest.fixture
-def reference(tmp_path_factory: pytest.TempPathFactory) -> refining.Reference:
-    return refining.reference(tmp_path_factory.getbasetemp())
+def reference(tmp_path_factory: pytest.TempPathFactory) -> refine_runs.Reference:
+    return refine_runs.reference(tmp_path_factory.getbasetemp())
 
 
 def commits(path: Path) -> list[int]:
@@ -37,30 +38,32 @@ def commits(path: Path) -> list[int]:
 
 
 def killed_at_sync(
-    reference: refining.Reference, folder: Path, target: str, number: int, ranks: int | None = 3
+    reference: refine_runs.Reference, folder: Path, target: str, number: int, ranks: int | None = 3
 ) -> Path:
     """Start a run and kill it before a sync of rank 0; its path."""
     path = folder / "run"
-    pause = refining.Pause(folder, target, number)
+    pause = instruments.Pause(folder, target, number)
     words = reference.input.words("--path", path)
-    with refining.Job(words, ranks=ranks, env=pause.environment) as job:
+    with jobs.Job(words, ranks=ranks, env=pause.environment) as job:
         pause.wait(job)
         assert job.kill() >= (1 if ranks is None else ranks + 1), "mpirun and all ranks"
     return path
 
 
-def killed_later(reference: refining.Reference, folder: Path, seconds: float, ranks: int) -> Path:
+def killed_later(
+    reference: refine_runs.Reference, folder: Path, seconds: float, ranks: int
+) -> Path:
     """Start a run and kill it so many seconds after its folder is there; its path."""
     path = folder / "run"
-    with refining.Job(reference.input.words("--path", path), ranks=ranks) as job:
-        refining.wait_until(path.exists, job)
+    with jobs.Job(reference.input.words("--path", path), ranks=ranks) as job:
+        jobs.wait_until(path.exists, job)
         time.sleep(seconds)
         job.kill()
     return path
 
 
 def goes_on(
-    reference: refining.Reference, path: Path, *, ranks: int | None = None, parallel: str = ""
+    reference: refine_runs.Reference, path: Path, *, ranks: int | None = None, parallel: str = ""
 ) -> str:
     """Check what a killed run left, go on with it, compare; what the second run said."""
     words = [f"--parallel={parallel}"] if parallel else []
@@ -69,16 +72,16 @@ def goes_on(
         words.append("--resume")
     else:  # killed while it made the folder: that is no run yet
         path = path.with_name("anew")
-    done = refining.run(reference.input.words("--path", path, *words), ranks=ranks)
+    done = jobs.run(reference.input.words("--path", path, *words), ranks=ranks)
     assert done.returncode == 0, done.stderr
-    assert refining.digests(path) == reference.digests
+    assert refine_runs.digests(path) == reference.digests
     assert store.check(path) == []
     return done.stdout
 
 
 @pytest.mark.parametrize("seed", [1, 2])
 def test_killed_at_a_random_moment(
-    reference: refining.Reference, tmp_path: Path, seed: int
+    reference: refine_runs.Reference, tmp_path: Path, seed: int
 ) -> None:
     seconds = random.Random(seed).uniform(0, 0.6) * reference.seconds
     goes_on(reference, killed_later(reference, tmp_path, seconds, ranks=3), ranks=2)
@@ -87,7 +90,7 @@ def test_killed_at_a_random_moment(
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(100, 120))
 def test_killed_at_many_random_moments(
-    reference: refining.Reference, tmp_path: Path, seed: int
+    reference: refine_runs.Reference, tmp_path: Path, seed: int
 ) -> None:
     draw = random.Random(seed)
     path = killed_later(
@@ -105,7 +108,9 @@ MOMENTS: dict[str, tuple[str, int, set[tuple[int, ...]], dict[str, Any]]] = {
 
 
 @pytest.mark.parametrize("moment", MOMENTS)
-def test_killed_within_a_commit(reference: refining.Reference, tmp_path: Path, moment: str) -> None:
+def test_killed_within_a_commit(
+    reference: refine_runs.Reference, tmp_path: Path, moment: str
+) -> None:
     target, number, left, how = MOMENTS[moment]
     path = killed_at_sync(reference, tmp_path, target, number)
     done = tuple(commits(path))
@@ -116,7 +121,7 @@ def test_killed_within_a_commit(reference: refining.Reference, tmp_path: Path, m
 
 
 @pytest.mark.slow
-def test_killed_before_each_sync(reference: refining.Reference, tmp_path: Path) -> None:
+def test_killed_before_each_sync(reference: refine_runs.Reference, tmp_path: Path) -> None:
     moments = 0
     for number in range(1, 200):
         folder = tmp_path / str(number)
@@ -124,7 +129,7 @@ def test_killed_before_each_sync(reference: refining.Reference, tmp_path: Path) 
         try:
             path = killed_at_sync(reference, folder, str(folder), number, ranks=None)
         except AssertionError:  # the run ended before it came to this sync
-            assert refining.digests(folder / "run") == reference.digests
+            assert refine_runs.digests(folder / "run") == reference.digests
             break
         goes_on(reference, path)
         moments += 1
@@ -132,42 +137,42 @@ def test_killed_before_each_sync(reference: refining.Reference, tmp_path: Path) 
 
 
 def test_killed_twice_and_resumed_from_the_command_line_only(
-    reference: refining.Reference, tmp_path: Path
+    reference: refine_runs.Reference, tmp_path: Path
 ) -> None:
     """As a job script does it: newest refine_NN, no other word; the saved settings are taken."""
-    pause = refining.Pause(tmp_path, "commit-0001", 1)
+    pause = instruments.Pause(tmp_path, "commit-0001", 1)
     words = reference.input.words()
-    with refining.Job(words, ranks=2, cwd=tmp_path, env=pause.environment) as job:
+    with jobs.Job(words, ranks=2, cwd=tmp_path, env=pause.environment) as job:
         pause.wait(job)
         job.kill()
     (tmp_path / "again").mkdir()
-    pause = refining.Pause(tmp_path / "again", "commit-0002", 1)
+    pause = instruments.Pause(tmp_path / "again", "commit-0002", 1)
     again = ["mpipar", "refine", "--resume"]
-    with refining.Job(again, ranks=3, cwd=tmp_path, env=pause.environment) as job:
+    with jobs.Job(again, ranks=3, cwd=tmp_path, env=pause.environment) as job:
         pause.wait(job)
         job.kill()
     path = tmp_path / "refine_01"
-    assert refining.run(["mpipar", "check", path]).stdout == f"{path}: sound\n"
-    done = refining.run(again, cwd=tmp_path)
+    assert jobs.run(["mpipar", "check", path]).stdout == f"{path}: sound\n"
+    done = jobs.run(again, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert refining.digests(path) == reference.digests
-    assert refining.run(["mpipar", "check", path]).returncode == 0
+    assert refine_runs.digests(path) == reference.digests
+    assert jobs.run(["mpipar", "check", path]).returncode == 0
     assert [entry.name for entry in tmp_path.glob("refine_*")] == ["refine_01"]
 
 
 def test_a_second_writer_is_refused_and_told_of_the_first(
-    reference: refining.Reference, tmp_path: Path
+    reference: refine_runs.Reference, tmp_path: Path
 ) -> None:
     path = tmp_path / "run"
-    pause = refining.Pause(tmp_path, "commit-0001", 1)
+    pause = instruments.Pause(tmp_path, "commit-0001", 1)
     words = reference.input.words("--path", path)
-    with refining.Job(words, ranks=3, env=pause.environment) as job:
+    with jobs.Job(words, ranks=3, env=pause.environment) as job:
         pause.wait(job)
         before = {file: file.read_bytes() for file in path.rglob("*") if file.is_file()}
         refused = [
-            (refining.run([*words, "--resume"], ranks=2), 75),
-            (refining.run([*words, "--resume"]), 75),
-            (refining.run(words), 73),  # a new run, not a second writer
+            (jobs.run([*words, "--resume"], ranks=2), 75),
+            (jobs.run([*words, "--resume"]), 75),
+            (jobs.run(words), 73),  # a new run, not a second writer
         ]
         assert store.check(path) == [], "reading is always allowed"
         after = {file: file.read_bytes() for file in path.rglob("*") if file.is_file()}
@@ -176,7 +181,7 @@ def test_a_second_writer_is_refused_and_told_of_the_first(
         done = job.finish()
     for second, code in refused:
         assert second.returncode == code, second.stderr
-        (said,) = refining.complaints(second)
+        (said,) = jobs.complaints(second)
         assert str(path) in said
     for second, _ in refused[:2]:
         (process,) = re.findall(rf"process (\d+) on {socket.gethostname()}", second.stderr)
@@ -184,4 +189,4 @@ def test_a_second_writer_is_refused_and_told_of_the_first(
     changed = {file.name for file in before | after if before.get(file) != after.get(file)}
     assert changed <= {"status.json"}, "the first one's heart-beat"
     assert done.returncode == 0, done.stderr
-    assert refining.digests(path) == reference.digests
+    assert refine_runs.digests(path) == reference.digests

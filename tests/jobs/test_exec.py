@@ -9,7 +9,8 @@ import sys
 
 import pytest
 
-from tests.jobs.test_launch import MPIRUN, ROOT, complaints, environment, mpirun, run
+from tests.support.installed import MPIRUN, mpirun
+from tests.support.jobs import ROOT, complaints, environment, run
 
 EXEC = [sys.executable, "-m", "mpipar", "exec"]
 TOLERANT = ["--with-ft", "ulfm"]
@@ -75,8 +76,8 @@ def script(tmp_path):
 
 
 def job(ranks, script, *words, options=(), flags=()):
-    first, *rest = mpirun(ranks)
-    return run([first, *options, *rest, "-wdir", script.parent, *EXEC, *flags, script, *words])
+    start = [*mpirun(), *options, "-n", ranks, "-wdir", script.parent]
+    return run(line=[*start, *EXEC, *flags, script, *words])
 
 
 def test_functions_of_the_script_run_on_the_workers(script):
@@ -125,13 +126,13 @@ def test_script_ends_as_under_python(script, act, ranks):
 
 
 def test_module_and_own_mpirun():
-    done = run([*EXEC, "--parallel=mpi:3", "-m", "tests.support.module_script", "4", "5"])
+    done = run(line=[*EXEC, "--parallel=mpi:3", "-m", "tests.support.module_script", "4", "5"])
     assert done.returncode == 0, done.stderr
     assert done.stdout == "[16, 25] tests.support.module_script True\n"
 
 
 def test_script_under_mpirun_without_exec_is_refused(script):
-    done = run([*mpirun(2), sys.executable, script, "who"])
+    done = run(line=[*mpirun(), "-n", 2, sys.executable, script, "who"])
     assert done.returncode != 0
     assert "mpirun -n N python -m mpipar exec" in done.stderr
 
@@ -147,7 +148,7 @@ def test_script_under_mpirun_without_exec_is_refused(script):
     ],
 )
 def test_what_is_wrong_is_said_in_one_line(words, code, says):
-    done = run([*EXEC, *words])
+    done = run(line=[*EXEC, *words])
     assert done.returncode == code
     (line,) = complaints(done)
     assert says in line
@@ -170,7 +171,7 @@ if __name__ == "__main__":
 def test_interrupt_drops_calls_and_ends_all(tmp_path, ranks):
     script = tmp_path / "napping.py"
     script.write_text(NAPPING)
-    start = mpirun(ranks) if ranks > 1 else []
+    start = [*mpirun(), "-n", ranks] if ranks > 1 else []
     with subprocess.Popen(
         [str(word) for word in [*start, *EXEC, script]],
         env=environment(),
@@ -209,6 +210,6 @@ EXAMPLES = re.findall(r"```python\n# (\S+)\n(.*?)```", PAGE, re.DOTALL)
 @pytest.mark.parametrize(("name", "text"), EXAMPLES, ids=[name for name, _ in EXAMPLES])
 def test_examples_of_the_page_run(tmp_path, name, text):
     (tmp_path / name).write_text(text)
-    done = run([*EXEC, "--parallel=thread:2", tmp_path / name])
+    done = run(line=[*EXEC, "--parallel=thread:2", tmp_path / name])
     assert done.returncode == 0, done.stderr
     assert done.stdout

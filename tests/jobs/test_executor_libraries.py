@@ -10,7 +10,8 @@ import sys
 
 import pytest
 
-from tests.jobs.test_launch import MPIRUN, run
+from tests.support.installed import MPIRUN
+from tests.support.jobs import run
 from tests.support.libraries import PROGRAMS
 
 EXEC = [sys.executable, "-m", "mpipar", "exec"]
@@ -22,7 +23,7 @@ pytestmark = pytest.mark.skipif(not MPIRUN.exists(), reason="this environment br
 @pytest.fixture(scope="module")
 def expected():
     """What they find without workers."""
-    done = run([*EXEC, "--parallel=serial", *SCRIPT])
+    done = run(line=[*EXEC, "--parallel=serial", *SCRIPT])
     assert done.returncode == 0, done.stderr
     assert [line.split()[0] for line in done.stdout.splitlines()] == list(PROGRAMS)
     return done.stdout
@@ -30,6 +31,6 @@ def expected():
 
 @pytest.mark.parametrize("parallel", ["mpi:4", "thread:2"])
 def test_libraries_find_the_same(expected, parallel):
-    done = run([*EXEC, f"--parallel={parallel}", *SCRIPT])
+    done = run(line=[*EXEC, f"--parallel={parallel}", *SCRIPT])
     assert done.returncode == 0, done.stderr
     assert done.stdout == expected

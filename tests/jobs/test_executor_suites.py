@@ -11,7 +11,8 @@ from contextlib import suppress
 
 import pytest
 
-from tests.jobs.test_launch import MPIRUN, ROOT, environment, mpirun
+from tests.support.installed import MPIRUN, mpirun
+from tests.support.jobs import ROOT, environment
 from tests.support.suites import CPYTHON, MPI4PY, find
 
 # How the workers come about, whose tests, and which: those that only wait for futures once. The
@@ -36,7 +37,7 @@ def jobs(tmp_path_factory):
     find(cache)
     started = {}
     for name, (parallel, suite, *only) in JOBS.items():
-        start = [] if parallel else mpirun(4)
+        start = [] if parallel else [*mpirun(), "-n", "4"]
         command = [*start, sys.executable, "-m", "mpipar", "exec", parallel or "--parallel=mpi"]
         command += ["-m", "tests.support.suites", suite, cache, *only]
         if list(cache.glob(f"{CPYTHON if suite == 'cpython' else MPI4PY}*")):

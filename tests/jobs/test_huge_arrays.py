@@ -6,7 +6,8 @@ import sys
 
 import pytest
 
-from tests.support import refining
+from tests.support import jobs
+from tests.support.installed import mpirun
 from tests.support.memory import available_bytes
 
 NEEDED = 10 << 30  # bytes, by three ranks together
@@ -21,6 +22,6 @@ pytestmark = [
 @pytest.mark.parametrize("what", ["shared", "block", "result", "sums", "pickle", "isolated"])
 def test_more_than_2_gib_arrive_whole(what: str) -> None:
     program = [sys.executable, "-m", "tests.support.huge", what]
-    with refining.Job([], line=[*refining.mpirun(), "-n", "3", *program]) as started:
+    with jobs.Job([], line=[*mpirun(), "-n", "3", *program]) as started:
         done = started.finish(LIMIT)
     assert (done.returncode, done.stdout) == (0, f"{what}: right\n"), done.stderr

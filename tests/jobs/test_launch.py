@@ -2,53 +2,21 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
-MPIRUN = Path(sys.prefix) / "bin" / "mpirun"
+from tests.support.installed import MPIRUN, mpirun
+from tests.support.jobs import complaints, run
+
 WORDS = ["refine", "--input", "none.star", "--model", "none.mrc"]
-PATIENCE = 60  # seconds; a job that takes longer hangs
+PARTS = [sys.executable, "-m", "tests.support.parts"]
 
 pytestmark = pytest.mark.skipif(not MPIRUN.exists(), reason="this environment brings no MPI")
 
 
-def environment(**more):
-    launchers = ("OMPI_COMM", "PMI", "SLURM", "NSLOTS", "MPIPAR", "PRTE")
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(launchers)}
-    kept |= {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
-    return {**kept, "PYTHONPATH": str(ROOT), "MPIPAR_PATIENCE": "20", **more}
-
-
-def run(command, **more):
-    return subprocess.run(
-        [str(word) for word in command],
-        cwd=ROOT,
-        env=environment(**more),
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE,
-        check=False,
-    )
-
-
-def job(ranks, act, *words, **more):
-    parts = [sys.executable, "-m", "tests.support.parts", act, *WORDS, *words]
-    return run([*mpirun(ranks), *parts], **more)
-
-
-def mpirun(ranks):
-    version = subprocess.run([MPIRUN, "--version"], capture_output=True, text=True, check=False)
-    crowd = ["--oversubscribe"] if "Open MPI" in version.stdout else []
-    return [MPIRUN, *crowd, "-n", ranks]
-
-
-def complaints(done):
-    return [line for line in done.stderr.splitlines() if line.startswith("mpipar:")]
+def job(ranks, act, *words):
+    return run(line=[*mpirun(), "-n", ranks, *PARTS, act, *WORDS, *words])
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 4])
@@ -67,8 +35,7 @@ def test_ranks_form_one_pool(ranks):
 
 @pytest.mark.parametrize("parallel", ["serial", "thread:2"])
 def test_without_mpirun_no_mpi_is_loaded(parallel):
-    parts = [sys.executable, "-m", "tests.support.parts", "compute", *WORDS]
-    done = run([*parts, f"--parallel={parallel}"])
+    done = run(line=[*PARTS, "compute", *WORDS, f"--parallel={parallel}"])
     assert done.returncode == 0, done.stderr
     assert done.stdout.endswith("mpi4py loaded: False\n")
 
@@ -101,16 +68,15 @@ def test_wrong_value_in_a_settings_file_that_only_rank_0_reads(tmp_path):
 
 
 def test_help_is_printed_once():
-    done = run([*mpirun(3), sys.executable, "-m", "mpipar", "refine", "--help"])
+    done = run(line=[*mpirun(), "-n", 3, sys.executable, "-m", "mpipar", "refine", "--help"])
     assert done.returncode == 0
     assert done.stdout.count("usage:") == 1
 
 
 @pytest.mark.parametrize("launcher", ["OMPI_COMM_WORLD", "PMI"])
 def test_processes_that_each_believe_they_are_alone_stop_with_one_message(launcher):
-    parts = [sys.executable, "-m", "tests.support.parts", "compute", *WORDS]
-    size = {f"{launcher}_SIZE": "3"}
-    done = [run(parts, **size, **{f"{launcher}_RANK": str(rank)}) for rank in range(3)]
+    line, size = [*PARTS, "compute", *WORDS], {f"{launcher}_SIZE": "3"}
+    done = [run(line=line, env={**size, f"{launcher}_RANK": str(rank)}) for rank in range(3)]
     assert [d.returncode for d in done] == [71, 0, 0]
     said = [line for d in done for line in complaints(d)]
     assert len(said) == 1
@@ -121,7 +87,7 @@ def test_processes_that_each_believe_they_are_alone_stop_with_one_message(launch
 
 
 def test_parallel_mpi_starts_mpirun_itself():
-    done = run([sys.executable, "-m", "mpipar", *WORDS, "--parallel=mpi:3"])
+    done = run(line=[sys.executable, "-m", "mpipar", *WORDS, "--parallel=mpi:3"])
     assert done.stdout.startswith("MPI, 3 ranks: 1 master + 2 workers")
     assert done.returncode == 66
     assert len(complaints(done)) == 1

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from tests.bench.node_memory import table
-from tests.support import refining
+from tests.support.installed import MPIRUN
 
-pytestmark = pytest.mark.skipif(not refining.MPIRUN.exists(), reason="this environment has no MPI")
+pytestmark = pytest.mark.skipif(not MPIRUN.exists(), reason="this environment has no MPI")
 
 RANKS, MIB = 4, 64
 

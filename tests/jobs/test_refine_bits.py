@@ -7,17 +7,20 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.support import refining
+from tests.support import jobs, refine_input, refine_runs
+from tests.support.installed import MPIRUN
+from tests.support.memory import peak_memory
+from tests.support.pool_statistics import recorded
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-pytestmark = pytest.mark.skipif(not refining.MPIRUN.exists(), reason="this environment has no MPI")
+pytestmark = pytest.mark.skipif(not MPIRUN.exists(), reason="this environment has no MPI")
 
 
 @pytest.fixture
-def reference(tmp_path_factory: pytest.TempPathFactory) -> refining.Reference:
-    return refining.reference(tmp_path_factory.getbasetemp())
+def reference(tmp_path_factory: pytest.TempPathFactory) -> refine_runs.Reference:
+    return refine_runs.reference(tmp_path_factory.getbasetemp())
 
 
 WAYS: dict[str, tuple[int | None, list[str], dict[str, str]]] = {
@@ -34,31 +37,31 @@ WAYS: dict[str, tuple[int | None, list[str], dict[str, str]]] = {
 
 @pytest.mark.parametrize("way", WAYS)
 def test_bits_are_those_of_one_process(
-    reference: refining.Reference, tmp_path: Path, way: str
+    reference: refine_runs.Reference, tmp_path: Path, way: str
 ) -> None:
     ranks, words, knobs = WAYS[way]
     path = tmp_path / "run"
-    done = refining.run(reference.input.words("--path", path, *words), ranks=ranks, env=knobs)
+    done = jobs.run(reference.input.words("--path", path, *words), ranks=ranks, env=knobs)
     assert done.returncode == 0, done.stderr
-    assert refining.digests(path) == reference.digests
+    assert refine_runs.digests(path) == reference.digests
 
 
-def test_another_seed_gives_other_bits(reference: refining.Reference, tmp_path: Path) -> None:
+def test_another_seed_gives_other_bits(reference: refine_runs.Reference, tmp_path: Path) -> None:
     """The comparison above can fail: the digests see the random grid that a seed turns."""
     path = tmp_path / "run"
-    done = refining.run(
+    done = jobs.run(
         reference.input.words("--path", path, "--seed", 1, "--parallel=thread:2", iterations=1)
     )
     assert done.returncode == 0, done.stderr
-    before, after = reference.digests, refining.digests(path)
+    before, after = reference.digests, refine_runs.digests(path)
     same = {name for name in before if before[name] == after[name]}
     assert same == {"mask.mrc"}  # a sphere
 
 
 def test_a_slow_rank_is_relieved_and_each_task_counts_once(
-    reference: refining.Reference, tmp_path: Path
+    reference: refine_runs.Reference, tmp_path: Path
 ) -> None:
-    done, runs = refining.recorded(
+    done, runs = recorded(
         reference.input.words("--path", tmp_path / "run"),
         tmp_path / "record.json",
         ranks=3,
@@ -75,12 +78,12 @@ def test_a_slow_rank_is_relieved_and_each_task_counts_once(
     # placement is sticky: what was stolen in one iteration is placed with the thief in the next
     assert runs[0]["steals"] + runs[1]["steals"] > 0
     assert sum(run["tasks_stolen"] for run in runs) >= fast - (tasks + 1) // 2
-    assert refining.digests(tmp_path / "run") == reference.digests
+    assert refine_runs.digests(tmp_path / "run") == reference.digests
 
 
-def test_images_are_served_once(reference: refining.Reference, tmp_path: Path) -> None:
-    size = refining.PARTICLES * refining.BOX**2 * 4  # as float32
-    done, runs = refining.recorded(
+def test_images_are_served_once(reference: refine_runs.Reference, tmp_path: Path) -> None:
+    size = refine_input.PARTICLES * refine_input.BOX**2 * 4  # as float32
+    done, runs = recorded(
         reference.input.words("--path", tmp_path / "run"), tmp_path / "record.json", ranks=3
     )
     assert done.returncode == 0, done.stderr
@@ -92,9 +95,11 @@ def test_images_are_served_once(reference: refining.Reference, tmp_path: Path) -
     assert said == [(f"{n}", f"{bytes_ / 1e6:.2f}") for n, bytes_ in enumerate(others, start=1)]
 
 
-def test_a_batch_log_holds_whole_plain_lines(reference: refining.Reference, tmp_path: Path) -> None:
+def test_a_batch_log_holds_whole_plain_lines(
+    reference: refine_runs.Reference, tmp_path: Path
+) -> None:
     words = reference.input.words("--path", tmp_path / "run")
-    with refining.Job(words, ranks=3, log=tmp_path / "log") as job:
+    with jobs.Job(words, ranks=3, log=tmp_path / "log") as job:
         done = job.finish()
     assert done.returncode == 0, done.stderr
     raw = (tmp_path / "log").read_bytes()
@@ -110,15 +115,15 @@ def test_a_batch_log_holds_whole_plain_lines(reference: refining.Reference, tmp_
 
 @pytest.mark.slow
 def test_64_ranks_fit_in_20_gigabytes_and_give_the_same_bits(tmp_path: Path) -> None:
-    data = refining.DEMO
-    whole = refining.Input(data, data / "particles.star", data / "init.mrc", data)
-    alone = refining.run(whole.words("--path", tmp_path / "2", "--parallel=thread:2"), limit=600)
+    data = refine_input.DEMO
+    whole = refine_input.Input(data, data / "particles.star", data / "init.mrc", data)
+    alone = jobs.run(whole.words("--path", tmp_path / "2", "--parallel=thread:2"), limit=600)
     assert alone.returncode == 0, alone.stderr
-    with refining.Job(
+    with jobs.Job(
         whole.words("--path", tmp_path / "64"), ranks=64, env={"MPIPAR_PATIENCE": "300"}
     ) as job:
-        done, peak = refining.peak_memory(job, limit=900)
+        done, peak = peak_memory(job, limit=900)
     print(f"64 ranks: {peak / 1e9:.1f} GB at most")
     assert done.returncode == 0, done.stderr
-    assert refining.digests(tmp_path / "64") == refining.digests(tmp_path / "2")
+    assert refine_runs.digests(tmp_path / "64") == refine_runs.digests(tmp_path / "2")
     assert peak < 20e9

@@ -13,31 +13,32 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
-from tests.support import refining
+from tests.support import jobs, refine_input, refine_runs
 from tests.support.blocks import write_mrc
+from tests.support.installed import MPIRUN
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
 COUNT = 60
-LATE = refining.not_read_first(COUNT)
+LATE = refine_input.not_read_first(COUNT)
 
 
 @dataclass(frozen=True)
 class Fault:
     """How to spoil a sound input, and what must be said."""
 
-    spoil: Callable[[refining.Input], object]
+    spoil: Callable[[refine_input.Input], object]
     code: int
     says: str  # regular expression
     words: tuple[str, ...] = ()
 
 
-def edit(pattern: str, replacement: str, count: int = 0) -> Callable[[refining.Input], object]:
+def edit(pattern: str, replacement: str, count: int = 0) -> Callable[[refine_input.Input], object]:
     """Change the STAR file."""
 
-    def spoil(made: refining.Input) -> None:
+    def spoil(made: refine_input.Input) -> None:
         old = made.star.read_text()
         new = re.sub(pattern, replacement, old, count=count, flags=re.MULTILINE)
         assert new != old
@@ -46,33 +47,33 @@ def edit(pattern: str, replacement: str, count: int = 0) -> Callable[[refining.I
     return spoil
 
 
-def truncate(made: refining.Input) -> None:
+def truncate(made: refine_input.Input) -> None:
     os.truncate(made.stack, made.stack.stat().st_size - 1000)
 
 
-def other_box(made: refining.Input) -> None:
+def other_box(made: refine_input.Input) -> None:
     """The last particle lies in a stack of larger images."""
-    images = refining.demo_images(1, refining.BOX + 4)
-    write_mrc(made.folder / "larger.mrcs", images, pixel_size=refining.PIXEL_SIZE)
+    images = refine_input.demo_images(1, refine_input.BOX + 4)
+    write_mrc(made.folder / "larger.mrcs", images, pixel_size=refine_input.PIXEL_SIZE)
     edit(rf"^0000{COUNT}@particles.mrcs", "000001@larger.mrcs")(made)
 
 
-def pixel(value: float, particle: int) -> Callable[[refining.Input], object]:
+def pixel(value: float, particle: int) -> Callable[[refine_input.Input], object]:
     """Change a pixel of a particle."""
 
-    def spoil(made: refining.Input) -> None:
-        images = refining.demo_images(COUNT)
+    def spoil(made: refine_input.Input) -> None:
+        images = refine_input.demo_images(COUNT)
         images[particle, 5, 7] = value
-        write_mrc(made.stack, images, pixel_size=refining.PIXEL_SIZE)
+        write_mrc(made.stack, images, pixel_size=refine_input.PIXEL_SIZE)
 
     return spoil
 
 
-def flat_model(made: refining.Input) -> None:
-    write_mrc(made.model, np.zeros((refining.BOX,) * 3, np.float32), volume=True)
+def flat_model(made: refine_input.Input) -> None:
+    write_mrc(made.model, np.zeros((refine_input.BOX,) * 3, np.float32), volume=True)
 
 
-def nothing(made: refining.Input) -> None:
+def nothing(made: refine_input.Input) -> None:
     """The words alone are wrong."""
     del made
 
@@ -114,14 +115,14 @@ UNDER_MPIRUN = (
 
 
 def refuses(tmp_path: Path, fault: Fault, ranks: int | None) -> None:
-    made = refining.make_input(tmp_path / "input", count=COUNT)
+    made = refine_input.make_input(tmp_path / "input", count=COUNT)
     fault.spoil(made)
     cwd = tmp_path / "cwd"
     cwd.mkdir()
     words = made.words(*fault.words)
-    done = refining.run(words, ranks=ranks, cwd=cwd) if ranks else refining.run_here(words, cwd)
+    done = jobs.run(words, ranks=ranks, cwd=cwd) if ranks else refine_runs.run_here(words, cwd)
     assert done.returncode == fault.code, done.stderr
-    (said,) = refining.complaints(done)
+    (said,) = jobs.complaints(done)
     assert re.search(fault.says, done.stderr), done.stderr
     assert done.stderr.count(said) == 1
     assert "Traceback" not in done.stderr + done.stdout
@@ -137,7 +138,7 @@ def test_bad_input_is_refused_and_nothing_written(tmp_path: Path, name: str) -> 
     refuses(tmp_path, FAULTS[name], None)
 
 
-@pytest.mark.skipif(not refining.MPIRUN.exists(), reason="this environment has no MPI")
+@pytest.mark.skipif(not MPIRUN.exists(), reason="this environment has no MPI")
 @pytest.mark.parametrize("name", UNDER_MPIRUN)
 def test_bad_input_ends_all_ranks(tmp_path: Path, name: str) -> None:
     refuses(tmp_path, FAULTS[name], 3)
@@ -146,11 +147,11 @@ def test_bad_input_ends_all_ranks(tmp_path: Path, name: str) -> None:
 @pytest.mark.parametrize("folder", ["{0}/file/run", "/proc/mpipar/run", "{0}/file"])
 def test_a_folder_that_cannot_be_made(tmp_path: Path, folder: str) -> None:
     """Also for root, to whom permissions mean nothing."""
-    made = refining.make_input(tmp_path / "input", count=COUNT)
+    made = refine_input.make_input(tmp_path / "input", count=COUNT)
     (tmp_path / "file").write_text("a file")
-    done = refining.run_here(made.words("--path", folder.format(tmp_path)), tmp_path)
+    done = refine_runs.run_here(made.words("--path", folder.format(tmp_path)), tmp_path)
     assert done.returncode == 73, done.stderr
-    (said,) = refining.complaints(done)
+    (said,) = jobs.complaints(done)
     assert folder.format(tmp_path) in said
     assert "Traceback" not in done.stderr
     assert "first look" not in done.stdout, "before anything is computed"
@@ -158,42 +159,42 @@ def test_a_folder_that_cannot_be_made(tmp_path: Path, folder: str) -> None:
 
 
 def test_the_folder_of_another_run_is_left_alone(tmp_path: Path) -> None:
-    made = refining.make_input(tmp_path / "input", count=COUNT)
+    made = refine_input.make_input(tmp_path / "input", count=COUNT)
     path = tmp_path / "refine_01"
     path.mkdir()
     (path / "notes.txt").write_text("mine")
-    done = refining.run_here(made.words("--path", path), tmp_path)
+    done = refine_runs.run_here(made.words("--path", path), tmp_path)
     assert done.returncode == 73, done.stderr
     assert [file.name for file in path.iterdir()] == ["notes.txt"]
 
 
 def test_check_says_what_would_be_done_and_writes_nothing(tmp_path: Path) -> None:
-    made = refining.make_input(tmp_path / "input", count=COUNT)
-    done = refining.run_here(made.words("--check"), tmp_path)
+    made = refine_input.make_input(tmp_path / "input", count=COUNT)
+    done = refine_runs.run_here(made.words("--check"), tmp_path)
     assert done.returncode == 0, done.stderr
     assert f"{COUNT} particles of 32 x 32 pixels of 11.2 A" in done.stdout
     assert "nothing was written" in done.stdout
     assert [entry.name for entry in tmp_path.iterdir()] == ["input"]
 
 
-def odd_box(made: refining.Input) -> None:
-    images = np.pad(refining.demo_images(COUNT), [(0, 0), (0, 1), (0, 1)], mode="edge")
-    write_mrc(made.stack, images, pixel_size=refining.PIXEL_SIZE)
+def odd_box(made: refine_input.Input) -> None:
+    images = np.pad(refine_input.demo_images(COUNT), [(0, 0), (0, 1), (0, 1)], mode="edge")
+    write_mrc(made.stack, images, pixel_size=refine_input.PIXEL_SIZE)
     edit(" 32 2 ", " 33 2 ")(made)
 
 
-def other_model(made: refining.Input) -> None:
+def other_model(made: refine_input.Input) -> None:
     """The shipped model: twice the box, half the pixel size."""
-    made.model.write_bytes((refining.DEMO / "init.mrc").read_bytes())
+    made.model.write_bytes((refine_input.DEMO / "init.mrc").read_bytes())
 
 
-def five_particles(made: refining.Input) -> None:
+def five_particles(made: refine_input.Input) -> None:
     edit(r"^0000([1-9]\d|0[6-9])@.*\n", "")(made)
 
 
-def not_normalised(made: refining.Input) -> None:
-    images = refining.demo_images(COUNT) * np.float32(40) + np.float32(1000)
-    write_mrc(made.stack, images, pixel_size=refining.PIXEL_SIZE)
+def not_normalised(made: refine_input.Input) -> None:
+    images = refine_input.demo_images(COUNT) * np.float32(40) + np.float32(1000)
+    write_mrc(made.stack, images, pixel_size=refine_input.PIXEL_SIZE)
 
 
 ODD = {
@@ -211,17 +212,17 @@ ODD = {
 @pytest.mark.parametrize("name", ODD)
 def test_odd_input_is_adapted_and_said_aloud(tmp_path: Path, name: str) -> None:
     spoil, says, ranks = ODD[name]
-    if ranks and not refining.MPIRUN.exists():
+    if ranks and not MPIRUN.exists():
         pytest.skip("this environment has no MPI")
-    made = refining.make_input(tmp_path / "input", count=COUNT)
+    made = refine_input.make_input(tmp_path / "input", count=COUNT)
     spoil(made)
     words = made.words(iterations=1)
     done = (
-        refining.run(words, ranks=ranks, cwd=tmp_path)
+        jobs.run(words, ranks=ranks, cwd=tmp_path)
         if ranks
-        else refining.run_here(words, tmp_path)
+        else refine_runs.run_here(words, tmp_path)
     )
     assert done.returncode == 0, done.stderr
     assert re.search(says, done.stdout, re.MULTILINE), done.stdout
-    assert set(refining.FILES) <= {file.name for file in (tmp_path / "refine_01").iterdir()}
+    assert set(refine_runs.FILES) <= {file.name for file in (tmp_path / "refine_01").iterdir()}
     assert (tmp_path / "refine_01" / "half1.mrc").stat().st_size == 1024 + 32**3 * 4

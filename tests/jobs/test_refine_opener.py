@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.support import refining
+from tests.support import instruments, jobs, refine_runs
+from tests.support.installed import MPIRUN, missing_programs, mpirun
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-pytestmark = pytest.mark.skipif(not refining.MPIRUN.exists(), reason="this environment has no MPI")
+pytestmark = pytest.mark.skipif(not MPIRUN.exists(), reason="this environment has no MPI")
 
 BLIND = """
 set -e
@@ -26,48 +27,48 @@ exec "$@"
 
 
 @pytest.fixture
-def reference(tmp_path_factory: pytest.TempPathFactory) -> refining.Reference:
-    return refining.reference(tmp_path_factory.getbasetemp())
+def reference(tmp_path_factory: pytest.TempPathFactory) -> refine_runs.Reference:
+    return refine_runs.reference(tmp_path_factory.getbasetemp())
 
 
 def may_mount(folder: Path) -> bool:
-    if os.geteuid() != 0 or refining.needs("unshare", "mount"):
+    if os.geteuid() != 0 or missing_programs("unshare", "mount"):
         return False
     tried = ["unshare", "-m", "mount", "-t", "tmpfs", "none", str(folder)]
     return subprocess.run(tried, capture_output=True, check=False).returncode == 0
 
 
 def test_workers_for_which_input_and_project_do_not_exist(
-    reference: refining.Reference, tmp_path: Path
+    reference: refine_runs.Reference, tmp_path: Path
 ) -> None:
     if not may_mount(tmp_path):
         pytest.skip("mounting in a namespace of one's own needs root")
     hidden = tmp_path / "hidden"
     shutil.copytree(reference.input.folder, hidden / "input")
     made = reference.input.moved(hidden / "input")
-    program = refining.command(None, made.words("--path", hidden / "run"))
+    program = jobs.command(None, made.words("--path", hidden / "run"))
     blind = ["unshare", "-m", "sh", "-c", BLIND, str(hidden), *program]
-    line = [*refining.mpirun(), "-n", "1", *program, ":", "-n", "2", *blind]
-    with refining.Job((), line=line, cwd=tmp_path) as job:
+    line = [*mpirun(), "-n", "1", *program, ":", "-n", "2", *blind]
+    with jobs.Job((), line=line, cwd=tmp_path) as job:
         done = job.finish()
     assert done.returncode == 0, done.stderr
-    expected = refining.digests(reference.path, reference.input)
-    assert refining.digests(hidden / "run", made) == expected
+    expected = refine_runs.digests(reference.path, reference.input)
+    assert refine_runs.digests(hidden / "run", made) == expected
 
 
 def test_workers_open_nothing_in_the_folders_of_input_and_project(
-    reference: refining.Reference, tmp_path: Path
+    reference: refine_runs.Reference, tmp_path: Path
 ) -> None:
     """Also while blocks are stolen, and where a mount is not allowed."""
     opened = tmp_path / "opened"
     opened.mkdir()
     path = tmp_path / "run"
-    done = refining.run(
+    done = jobs.run(
         reference.input.words("--path", path),
         ranks=3,
         env={
             "MPIPAR_SLOW": "2:3",
-            "PYTHONPATH": refining.instrument(tmp_path / "instrument", refining.OPENED),
+            "PYTHONPATH": instruments.instrument(tmp_path / "instrument", instruments.OPENED),
             "MPIPAR_TEST_OPENED": str(opened),
         },
     )

@@ -10,19 +10,20 @@ import numpy as np
 import pytest
 
 from mpipar.cryoem.resolution import fourier_shell_correlation, resolution_of
-from tests.support import refining
+from tests.support import jobs, refine_input, refine_runs
+from tests.support.installed import missing_programs
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 pytestmark = pytest.mark.skipif(
-    bool(refining.needs("relion_postprocess", "relion_reconstruct")), reason="RELION is not here"
+    bool(missing_programs("relion_postprocess", "relion_reconstruct")), reason="RELION is not here"
 )
 
 
 @pytest.fixture
-def reference(tmp_path_factory: pytest.TempPathFactory) -> refining.Reference:
-    return refining.reference(tmp_path_factory.getbasetemp())
+def reference(tmp_path_factory: pytest.TempPathFactory) -> refine_runs.Reference:
+    return refine_runs.reference(tmp_path_factory.getbasetemp())
 
 
 def relion(*words: object) -> str:
@@ -32,14 +33,14 @@ def relion(*words: object) -> str:
         text=True,
         timeout=50,
         check=False,
-        env=refining.environment({"LC_ALL": "C"}),
+        env=jobs.environment({"LC_ALL": "C"}),
     )
     assert done.returncode == 0, done.stderr
     return done.stdout
 
 
 def test_relion_reconstructs_the_same_map_from_our_particles(
-    reference: refining.Reference, tmp_path: Path
+    reference: refine_runs.Reference, tmp_path: Path
 ) -> None:
     """It agrees beyond our resolution: poses, origins and CTF mean to it what they mean to us."""
     stars = reference.path / "particles.star"
@@ -47,8 +48,10 @@ def test_relion_reconstructs_the_same_map_from_our_particles(
     ours, theirs = (mrcfile.read(f / "map.mrc") for f in (reference.path, tmp_path))
     curve = fourier_shell_correlation(ours, theirs)
     table = np.loadtxt(reference.path / "fsc.txt")
-    reached = resolution_of(np.append(1.0, table[:, 5]), 0.143, refining.BOX, refining.PIXEL_SIZE)
-    resolved = int(refining.BOX * refining.PIXEL_SIZE / reached)
+    reached = resolution_of(
+        np.append(1.0, table[:, 5]), 0.143, refine_input.BOX, refine_input.PIXEL_SIZE
+    )
+    resolved = int(refine_input.BOX * refine_input.PIXEL_SIZE / reached)
     assert resolved >= 5, "there is something to agree on"
     assert curve[: resolved + 3].min() > 0.5, curve
     assert curve[:resolved].min() > 0.9, curve
@@ -57,7 +60,7 @@ def test_relion_reconstructs_the_same_map_from_our_particles(
 
 
 def test_relion_reads_our_half_maps_and_finds_their_correlation(
-    reference: refining.Reference, tmp_path: Path
+    reference: refine_runs.Reference, tmp_path: Path
 ) -> None:
     """With the mask: without one, RELION 3.1 stops at its own Guinier plot, whatever the maps."""
     halves = ["--i", reference.path / "half1.mrc", "--i2", reference.path / "half2.mrc"]
@@ -67,9 +70,9 @@ def test_relion_reads_our_half_maps_and_finds_their_correlation(
     assert "FINAL RESOLUTION" in said.upper()
     lines = (tmp_path / "post.star").read_text().partition("data_fsc")[2].splitlines()
     rows = [line.split() for line in lines if line[:12].strip().isdecimal()]
-    theirs = np.array([row[5] for row in rows[: refining.BOX // 2]], float)
+    theirs = np.array([row[5] for row in rows[: refine_input.BOX // 2]], float)
     table = np.loadtxt(reference.path / "fsc.txt")
     ours = np.append(1.0, table[:, 3])[: len(theirs)]
     # RELION counts the plane x = 0 twice
-    assert len(theirs) == refining.BOX // 2
+    assert len(theirs) == refine_input.BOX // 2
     assert np.abs(ours - theirs).max() < 0.1

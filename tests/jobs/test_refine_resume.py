@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.support import refining
+from tests.support import jobs, refine_input, refine_runs
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -17,39 +17,41 @@ if TYPE_CHECKING:
 @pytest.fixture
 def finished(
     tmp_path_factory: pytest.TempPathFactory, tmp_path: Path
-) -> tuple[refining.Reference, Path]:
+) -> tuple[refine_runs.Reference, Path]:
     """The reference, and a copy of its finished run; its input is copied too."""
-    reference = refining.reference(tmp_path_factory.getbasetemp())
+    reference = refine_runs.reference(tmp_path_factory.getbasetemp())
     shutil.copytree(reference.path, tmp_path / "run")
     return reference, tmp_path / "run"
 
 
 def resume(path: Path, *words: object) -> tuple[int, list[str]]:
     """Exit code and complaints of `refine --resume`."""
-    done = refining.run_here(["mpipar", "refine", "--resume", "--path", path, *words], path.parent)
-    return done.returncode, refining.complaints(done)
+    done = refine_runs.run_here(
+        ["mpipar", "refine", "--resume", "--path", path, *words], path.parent
+    )
+    return done.returncode, jobs.complaints(done)
 
 
 def test_a_finished_run_writes_the_same_results_again(
-    finished: tuple[refining.Reference, Path],
+    finished: tuple[refine_runs.Reference, Path],
 ) -> None:
     reference, path = finished
-    for name in refining.FILES:
+    for name in refine_runs.FILES:
         (path / name).unlink()
     assert resume(path) == (0, [])
-    assert refining.digests(path) == reference.digests
+    assert refine_runs.digests(path) == reference.digests
     assert json.loads((path / "verdict.json").read_text())["verdict"] == "done"
 
 
-def test_more_iterations_may_be_asked_for(finished: tuple[refining.Reference, Path]) -> None:
+def test_more_iterations_may_be_asked_for(finished: tuple[refine_runs.Reference, Path]) -> None:
     reference, path = finished
-    more = refining.ITERATIONS + 1
+    more = refine_input.ITERATIONS + 1
     words = ["mpipar", "refine", "--resume", "--path", path, "--iter", more]
-    done = refining.run_here(words, path.parent)
+    done = refine_runs.run_here(words, path.parent)
     assert done.returncode == 0, done.stderr
     rows = [line.split()[0] for line in done.stdout.splitlines() if " all  " in line]
     assert rows == [str(more)], "the others are not made again"
-    assert refining.digests(path)["particles.star"] != reference.digests["particles.star"]
+    assert refine_runs.digests(path)["particles.star"] != reference.digests["particles.star"]
     assert f"\niter = {more}\n" in (path / "settings.toml").read_text()
 
 
@@ -62,7 +64,7 @@ def test_more_iterations_may_be_asked_for(finished: tuple[refining.Reference, Pa
     ],
 )
 def test_settings_that_make_another_run_are_refused(
-    finished: tuple[refining.Reference, Path], words: list[str], said: str
+    finished: tuple[refine_runs.Reference, Path], words: list[str], said: str
 ) -> None:
     _, path = finished
     code, complaints = resume(path, *words)
@@ -71,10 +73,10 @@ def test_settings_that_make_another_run_are_refused(
 
 
 def test_input_that_has_changed_is_refused(tmp_path: Path) -> None:
-    made = refining.make_input(tmp_path / "input", count=40)
+    made = refine_input.make_input(tmp_path / "input", count=40)
     path = tmp_path / "run"
     words = made.words("--path", path, "--parallel=thread:2", iterations=1)
-    done = refining.run_here(words, tmp_path)
+    done = refine_runs.run_here(words, tmp_path)
     assert done.returncode == 0, done.stderr
     before = {file.name: file.read_bytes() for file in path.iterdir() if file.is_file()}
     star = made.star.read_text()
@@ -83,17 +85,17 @@ def test_input_that_has_changed_is_refused(tmp_path: Path) -> None:
     assert (code, len(complaints)) == (65, 1)
     assert "was started with other input" in complaints[0]
     made.star.write_text(star)
-    shutil.copyfile(refining.DEMO / "init.mrc", made.model)
+    shutil.copyfile(refine_input.DEMO / "init.mrc", made.model)
     code, complaints = resume(path)
     assert (code, len(complaints)) == (65, 1)
     made.model.unlink()
     assert resume(path)[0] == 66
-    for name in refining.FILES:
+    for name in refine_runs.FILES:
         assert (path / name).read_bytes() == before[name]
 
 
 def test_resume_without_a_run(tmp_path: Path) -> None:
-    done = refining.run_here(["mpipar", "refine", "--resume"], tmp_path)
+    done = refine_runs.run_here(["mpipar", "refine", "--resume"], tmp_path)
     assert done.returncode == 66
     assert "there is no refine_NN" in done.stderr
     code, complaints = resume(tmp_path / "none")

@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.support import refining
+from tests.support import jobs
+from tests.support.installed import MPIRUN, mpirun
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-pytestmark = pytest.mark.skipif(not refining.MPIRUN.exists(), reason="needs mpirun")
+pytestmark = pytest.mark.skipif(not MPIRUN.exists(), reason="needs mpirun")
 
 RANK = "from mpi4py import MPI; print(MPI.COMM_WORLD.rank, 'of', MPI.COMM_WORLD.size)"
 
@@ -24,11 +25,11 @@ RANK = "from mpi4py import MPI; print(MPI.COMM_WORLD.rank, 'of', MPI.COMM_WORLD.
 def run(folder: Path, lines: list[str], *words: object, ranks: int | None = 4) -> tuple[int, str]:
     """Exit code and all that was said."""
     (folder / "commands.txt").write_text("\n".join([*lines, ""]))
-    done = refining.run(
+    done = jobs.run(
         ["mpipar", "run", "commands.txt", "--path", "run", *words],
         ranks=ranks,
         cwd=folder,
-        env={"PYTHONPATH": str(refining.ROOT), "PATH": os.environ["PATH"]},
+        env={"PYTHONPATH": str(jobs.ROOT), "PATH": os.environ["PATH"]},
     )
     return done.returncode, done.stdout + done.stderr
 
@@ -50,7 +51,7 @@ def test_commands_run_on_all_workers_and_those_that_use_mpi_are_not_confused(
     lines = [
         *["sleep 0.3; echo $MPIPAR_RANK"] * 6,
         mpi,
-        f"{' '.join(refining.mpirun())} -n 2 {mpi}",
+        f"{' '.join(mpirun())} -n 2 {mpi}",
         "env | grep -E '^(OMPI_COMM|PMIX_|PMI_|PRTE_)'",
         "sleep 0.1; kill -BUS $$",
     ]
@@ -89,8 +90,8 @@ def test_signal_ends_the_run_in_good_order_and_its_commands_with_it(
     (tmp_path / "commands.txt").write_text("echo x >>trace\nsleep 1234.8\n")
     words = ["mpipar", "run", "commands.txt", "--path", "run", f"--parallel={parallel}"]
     trace, log = tmp_path / "trace", tmp_path / "run" / "logs" / "000001.log"
-    with refining.Job(words, cwd=tmp_path) as job:
-        refining.wait_until(log.exists, job)
+    with jobs.Job(words, cwd=tmp_path) as job:
+        jobs.wait_until(log.exists, job)
         job.process.terminate()
         done = job.finish()
         until = time.monotonic() + 10

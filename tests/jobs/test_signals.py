@@ -13,20 +13,19 @@ from pathlib import Path
 
 import pytest
 
-from tests.support import refining
+from tests.support import jobs, refine_runs
+from tests.support.installed import MPIRUN
 
 SOON = 15.0  # seconds, on a crowded machine; a fraction of one on a quiet one
 SLOW = {"MPIPAR_SLOW": "1:60,2:60"}  # a search that is not over when the signal comes
 REQUEUE, CANCELLED = 75, 130
 
-pytestmark = pytest.mark.skipif(
-    not refining.MPIRUN.exists(), reason="this environment brings no MPI"
-)
+pytestmark = pytest.mark.skipif(not MPIRUN.exists(), reason="this environment brings no MPI")
 
 
 @pytest.fixture
-def reference(tmp_path_factory: pytest.TempPathFactory) -> refining.Reference:
-    return refining.reference(tmp_path_factory.getbasetemp())
+def reference(tmp_path_factory: pytest.TempPathFactory) -> refine_runs.Reference:
+    return refine_runs.reference(tmp_path_factory.getbasetemp())
 
 
 def ready(path: Path) -> bool:
@@ -38,7 +37,7 @@ def ready(path: Path) -> bool:
     return "iteration" in str(status.get("phase"))
 
 
-def end(job: refining.Job) -> tuple[int, str]:
+def end(job: jobs.Job) -> tuple[int, str]:
     """Exit code and output of a job that should end now, and leave no process."""
     start = time.monotonic()
     done = job.finish(60)
@@ -55,11 +54,11 @@ def verdict(path: Path) -> tuple[str, str]:
     return found["verdict"], found["reason"]
 
 
-def resumes_to_the_same(reference: refining.Reference, path: Path) -> bool:
+def resumes_to_the_same(reference: refine_runs.Reference, path: Path) -> bool:
     words = ["mpipar", "refine", "--resume", "--path", path, "--parallel=thread:2"]
-    done = refining.run_here(words, path.parent)
+    done = refine_runs.run_here(words, path.parent)
     assert done.returncode == 0, done.stderr
-    return refining.digests(path) == reference.digests
+    return refine_runs.digests(path) == reference.digests
 
 
 @pytest.mark.parametrize(
@@ -71,12 +70,12 @@ def resumes_to_the_same(reference: refining.Reference, path: Path) -> bool:
     ],
 )
 def test_a_signal_ends_the_job_in_good_order(
-    reference: refining.Reference, tmp_path: Path, parallel: str, number: int, code: int
+    reference: refine_runs.Reference, tmp_path: Path, parallel: str, number: int, code: int
 ) -> None:
     path, name = tmp_path / "run", signal.Signals(number).name
     words = reference.input.words("--path", path, f"--parallel={parallel}")
-    with refining.Job(words, env=SLOW) as job:
-        refining.wait_until(lambda: ready(path), job)
+    with jobs.Job(words, env=SLOW) as job:
+        jobs.wait_until(lambda: ready(path), job)
         job.process.send_signal(number)
         found, said = end(job)
     assert (found, verdict(path)[0]) == (code, "requeue"), said
@@ -89,12 +88,12 @@ def test_a_signal_ends_the_job_in_good_order(
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
 def test_a_plain_mpirun_that_is_told_to_end_leaves_a_run_to_resume(
-    reference: refining.Reference, tmp_path: Path, number: int
+    reference: refine_runs.Reference, tmp_path: Path, number: int
 ) -> None:
     """Open MPI's kills the ranks half a second after SIGTERM; Hydra's code is anybody's."""
     path = tmp_path / "run"
-    with refining.Job(reference.input.words("--path", path), ranks=3, env=SLOW) as job:
-        refining.wait_until(lambda: ready(path), job)
+    with jobs.Job(reference.input.words("--path", path), ranks=3, env=SLOW) as job:
+        jobs.wait_until(lambda: ready(path), job)
         job.process.send_signal(number)
         code, said = end(job)
     assert verdict(path)[0] == "requeue", said
@@ -103,12 +102,12 @@ def test_a_plain_mpirun_that_is_told_to_end_leaves_a_run_to_resume(
 
 
 def test_where_mpi_does_not_tolerate_it_a_killed_worker_ends_the_job_at_once(
-    reference: refining.Reference, tmp_path: Path
+    reference: refine_runs.Reference, tmp_path: Path
 ) -> None:
     """Rank 0 is killed too, without a word: what its verdict is then, it has said before."""
     path = tmp_path / "run"
-    with refining.Job(reference.input.words("--path", path), ranks=3, env=SLOW) as job:
-        refining.wait_until(lambda: ready(path), job)
+    with jobs.Job(reference.input.words("--path", path), ranks=3, env=SLOW) as job:
+        jobs.wait_until(lambda: ready(path), job)
         status = json.loads((path / "status.json").read_text())
         workers = [pid for pid in job.pids() if is_rank(pid) and pid != status["process"]]
         os.kill(workers[-1], signal.SIGKILL)
@@ -127,11 +126,11 @@ def is_rank(pid: int) -> bool:
 def test_a_scratch_folder_is_used_by_every_rank(tmp_path: Path) -> None:
     scratch = tmp_path / "Scratch"
     words = ["mpipar", "refine", "--input", "none.star", "--model", "none.mrc"]
-    done = refining.run([*words, f"--parallel=mpi:3:{scratch}"])
+    done = jobs.run([*words, f"--parallel=mpi:3:{scratch}"])
     assert done.returncode == 66, done.stderr
     (mine,) = scratch.iterdir()
     assert any(entry.name.startswith("numba-") for entry in mine.iterdir())
     (tmp_path / "file").touch()
-    done = refining.run([*words, f"--parallel=mpi:3:{tmp_path}/file"])
+    done = jobs.run([*words, f"--parallel=mpi:3:{tmp_path}/file"])
     assert done.returncode == 73
-    assert refining.complaints(done)[0].startswith("mpipar: --parallel: the scratch folder")
+    assert jobs.complaints(done)[0].startswith("mpipar: --parallel: the scratch folder")

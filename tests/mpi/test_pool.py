@@ -8,43 +8,11 @@ import numpy as np
 import pytest
 
 from mpipar.errors import InputError, TaskFailedError
-from mpipar.runtime.clusters.mpi_cluster import MpiTransport
-from mpipar.runtime.loops import worker_loop
-from mpipar.runtime.node_memory.sharing_transport import SharingTransport
-from mpipar.runtime.pool import Pool
+from tests.support.pools import COUNT, is_right, on_pool, run
 from tests.support.ranks import assert_on_all_ranks
-from tests.support.stages import Fails, Numbers, Total, Truncated, Where, Wide, tasks_of
+from tests.support.stages import Fails, Numbers, Truncated, Where, Wide, tasks_of
 
 pytestmark = pytest.mark.mpi(min_size=2)
-COUNT = 60
-
-
-def on_pool(world, program, *, threads=1, cache_bytes=1 << 28):
-    """Run `program(pool)` on rank 0 while the others serve; its verdict holds on all ranks."""
-    transport = SharingTransport(MpiTransport(world))
-    if world.rank:
-        departure = worker_loop.serve(transport)
-        assert_on_all_ranks(world, departure.code == 0, f"{departure}")
-        return
-    verdict, said = False, ""
-    try:
-        with Pool(transport, threads=threads, cache_bytes=cache_bytes, vendor="MPI 1.0") as pool:
-            verdict = program(pool)
-    except Exception as error:  # the others must hear of it
-        said = repr(error)
-    assert_on_all_ranks(world, verdict, said)
-
-
-def is_right(outcome, count=COUNT):
-    return (
-        outcome.results == list(range(count))
-        and outcome.sums["counted"].tolist() == [1] * count
-        and bool(np.all(outcome.sums["total"] == sum(range(count))))
-    )
-
-
-def run(pool, stage=None, count=COUNT):
-    return pool.run(stage or Total(), {"count": count}, tasks_of(count))
 
 
 @pytest.mark.parametrize("threads", [1, 2])

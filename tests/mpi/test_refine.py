@@ -17,7 +17,7 @@ from mpipar.runtime.loops import worker_loop
 from mpipar.runtime.pool import Pool
 from mpipar.settings import RefineSettings
 from mpipar.views.progress import QuietView
-from tests.support import refining
+from tests.support import refine_input, refine_runs
 from tests.support.blocks import write_mrc
 from tests.support.ranks import assert_on_all_ranks
 
@@ -53,18 +53,18 @@ def on_ranks(world: Any, program: Callable[[Any], bool]) -> None:
     assert_on_all_ranks(world, verdict, said)
 
 
-def settings_of(made: refining.Input, path: Path) -> RefineSettings:
+def settings_of(made: refine_input.Input, path: Path) -> RefineSettings:
     return RefineSettings(input=made.star, model=made.model, path=path, iter=1)
 
 
-def in_this_process(made: refining.Input, path: Path) -> dict[str, str]:
+def in_this_process(made: refine_input.Input, path: Path) -> dict[str, str]:
     """Refine without MPI; the digests of the results."""
 
     def open_pool(threads: int, cache_bytes: int) -> Pool:
         return thread_cluster.open_pool(1, threads=threads, cache_bytes=cache_bytes)
 
     refine.run(settings_of(made, path), open_pool, QuietView())
-    return refining.digests(path)
+    return refine_runs.digests(path)
 
 
 def fail_at_first(monkeypatch: pytest.MonkeyPatch) -> set[float]:
@@ -89,10 +89,10 @@ def test_bits_are_those_of_one_process(
     """Also when tasks fail and are tried again (P4, P8)."""
 
     def program(open_pool: Any) -> bool:
-        made = refining.make_input(tmp_path / "input", count=COUNT)
+        made = refine_input.make_input(tmp_path / "input", count=COUNT)
         expected = in_this_process(made, tmp_path / "alone")
         refine.run(settings_of(made, tmp_path / "run"), open_pool, QuietView())
-        return refining.digests(tmp_path / "run") == expected
+        return refine_runs.digests(tmp_path / "run") == expected
 
     # a task is tried three times, so no more than two ranks may fail it
     failed = fail_at_first(monkeypatch) if failing and world.rank in (1, 2) else set()
@@ -104,11 +104,11 @@ def test_an_image_that_turns_out_bad_ends_the_run_and_frees_all_ranks(
     world: Any, tmp_path: Path
 ) -> None:
     def program(open_pool: Any) -> bool:
-        made = refining.make_input(tmp_path / "input", count=COUNT)
-        images = refining.demo_images(COUNT)
-        late = refining.not_read_first(COUNT)
+        made = refine_input.make_input(tmp_path / "input", count=COUNT)
+        images = refine_input.demo_images(COUNT)
+        late = refine_input.not_read_first(COUNT)
         images[late, 5, 7] = np.nan
-        write_mrc(made.stack, images, pixel_size=refining.PIXEL_SIZE)
+        write_mrc(made.stack, images, pixel_size=refine_input.PIXEL_SIZE)
         try:
             refine.run(settings_of(made, tmp_path / "run"), open_pool, QuietView())
         except InputError as error:

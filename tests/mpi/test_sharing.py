@@ -8,7 +8,7 @@ import pytest
 from mpipar.runtime import pool as pool_module
 from mpipar.runtime.loops import worker_loop
 from mpipar.runtime.node_memory.shared_arrays import SharedArrays, UnmappableError
-from tests.mpi.test_pool import on_pool
+from tests.support.pools import on_pool
 from tests.support.stages import Seen, tasks_of
 
 pytestmark = pytest.mark.mpi(min_size=2)

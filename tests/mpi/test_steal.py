@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.mpi.test_pool import is_right, on_pool, run
+from tests.support.pools import is_right, on_pool, run
 from tests.support.stages import Numbers, Occupied, Total, tasks_of
 
 pytestmark = pytest.mark.mpi(min_size=3)

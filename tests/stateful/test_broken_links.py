@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mpipar.runtime.machines.messages import Begin
-from tests.stateful.test_scheduler_machine import check, make_tasks
+from tests.support.ledger_runs import check, make_tasks
 from tests.support.loopback import Cluster, Ledger
 
 WORKERS, TASKS, PATIENCE = 6, 20, 4.0

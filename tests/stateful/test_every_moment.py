@@ -12,7 +12,7 @@ import pytest
 
 from mpipar.errors import RequeueError
 from mpipar.runtime.stage import Stage
-from tests.stateful.test_scheduler_machine import check, make_tasks
+from tests.support.ledger_runs import check, make_tasks
 from tests.support.loopback import Cluster, Ledger
 
 WORKERS, TASKS = 6, 20

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import random
 
-import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -20,19 +19,9 @@ from mpipar.runtime.machines.orders import (
 )
 from mpipar.runtime.machines.task_state import TaskState
 from mpipar.runtime.machines.victims import RAIDS
-from mpipar.runtime.stage import QUARANTINED, Policy, Task
+from mpipar.runtime.stage import QUARANTINED, Policy
+from tests.support.ledger_runs import check, make_tasks
 from tests.support.loopback import STEPS, Cluster, Ledger
-
-
-def make_tasks(count, with_blocks):
-    return [Task(number, number if with_blocks else None, None) for number in range(count)]
-
-
-def check(run, count):
-    assert run.error is None
-    assert [run.results[number] for number in range(count)] == [7 * n for n in range(count)]
-    assert run.sums["counted"].tolist() == [1] * count
-    assert np.all(run.sums["value"] == 7 * count * (count - 1) // 2)
 
 
 def check_books(scheduler):

@@ -18,7 +18,7 @@ from mpipar.programs.dataset import Constants
 from mpipar.programs.inputs import read_inputs
 from mpipar.programs.iteration import Maps, RefineState
 from mpipar.store.project import Project
-from tests.support.refining import Small, small
+from tests.support.small_refinement import Small, small
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

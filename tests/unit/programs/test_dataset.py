@@ -18,7 +18,7 @@ from mpipar.programs import dataset
 from mpipar.programs.stages import ImageGeometry, SpectrumStage
 from mpipar.runtime.stage import Task
 from tests.support.blocks import write_particle_input
-from tests.support.refining import Small, small
+from tests.support.small_refinement import Small, small
 
 if TYPE_CHECKING:
     from pathlib import Path

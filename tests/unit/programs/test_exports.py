@@ -15,7 +15,7 @@ from mpipar.programs import exports
 from mpipar.programs.iteration import Maps
 from mpipar.settings import RefineSettings
 from mpipar.store.project import Project
-from tests.support.refining import Small, small
+from tests.support.small_refinement import Small, small
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -17,7 +17,7 @@ from mpipar.cryoem.fourier import components
 from mpipar.cryoem.search_plan import plan_search
 from mpipar.programs import iteration
 from mpipar.programs.stages import AlignResult
-from tests.support.refining import Small, small
+from tests.support.small_refinement import Small, small
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

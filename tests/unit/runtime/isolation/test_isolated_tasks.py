@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import ctypes
 import os
 import signal
 import subprocess
@@ -15,58 +14,8 @@ import pytest
 from mpipar.runtime.isolation.isolated_tasks import TaskChild
 from mpipar.runtime.machines.caught_error import StartFailedError
 from mpipar.runtime.process.environment import without_launcher
-from mpipar.runtime.stage import Stage, Task
-
-
-class Acts(Stage):
-    """Does what a task says."""
-
-    def start(self, shared):
-        act(shared.get("start", "nothing"))
-        return {"count": 0, "shared": shared}
-
-    def run(self, task, block, state):
-        state["count"] += 1
-        match task.payload:
-            case "count":
-                return os.getpid(), state["count"]
-            case "environment":
-                return dict(os.environ), signal.getsignal(signal.SIGINT), sys.stdin.read()
-            case "arrays":
-                big = block["x"]
-                return big * 2, state["shared"]["y"], big.flags.writeable
-            case "block":
-                return None if block is None else int(block["x"][0])
-            case "lambda":
-                return lambda: None
-            case float():
-                time.sleep(task.payload)
-            case _:
-                act(task.payload)
-        return task.id
-
-
-def act(what):
-    match what:
-        case "segfault":
-            ctypes.string_at(0)
-        case "exit 3":
-            os._exit(3)
-        case "killed":
-            os.kill(os.getpid(), signal.SIGKILL)
-        case "sys.exit":
-            sys.exit("enough")
-        case "raise":
-            raise ValueError("bad task")
-        case "hang":
-            while True:
-                pass
-        case "offspring":
-            with subprocess.Popen(["sleep", "60"]) as sleeper:
-                print("sleeper", sleeper.pid)
-                os._exit(1)
-        case "print":
-            print("hello from a task", end="")
+from mpipar.runtime.stage import Task
+from tests.support.acts import Acts, tasks
 
 
 @pytest.fixture
@@ -80,10 +29,6 @@ def child_of():
     yield make
     for child in made:
         child.close()
-
-
-def tasks(*payloads):
-    return [(Task(number, None, payload), None) for number, payload in enumerate(payloads)]
 
 
 def gone(process):
@@ -252,7 +197,7 @@ def test_a_run_that_is_abandoned_leaves_nothing_to_the_next(child_of):
 def test_child_dies_with_its_worker_in_the_middle_of_a_task():
     code = (
         "from mpipar.runtime.isolation.isolated_tasks import TaskChild\n"
-        "from tests.unit.runtime.isolation.test_isolated_tasks import Acts, tasks\n"
+        "from tests.support.acts import Acts, tasks\n"
         "child = TaskChild(Acts(), {}, timeout=None)\n"
         "for ran in child.run(tasks('count', 'hang')):\n"
         "    print(ran.result[0], flush=True)\n"
