@@ -83,7 +83,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def _fits(mark: pytest.Mark | None, size: int) -> bool:
     if mark is None:
         return False
-    return mark.kwargs.get("min_size", 1) <= size <= mark.kwargs.get("max_size", sys.maxsize)
+    return bool(mark.kwargs.get("min_size", 1) <= size <= mark.kwargs.get("max_size", sys.maxsize))
 
 
 def _world_size() -> int:

@@ -59,7 +59,7 @@ def test_one_name_for_one_thing():
         if path.name != "__init__.py":
             places[path.name].append(str(path.relative_to(ROOT)))
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if name := defined_type(node):
+            if isinstance(node, ast.stmt) and (name := defined_type(node)):
                 places[name].append(f"{path.relative_to(ROOT)}:{node.lineno}")
     assert {name: where for name, where in places.items() if len(where) > 1} == {}
 

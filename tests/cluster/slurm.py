@@ -178,7 +178,7 @@ class Slurm:
     def submit(self, script: Path, folder: Path, *options: str, **environment: str) -> Job:
         """Submit a script from a folder."""
         words = ("--parsable", f"--chdir={folder}", *options, str(script))
-        said = self.run("sbatch", *words, **environment)
+        said = self.run("sbatch", *words, check=True, **environment)
         number = said.strip().splitlines()[-1]
         return Job(self, number, folder / f"{script.stem}-{number}.log")
 

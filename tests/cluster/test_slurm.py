@@ -35,7 +35,8 @@ def submit(slurm: Slurm, reference: Reference, run: str, *, nodes: int = 2, **se
 
 
 def verdict(reference: Reference, run: str) -> dict[str, object]:
-    return json.loads((reference.folder / run / "verdict.json").read_text())
+    found: dict[str, object] = json.loads((reference.folder / run / "verdict.json").read_text())
+    return found
 
 
 def table(log: str) -> list[list[str]]:

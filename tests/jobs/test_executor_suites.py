@@ -39,11 +39,11 @@ def jobs(tmp_path_factory):
     for name, (parallel, suite, *only) in JOBS.items():
         start = [] if parallel else [*mpirun(), "-n", "4"]
         command = [*start, sys.executable, "-m", "mpipar", "exec", parallel or "--parallel=mpi"]
-        command += ["-m", "tests.support.suites", suite, cache, *only]
+        command += ["-m", "tests.support.suites", suite, str(cache), *only]
         if list(cache.glob(f"{CPYTHON if suite == 'cpython' else MPI4PY}*")):
             with (folder / name).open("w") as said:
                 started[name] = subprocess.Popen(
-                    [str(word) for word in command],
+                    command,
                     cwd=ROOT,
                     env=environment(),
                     stdout=said,

@@ -57,7 +57,7 @@ def mpirun(tmp_path, body, *, head=HEAD, ranks=3, limit=40, **environment):
     """Run a script on ranks; return exit code, output and seconds."""
     script = tmp_path / "script.py"
     script.write_text(head + body)
-    command = [MPIRUN, "--oversubscribe", "-n", str(ranks), sys.executable, str(script)]
+    command = [str(MPIRUN), "--oversubscribe", "-n", str(ranks), sys.executable, str(script)]
     start = time.monotonic()
     done = subprocess.run(
         command,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import deque
+from typing import Any
 
 import numpy as np
 from hypothesis import given, settings
@@ -31,7 +32,7 @@ def test_sum_is_right_and_no_rank_piles_up_chunks(ranks, sizes, seed):
         }
         for rank in range(1, ranks + 1)
     }
-    branches, layouts = {}, {}
+    branches, layouts = dict[int, WorkerReduction](), dict[int, Any]()
     for rank, sums in own.items():
         branches[rank] = WorkerReduction()
         branches[rank].collect(Collect(1, 1))

@@ -66,6 +66,8 @@ def act(what: str) -> None:
                 os._exit(1)
         case "print":
             print("hello from a task", end="")
+        case _:
+            pass
 
 
 def tasks(*payloads: Any) -> list[tuple[Task, None]]:

@@ -109,7 +109,8 @@ def is_right(pool: Pool, what: str) -> bool:
         case "sums":
             sums = pool.run(Adds(), {}, tasks).sums
             return sums is not None and bool((sums["huge"] == len(tasks)).all())
-    raise ValueError(what)
+        case _:
+            raise ValueError(what)
 
 
 def main(words: list[str]) -> int:

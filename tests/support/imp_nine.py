@@ -15,6 +15,7 @@ import time
 import unittest
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import pytest
 
@@ -103,7 +104,8 @@ class Anywhere(InFolder):
         hosts.write_text("node1 1 long.q\nnode2 1 long.q\nnode3 2 short.q\n")
         self.addCleanup(os.environ.pop, "PE_HOSTFILE")
         os.environ["PE_HOSTFILE"] = str(hosts)
-        first, *others = imp.SGEPEWorkerArray()._get_workers()
+        workers: Any = imp.SGEPEWorkerArray()._get_workers()
+        first, *others = workers
         assert type(first) is imp.LocalWorker
         assert [worker._host for worker in others] == ["node2", "node3", "node3"]
 

@@ -11,7 +11,7 @@ import sys
 import emcee
 import joblib
 import numpy as np
-from scipy.optimize import differential_evolution
+from scipy.optimize import Bounds, differential_evolution
 from sklearn.datasets import load_digits
 from sklearn.model_selection import GridSearchCV
 from sklearn.svm import SVC
@@ -44,9 +44,10 @@ def spring(lengths):
 
 def with_scipy():
     """Not an executor, but its `map`."""
+    bounds = Bounds([-5.0] * 4, [5.0] * 4)
     with Executor() as executor:
         found = differential_evolution(
-            spring, [(-5, 5)] * 4, workers=executor.map, updating="deferred", rng=1, maxiter=30
+            spring, bounds, workers=executor.map, updating="deferred", rng=1, maxiter=30
         )
     return found.x.tolist()
 

@@ -14,5 +14,4 @@ def square(word: str) -> int:
 if __name__ == "__main__":
     with Executor() as executor:
         squares = list(executor.map(square, sys.argv[1:]))
-        name = __spec__.name if __spec__ else None
-        print(squares, name, sys.argv[0] == __file__)
+        print(squares, __spec__.name, sys.argv[0] == __file__)

@@ -6,11 +6,12 @@ import cmath
 import itertools
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-Array = NDArray[np.float64]
+Array = NDArray[np.floating[Any]]
 
 
 @dataclass(frozen=True)
@@ -26,18 +27,18 @@ class Blobs:
 
     def volume(self, box: int) -> NDArray[np.float32]:
         """Density, axes z y x, origin at box // 2."""
-        x = np.arange(box) - box // 2
-        z, y, x = np.meshgrid(x, x, x, indexing="ij")
+        axis = np.arange(box) - box // 2
+        z, y, x = np.meshgrid(axis, axis, axis, indexing="ij")
         total = np.zeros((box, box, box))
         for (px, py, pz), weight in zip(self.places, self.weights, strict=True):
             squared = (x - px) ** 2 + (y - py) ** 2 + (z - pz) ** 2
             total += weight * np.exp(-squared / (2 * self.width**2))
-        return (total / (2 * math.pi * self.width**2) ** 1.5).astype(np.float32)
+        return np.asarray(total / (2 * math.pi * self.width**2) ** 1.5, np.float32)
 
     def image(self, box: int, rotation: Array, shift: tuple[float, float] = (0, 0)) -> Array:
         """Projection along z of the molecule as seen: image = rotation^T @ map, then shifted."""
-        x = np.arange(box) - box // 2
-        y, x = np.meshgrid(x, x, indexing="ij")
+        axis = np.arange(box) - box // 2
+        y, x = np.meshgrid(axis, axis, indexing="ij")
         total = np.zeros((box, box))
         for place, weight in zip(self.places, self.weights, strict=True):
             px, py, _ = rotation.T @ place
@@ -75,8 +76,8 @@ def image_transform(image: Array, kx: int, ky: int) -> complex:
 def volume_transform(volume: Array, kx: float, ky: float, kz: float) -> complex:
     """Sum over voxels, zero of space at n // 2; frequencies in cycles per box, whole or not."""
     n = len(volume)
-    x = np.arange(n) - n // 2
-    z, y, x = np.meshgrid(x, x, x, indexing="ij")
+    axis = np.arange(n) - n // 2
+    z, y, x = np.meshgrid(axis, axis, axis, indexing="ij")
     return complex((volume * np.exp(-2j * np.pi * (kx * x + ky * y + kz * z) / n)).sum())
 
 

@@ -52,5 +52,5 @@ if __name__ == "__main__":
     program = ModuleType("mpipar.programs.refine")
     program.run = act  # type: ignore[attr-defined]
     sys.modules[program.__name__] = program
-    mpipar.programs.refine = program  # type: ignore[attr-defined]
+    mpipar.programs.refine = program
     sys.exit(main(sys.argv[2:]))

@@ -44,6 +44,7 @@ def is_right(outcome: RunResult, count: int = COUNT) -> bool:
     """Whether each of so many tasks of the stage Total has its result and was added once."""
     return (
         outcome.results == list(range(count))
+        and outcome.sums is not None
         and outcome.sums["counted"].tolist() == [1] * count
         and bool(np.all(outcome.sums["total"] == sum(range(count))))
     )

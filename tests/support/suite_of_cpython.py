@@ -27,6 +27,7 @@ def names_of_suite() -> dict[str, Any]:
         modules = [importlib.import_module(f"{SUITE}.{p}") for p in (*PARTS, "test_process_pool")]
         folder = folder.parent
     names: dict[str, Any] = {}
+    module: Any
     for module in modules:
         names.update(vars(module))
         if hasattr(module, "assert_python_ok"):

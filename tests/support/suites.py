@@ -104,8 +104,9 @@ def _unpack_mpi4py(folder: Path) -> None:
             with tarfile.open(archive) as tar:
                 for member in tar.getmembers():
                     if member.name.partition("/")[2] in wanted:
-                        name = Path(member.name).name
-                        (folder / name).write_bytes(tar.extractfile(member).read())
+                        content = tar.extractfile(member)
+                        assert content is not None
+                        (folder / Path(member.name).name).write_bytes(content.read())
         if not (folder / f"{MPI4PY}.py").exists():
             sys.stderr.write(f"no source of {source}: {done.stderr}\n")
 
@@ -113,7 +114,7 @@ def _unpack_mpi4py(folder: Path) -> None:
 # Running them
 
 
-def classes_of(suite: str) -> list[type[unittest.TestCase]]:
+def classes_of(suite: str) -> list[type]:
     """Test classes, which workers find as well: some functions of theirs are calls."""
     if suite == "mpi4py":
         from concurrent.futures.process import _RemoteTraceback
@@ -123,9 +124,9 @@ def classes_of(suite: str) -> list[type[unittest.TestCase]]:
 
         import mpipar
 
-        core.SharedPool = object  # as under `python -m mpi4py.futures`: the workers are there
-        core.RemoteTraceback = _RemoteTraceback
-        mpi4py.futures.MPIPoolExecutor = mpipar.Executor
+        # As under `python -m mpi4py.futures`, the workers are there.
+        vars(core).update(SharedPool=object, RemoteTraceback=_RemoteTraceback)
+        vars(mpi4py.futures).update(MPIPoolExecutor=mpipar.Executor)
         module = importlib.import_module(MPI4PY)
     else:
         module = importlib.import_module("tests.support.suite_of_cpython")
@@ -150,6 +151,7 @@ def main() -> int:
         if not issubclass(kind, unittest.TestCase):
             continue
         for test in unittest.defaultTestLoader.loadTestsFromTestCase(kind):
+            assert isinstance(test, unittest.TestCase)
             name = test.id()
             if (not only or any(part in name for part in only)) and not any(
                 part in name for part in LEFT_OUT[act]

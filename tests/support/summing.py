@@ -16,6 +16,7 @@ import socket
 import sys
 import time
 from collections import Counter
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -96,9 +97,9 @@ def believe_as_told(rank: int, words: list[str]) -> None:
     for who, what in (word.split(":") for word in words):
         if who == "hosts":
             name = f"node{rank % int(what)}"
-            socket.gethostname = lambda name=name: name
+            socket.gethostname = partial(str, name)
         elif int(who) == rank:
-            SharedArrays.find = find_late  # type: ignore[assignment, method-assign]
+            SharedArrays.find = find_late  # type: ignore[method-assign]
 
 
 def die_as_told(rank: int, words: list[str]) -> None:

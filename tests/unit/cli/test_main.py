@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import sys
 from types import ModuleType
+from typing import Any
 
 import pytest
 
@@ -23,7 +24,7 @@ def alone(monkeypatch):
 @pytest.fixture
 def program(monkeypatch):
     """Stands in for programs.refine; `program.act` is what it does."""
-    module = ModuleType("mpipar.programs.refine")
+    module: Any = ModuleType("mpipar.programs.refine")
     module.calls = []
 
     def run(settings, open_pool, view):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -77,7 +78,7 @@ def grid(reference) -> GridSearch:
     return GridSearch(reference, orientations, PLAN, WANTED)
 
 
-def grid_with(reference: Reference, orientations: np.ndarray, **changed: object) -> GridSearch:
+def grid_with(reference: Reference, orientations: np.ndarray, **changed: Any) -> GridSearch:
     return GridSearch(reference, orientations.astype(np.float32), replace(PLAN, **changed), WANTED)
 
 

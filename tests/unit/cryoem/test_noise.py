@@ -15,7 +15,7 @@ WANTED = components(24, 11)
 def random_images(count: int, deviation: np.ndarray) -> np.ndarray:
     random = np.random.default_rng(0)
     parts = random.normal(size=(2, count, len(WANTED.shell))) * deviation[WANTED.shell]
-    return (parts[0] + 1j * parts[1]).astype(np.complex64)
+    return np.asarray(parts[0] + 1j * parts[1], np.complex64)
 
 
 def test_spectrum_of_white_and_coloured_noise():

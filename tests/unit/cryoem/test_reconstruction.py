@@ -211,7 +211,7 @@ def test_halves_add_up():
 
 
 def test_shells_count_image_frequencies():
-    shell = shells_of(empty_sums(4)[..., 2])
+    shell = shells_of(np.asarray(empty_sums(4)[..., 2], float))
     centre = shell.shape[0] // 2
     assert shell[centre, centre, 0] == 0
     assert shell[centre, centre, 3 * OVERSAMPLING] == 3

@@ -21,10 +21,11 @@ from tests.support import naive
 SEED = np.random.SeedSequence(11)
 
 
-def masked_correlation(half1, half2, mask, seed):
+def masked_correlation(halves, mask):
+    half1, half2 = halves
     unmasked = fourier_shell_correlation(half1, half2)
     masked = fourier_shell_correlation(half1 * mask, half2 * mask)
-    return corrected_correlation(half1, half2, mask, seed, unmasked, masked)
+    return corrected_correlation(half1, half2, mask, SEED, unmasked, masked)
 
 
 def noise_maps(box: int, count: int = 2, seed: int = 0) -> np.ndarray:
@@ -76,7 +77,7 @@ def test_tight_mask_does_not_make_noise_look_resolved():
     for seed in range(8):
         halves = noise_maps(32, seed=seed)
         plain.append(fourier_shell_correlation(*(half * mask for half in halves))[4:])
-        corrected.append(masked_correlation(*halves, mask, SEED)[4:])
+        corrected.append(masked_correlation(halves, mask)[4:])
     # few independent voxels are left: some shells correlate well by chance alone
     assert np.max(plain) > 0.3
     assert (np.array(corrected) <= np.maximum(plain, 0) + 1e-6).all()
@@ -87,7 +88,7 @@ def test_mask_shared_by_both_maps_is_taken_off():
     box, mask = 32, soft_sphere(32, 7, 1)
     halves = [5 + noise for noise in noise_maps(box)]
     plain = fourier_shell_correlation(*(half * mask for half in halves))
-    corrected = masked_correlation(*halves, mask, SEED)
+    corrected = masked_correlation(halves, mask)
     assert plain[4:9].mean() > 0.3
     assert np.abs(corrected[4:]).mean() < 0.5 * np.abs(plain[4:]).mean()
 
@@ -99,14 +100,14 @@ def test_mask_brings_out_a_signal_inside_it():
     )
     halves = [signal + 0.35 * noise for noise in noise_maps(box)]
     plain = fourier_shell_correlation(*halves)
-    masked = masked_correlation(*halves, soft_sphere(box, 8, 3), SEED)
+    masked = masked_correlation(halves, soft_sphere(box, 8, 3))
     assert masked[3:8].mean() > plain[3:8].mean() + 0.1
     assert masked[12:].mean() < 0.1
 
 
 def test_identical_maps_stay_identical_in_a_mask():
     volume = naive.blobs(24).volume(24)
-    curve = masked_correlation(volume, volume, soft_sphere(24, 8, 3), SEED)
+    curve = masked_correlation([volume, volume], soft_sphere(24, 8, 3))
     assert curve == pytest.approx(1, abs=1e-4)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
@@ -12,6 +13,9 @@ from mpipar.cryoem.alignment import make_reference, slices_of
 from mpipar.cryoem.fourier import OVERSAMPLING, components
 from mpipar.kernels import poses
 from tests.support import naive
+
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike
 
 BOX, RADIUS = 12, 4
 WANTED = components(BOX, RADIUS)
@@ -38,7 +42,7 @@ def image_data(
 def climbed(
     data: np.ndarray,
     rotation: np.ndarray,
-    shift: np.ndarray,
+    shift: ArrayLike,
     *,
     steps: int = 15,
     free: bool = False,
@@ -71,12 +75,12 @@ def test_score_is_the_log_likelihood():
     rotation = Rotation.random(random_state=4).as_matrix()
     _, _, (score, cross, quadratic) = climbed(data, rotation, (1.0, -1.5), steps=0)
     half = REFERENCE.transform.view(np.complex64)[..., 0]
-    model = [
+    values = [
         naive.trilinear(half, OVERSAMPLING * rotation @ np.array([kx, ky, 0]))
         * np.exp(-2j * np.pi * (kx * 1.0 + ky * -1.5) / BOX)
         for kx, ky in WANTED.frequencies
     ]
-    expected = naive.log_likelihood(model, image, ctf, np.full(COUNT, 0.01))
+    expected = naive.log_likelihood(np.array(values), image, ctf, np.full(COUNT, 0.01))
     assert score == pytest.approx(expected, rel=1e-4)
     assert score == pytest.approx(cross - quadratic / 2)
 

@@ -33,7 +33,7 @@ def picked(order: np.ndarray, rotations: np.ndarray, angle: float, room: int) ->
     trace = 1 + 2 * math.cos(math.radians(angle))
     count = scores.pick_distinct(order, rotations.astype(np.float32), trace, picks)
     assert (picks[count:] == -1).all()
-    return picks[:count].tolist()
+    return list(map(int, picks[:count]))
 
 
 def test_pick_distinct_is_the_greedy_walk():

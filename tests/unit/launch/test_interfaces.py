@@ -25,6 +25,7 @@ def alone(monkeypatch):
 
 
 def resolve(text=None, workers=None):
+    assert registry._resolver is not None
     return registry._resolver(text, workers)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from typing import Any
 
 import numpy as np
 import pytest
@@ -35,7 +36,7 @@ def test_conversation(conversation, size):
 
 def test_arrays_are_passed_by_reference():
     ends = in_process.local_cluster(2)
-    array = np.zeros(3)
+    array: Any = np.zeros(3)
     ends[0].send(1, array)
     assert ends[1].receive()[0][1] is array
 

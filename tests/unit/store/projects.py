@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -31,4 +31,4 @@ def die(project: Project) -> None:
     writer.journal.close()
     writer.ownership.drop_lock()
     claim = replace(writer.claim, process_start="1")
-    epoch.claim_path(project.path, claim.epoch).write_bytes(schema.encode(epoch.asdict(claim)))
+    epoch.claim_path(project.path, claim.epoch).write_bytes(schema.encode(asdict(claim)))

@@ -8,7 +8,7 @@ import sys
 import threading
 import time
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -211,7 +211,8 @@ def test_a_process_number_that_was_given_to_another_is_not_the_owner():
 @pytest.mark.parametrize("field", ["host", "boot", "namespace"])
 def test_nothing_is_known_of_processes_elsewhere(field):
     here = this_process(2, IDENTITY)
-    elsewhere = replace(here, **{field: "elsewhere"})
+    changed: Any = {field: "elsewhere"}
+    elsewhere = replace(here, **changed)
     assert process_evidence(elsewhere, here) is OwnerProcess.UNKNOWN
 
 

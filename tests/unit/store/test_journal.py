@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import given
@@ -136,7 +136,7 @@ def test_a_kind_has_1_to_255_bytes(tmp_path: Path, kind: str):
 @pytest.fixture
 def full_disk(monkeypatch):
     """A switch: after full(n), n more bytes can be written, then the disk is full."""
-    room = [None]
+    room: list[Any] = [None]
     write = os.write
 
     def limited(fd, data):

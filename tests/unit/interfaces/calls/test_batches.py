@@ -75,7 +75,11 @@ def test_a_function_that_cannot_be_pickled_fails_its_own_calls_only():
 def test_calls_that_are_not_claimed_are_forgotten():
     feed, told = SingleCalls(), []
     for number in range(4):
-        feed.put(lambda n=number: n % 2 == 0, told.append, (operator.neg, (number,), {}))
+        feed.put(
+            functools.partial(operator.eq, number % 2, 0),
+            told.append,
+            (operator.neg, (number,), {}),
+        )
     keys, calls = feed.take(2)
     assert [call[1] for call in calls] == [(0,), (2,)]
     assert feed.waiting() == 1

@@ -6,6 +6,7 @@ import operator
 import queue
 import threading
 from functools import partial
+from typing import Any
 
 import numpy as np
 import pytest
@@ -113,13 +114,13 @@ def test_never_more_than_the_limit_at_once(crew):
         with lock:
             running.discard(number)
 
-    functions.enter = enter  # found there by name: the workers are of this process
+    vars(functions)["enter"] = enter  # found there by name: the workers are of this process
     enter.__module__, enter.__qualname__ = functions.__name__, "enter"
     caller = Caller(crew.context(limit=2))
     for number in range(40):
         caller.submit(enter, number)
     caller.take(40)
-    del functions.enter
+    del vars(functions)["enter"]
     assert max(most) == 2
 
 
@@ -177,7 +178,7 @@ def script():
     from mpipar.interfaces.calls.router import CallRouter
     from mpipar.runtime.stage import Policy
 
-    pool = Script()
+    pool: Any = Script()
     return pool, CallRouter(pool, Policy())
 
 

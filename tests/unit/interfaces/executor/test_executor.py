@@ -10,6 +10,7 @@ import threading
 import time
 import weakref
 from concurrent import futures
+from typing import Any
 
 import numpy as np
 import pytest
@@ -38,7 +39,7 @@ def test_map_reads_its_input_at_once_unless_bounded():
         executor.map(functions.square, source)
         assert list(source) == []
         source = itertools.count()
-        results = executor.map(functions.square, source, buffersize=4)
+        results: Any = executor.map(functions.square, source, buffersize=4)
         assert next(source) == 4  # taken away from the executor
         assert [next(results) for _ in range(6)] == [0, 1, 4, 9, 25, 36]
         results.close()
@@ -46,13 +47,18 @@ def test_map_reads_its_input_at_once_unless_bounded():
 
 def test_map_left_early_drops_the_calls_that_no_worker_has():
     ran = []
-    functions.ran = lambda number: (ran.append(number), time.sleep(0.002))[0]
-    functions.ran.__module__, functions.ran.__qualname__ = functions.__name__, "ran"
+
+    def run(number):
+        ran.append(number)
+        time.sleep(0.002)
+
+    run.__module__, run.__qualname__ = functions.__name__, "run"
+    vars(functions)["run"] = run  # found there by name: the workers are of this process
     with Executor() as executor:
-        results = executor.map(functions.ran, range(1000))
+        results: Any = executor.map(run, range(1000))
         next(results)
         results.close()
-    del functions.ran
+    del vars(functions)["run"]
     assert len(ran) < 500
 
 
@@ -161,14 +167,17 @@ def test_submit_of_many_is_answered_to_the_last():
 
 
 def test_options_that_cannot_be():
+    no_function: Any = 3
     with pytest.raises(TypeError, match="callable"):
-        Executor(initializer=3)
+        Executor(initializer=no_function)
+    cannot_be: Any = ({"chunksize": 0}, {"buffersize": 0}, {"buffersize": 2, "unordered": True})
+    no_number: Any = "2"
     with Executor() as executor:
-        for words in ({"chunksize": 0}, {"buffersize": 0}, {"buffersize": 2, "unordered": True}):
+        for words in cannot_be:
             with pytest.raises(ValueError, match="size"):
                 executor.map(functions.square, [1], **words)
         with pytest.raises(TypeError):
-            executor.map(functions.square, [1], buffersize="2")
+            executor.map(functions.square, [1], buffersize=no_number)
 
 
 @pytest.mark.parametrize(("size", "most"), [(10, 60), (100_000, 3)])

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import threading
 import time
+from typing import Any
 
 import numpy as np
 import pytest
@@ -49,7 +50,7 @@ class Floats(Adder):
 @pytest.fixture
 def engine():
     woken = threading.Event()
-    engine = ComputeThreads(2, 1.0, woken.set)
+    engine: Any = ComputeThreads(2, 1.0, woken.set)
     engine.woken = woken
     yield engine
     assert engine.close(2.0)
@@ -148,7 +149,7 @@ def test_dropped_stage_is_gone(engine):
 
 def test_slowed_worker_takes_that_much_longer():
     woken = threading.Event()
-    slow = ComputeThreads(1, 4.0, woken.set)
+    slow: Any = ComputeThreads(1, 4.0, woken.set)
     slow.woken = woken
     slow.perform(Prepare(1, Adder(), {}))
     events(slow, 1)

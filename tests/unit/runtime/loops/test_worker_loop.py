@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 import threading
 import time
+from typing import Any
 
 import pytest
 
@@ -79,7 +80,8 @@ def test_fault_of_the_runtime_is_reported_and_the_worker_waits_to_be_stopped():
     thread, found = in_thread(worker_loop.serve, worker)
     hear(master, Hello)
     master.send(1, Welcome(1, 0, Knobs(), 1.0))
-    master.send(1, "no message at all")
+    no_message: Any = "no message at all"
+    master.send(1, no_message)
     assert "AttributeError" in hear(master, Crashed).text
     assert stop_workers(master, [1]) == []
     thread.join(5)
@@ -104,7 +106,8 @@ def test_stop_that_arrives_with_the_message_that_crashes_is_heard():
     master, worker = in_process.local_cluster(2)
     thread, found = in_thread(worker_loop.serve, worker)
     hear(master, Hello)
-    worker._inbox.extend([(0, Welcome(1, 0, Knobs(), 1.0)), (0, "nonsense"), (0, Stop())])
+    nonsense: Any = "nonsense"
+    worker._inbox.extend([(0, Welcome(1, 0, Knobs(), 1.0)), (0, nonsense), (0, Stop())])
     worker.wake()
     thread.join(5)
     assert [departure.code for departure in found] == [worker_loop.CRASH_EXIT]
@@ -350,8 +353,9 @@ def test_pool_that_cannot_replace_says_so():
 
 def test_replacement_is_wanted_only_where_somebody_lives_and_not_without_end(monkeypatch):
     monkeypatch.setattr(respawning, "PAUSE_SECONDS", 0.0)
-    started = []
-    replacer = respawning.RespawnedWorkers(started.append, lambda hello: None, 5.0)
+    started: list[str] = []
+    unused: Any = None
+    replacer = respawning.RespawnedWorkers(started.append, unused, 5.0)
     hosts = {1: Hello("a", 1, 1), 2: Hello("b", 2, 1)}
     replacer.note(LostWorker(1, hosts[1], 0, 1), hosts, [2])  # nobody is left on a
     assert not replacer.start_next()

@@ -15,7 +15,6 @@ from mpipar.runtime.clusters import thread_cluster
 from mpipar.runtime.isolation import isolated_tasks
 from mpipar.runtime.loops import worker_loop
 from mpipar.runtime.machines.messages import Begin, Forget, Idle, NeedArrays, Place
-from mpipar.runtime.node_memory import sharing_transport
 from mpipar.runtime.node_memory.shared_arrays import (
     ArrayHandle,
     SharedArrays,
@@ -145,7 +144,7 @@ def test_begin_that_comes_twice_or_late_is_dropped():
 def test_forget_closes_and_nothing_of_that_run_is_sent_any_more(monkeypatch):
     closed = []
     monkeypatch.setattr(
-        sharing_transport.SharedArrays,
+        SharedArrays,
         "close",
         lambda self, plain=SharedArrays.close: closed.append(1) or plain(self),
     )

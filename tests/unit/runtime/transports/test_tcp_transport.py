@@ -6,6 +6,7 @@ import socket
 import threading
 import time
 from contextlib import ExitStack, contextmanager, suppress
+from typing import Any
 
 import numpy as np
 import pytest
@@ -32,7 +33,7 @@ def turn_until(hub, condition, seconds=10.0):
 
 def join(hub, name, key=KEY):
     """Connect a worker; return its end."""
-    found = []
+    found: list[Any] = []
 
     def visit():
         with suppress(UnavailableError):
@@ -50,7 +51,7 @@ def join(hub, name, key=KEY):
 def star(workers):
     """A hub and the ends of its workers, by rank."""
     with ExitStack() as stack:
-        hub = tcp_transport.HubTransport(KEY)
+        hub: Any = tcp_transport.HubTransport(KEY)
         hub.port = hub.listen("127.0.0.1")
         stack.callback(hub.close)
         for rank in range(1, workers + 1):

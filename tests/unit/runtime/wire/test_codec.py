@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import pickle
+from typing import Any
 
 import numpy as np
 import pytest
@@ -112,7 +113,7 @@ def test_small_arrays_are_aligned_and_keep_their_read_only_mark():
 @pytest.mark.parametrize("size", [0, 10, 1000, codec.SMALL, 3 * codec.SMALL])
 def test_what_was_read_can_be_sent_on(size):
     """A stolen task travels twice, and calls of an executor are pickles with raw buffers."""
-    data = np.arange(size, dtype=np.uint8)
+    data: Any = np.arange(size, dtype=np.uint8)
     payload = {"buffers": (pickle.PickleBuffer(data.tobytes()), pickle.PickleBuffer(data))}
     again = there_and_back(there_and_back(payload))
     assert [bytes(buffer) for buffer in again["buffers"]] == 2 * [data.tobytes()]
