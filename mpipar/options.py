@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from typing_extensions import Self
 
-__all__ = ["Option", "Settings", "option", "read_settings_file", "seconds_of"]
+__all__ = ["Option", "Settings", "option", "read_settings_file", "seconds_of", "toml_values"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,11 +106,6 @@ class Settings:
             if cls.default_of(name) is dataclasses.MISSING and name not in values:
                 raise UsageError(f"{cls.flag(name)} is required")
         return cls(given=frozenset(values), **values)
-
-    @classmethod
-    def from_toml(cls, text: str, *, source: str = "settings") -> Self:
-        """Settings from the text of a TOML file, as `to_toml` writes it."""
-        return cls.from_mapping(toml_values(text, cls.command, source), source=source)
 
     def to_mapping(self) -> dict[str, Any]:
         """Plain values (str, int, float, bool) of all options but those that are None.

@@ -191,7 +191,6 @@ class Stack:
         self.path = path
         self.count = sections
         self.box = columns
-        self.mode = header.mode
         self.pixel_size = header.pixel_size
         self._header = header
         self._descriptor: int | None = None

@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 class History:
     """The accepted records of a project, oldest first, and what a next epoch would pin."""
 
-    epoch: int  # whose manifest was believed; 0 if there is none yet
     identity: Identity
     pins: tuple[Pin, ...]
     records: tuple[Record, ...]  # the program's own and the commits, without manifests
@@ -42,7 +41,7 @@ def read(project: Path) -> History:
         current = _load(project, number)
         if current.records and current.records[0].kind == MANIFEST:
             return _follow(project, number, current)
-    return History(0, epochs.identity_from_claims(project, claimed), (), (), ())
+    return History(epochs.identity_from_claims(project, claimed), (), (), ())
 
 
 def _load(project: Path, number: int, size: int = -1) -> Journal:
@@ -74,7 +73,7 @@ def _follow(project: Path, number: int, current: Journal) -> History:
     parts.append((number, current.records))
     own = Pin(number, current.size, len(current.records), current.chain)
     records = tuple(r for _, part in parts for r in part if r.kind != MANIFEST)
-    return History(number, identity, (*pins, own), records, _commits_of(records))
+    return History(identity, (*pins, own), records, _commits_of(records))
 
 
 def _pinned(project: Path, pin: Pin) -> Journal:

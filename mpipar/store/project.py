@@ -219,10 +219,6 @@ class Project:
             )
         return Commit(info.number, arrays, dict(info.attributes))
 
-    def refresh(self) -> None:
-        """Let a reader see what has been committed since it looked."""
-        self._known = None
-
     def append(self, kind: str, *payloads: bytes) -> None:
         """Add results to the journal, as one batch with one sync; durable when this returns."""
         writer = self._owner()

@@ -11,6 +11,7 @@ import pytest
 
 from mpipar.cryoem.rotations import from_euler
 from mpipar.formats.star import read_particles
+from mpipar.options import read_settings_file
 from mpipar.programs import exports
 from mpipar.programs.iteration import Maps
 from mpipar.settings import RefineSettings
@@ -89,7 +90,7 @@ def test_particles_are_read_back(written: tuple[Small, Maps, Path]) -> None:
 
 def test_settings_are_read_back(written: tuple[Small, Maps, Path]) -> None:
     made, _, path = written
-    again = RefineSettings.from_toml((path / "settings.toml").read_text())
+    again = RefineSettings.from_mapping(read_settings_file(path / "settings.toml", "refine"))
     assert again.to_mapping() == made.settings.to_mapping()
 
 
