@@ -117,7 +117,7 @@ def test_after_many_kills_of_everything(here: Here, seed: int) -> None:
 
 
 def kill_everything(here: Here, seed: int, kills: int) -> None:
-    """Kill -9 mpirun and all ranks, every other time shepherds and commands too; then resume."""
+    """Kill -9 mpirun and all ranks, every other time supervisors and commands too; then resume."""
     dice = random.Random(seed)
     pauses = [dice.uniform(0, 0.2) for _ in range(60)]
     here.write(*(f"echo {i + 1} >>trace; sleep {pause:.3f}" for i, pause in enumerate(pauses)))

@@ -1,4 +1,4 @@
-"""One command, one try: what a worker does."""
+"""The stage of `mpipar run`: a worker runs one try of one command."""
 
 from __future__ import annotations
 
@@ -20,52 +20,52 @@ if TYPE_CHECKING:
 
     from mpipar.runtime.stage import Block, Task
 
-__all__ = ["CommandStage", "CommandTask", "CommandTerms", "CommandTry", "ElsewhereError"]
+__all__ = ["AvoidedWorkerError", "CommandStage", "CommandTask", "CommandTerms", "CommandTry"]
 
 Place = tuple[str, int, int]
-"""Host, process, and number of a worker within its process."""
+"""A worker: host, process id, and the worker's number within that process."""
 
 RANK_NAMES: Final = ("OMPI_COMM_WORLD_RANK", "PMIX_RANK", "PMI_RANK", "SLURM_PROCID")
-_numbers: Final = itertools.count()  # of the workers of this process
+_worker_numbers: Final = itertools.count()  # of the workers of this process
 
 
 @dataclass(frozen=True, slots=True)
 class CommandTask:
-    """What a task carries: a command, and which try this is."""
+    """The payload of a task: a command, and which try of the command this is."""
 
     line: int
     text: str
-    number: int  # of the try, from 1, counted over all runs
-    avoid: tuple[Place, ...] = ()  # workers on which it failed
+    try_number: int  # from 1, counted over all runs
+    avoid: tuple[Place, ...] = ()  # workers on which the command has failed
 
 
 @dataclass(frozen=True)
 class CommandTerms:
-    """What all commands of a run have in common."""
+    """What is the same for all commands of a run."""
 
     cwd: str
     timeout: float | None  # seconds
     grace: float  # seconds from SIGTERM to SIGKILL
-    limit: int  # bytes of output that are kept
-    variables: Mapping[str, str]  # for every command's environment
+    output_limit: int  # bytes of a command's output that are kept
+    variables: Mapping[str, str]  # added to every command's environment
 
 
 @dataclass(frozen=True)
 class CommandTry:
-    """How one try went, and where."""
+    """The result of a task: how one try of a command ended, and where."""
 
-    ended: CommandEnd
+    end: CommandEnd
     place: Place
     rank: int
     began: float  # seconds since 1970
 
 
-class ElsewhereError(Exception):
-    """This worker is one to avoid: raised so that the runtime takes the task to another one."""
+class AvoidedWorkerError(Exception):
+    """The command has failed on this worker: the runtime then takes the task to another worker."""
 
 
 class CommandStage(Stage):
-    """Runs shell commands."""
+    """Runs shell commands, one per task."""
 
     def __init__(self, terms: CommandTerms) -> None:
         self.terms = terms
@@ -76,41 +76,44 @@ class CommandStage(Stage):
 
     def run(self, task: Task, block: Block | None, state: Any) -> CommandTry:
         del block
-        post: CommandSite = state
-        errand: CommandTask = task.payload
-        if post.place in errand.avoid:
-            raise ElsewhereError(f"line {errand.line} has failed here")
+        site: CommandSite = state
+        command: CommandTask = task.payload
+        if site.place in command.avoid:
+            raise AvoidedWorkerError(f"line {command.line} has failed here")
         terms = self.terms
         variables = {
             **terms.variables,
-            "MPIPAR_LINE": str(errand.line),
-            "MPIPAR_TRY": str(errand.number),
-            "MPIPAR_RANK": str(post.rank),
+            "MPIPAR_LINE": str(command.line),
+            "MPIPAR_TRY": str(command.try_number),
+            "MPIPAR_RANK": str(site.rank),
             "PWD": terms.cwd,
         }
-        environment = {**post.environment, **variables}
+        environment = {**site.environment, **variables}
         order = CommandOrder(
-            errand.text, terms.cwd, environment, terms.timeout, terms.grace, terms.limit
+            command.text, terms.cwd, environment, terms.timeout, terms.grace, terms.output_limit
         )
         began = time.time()
-        with post.shepherd() as shepherd:
-            ended = shepherd.run(order)
-        return CommandTry(ended, post.place, post.rank, began)
+        with site.supervisor() as supervisor:
+            end = supervisor.run(order)
+        return CommandTry(end, site.place, site.rank, began)
 
 
 class CommandSite:
-    """A worker's place in the job, and its shepherds: one for each command that runs at a time."""
+    """A worker: its place and rank, the environment of its commands, and its idle supervisors.
+
+    A worker has as many supervisors as it runs commands at a time.
+    """
 
     def __init__(self) -> None:
-        number = next(_numbers)
+        number = next(_worker_numbers)
         self.place: Place = (socket.gethostname(), os.getpid(), number)
         self.rank = _rank() or number + 1
         self.environment = inherited()
         self._idle: queue.SimpleQueue[SupervisorClient] = queue.SimpleQueue()
 
     @contextmanager
-    def shepherd(self) -> Iterator[SupervisorClient]:
-        """One that is free, or a new one."""
+    def supervisor(self) -> Iterator[SupervisorClient]:
+        """Lend an idle supervisor, or a new one where all are busy."""
         try:
             found = self._idle.get_nowait()
         except queue.Empty:
@@ -122,9 +125,9 @@ class CommandSite:
 
 
 def _rank() -> int:
-    """This process's rank in the job, as the launcher told it; 0 if it is rank 0, or the only one.
+    """Rank of this process in the job, from the launcher's variables; 0 on rank 0 or without them.
 
-    Workers that are threads of rank 0's process are counted from 1, as ranks would be.
+    Workers that are threads of rank 0's process are numbered from 1, as ranks would be.
     """
-    told = (os.environ.get(name, "") for name in RANK_NAMES)
-    return next((int(text) for text in told if text.isdecimal()), 0)
+    values = (os.environ.get(name, "") for name in RANK_NAMES)
+    return next((int(text) for text in values if text.isdecimal()), 0)

@@ -1,7 +1,7 @@
-"""Which command goes to the workers next, and what they have answered.
+"""The queue of commands: which command goes to the workers next, and what has come back.
 
-    commands --supply--> stream --> workers --> deliver --> `arrived` --> the program
-    waiting again <---------------------------- again --------------------'
+    commands --supply--> stream --> workers --> deliver --> take --> the program
+    waiting again <---------------------------- retry -----------------'
 
 `supply`, `deliver` and `ended` are called by the stream's thread, the rest by the program's.
 """
@@ -21,8 +21,9 @@ if TYPE_CHECKING:
 
     from mpipar.programs.commands.command_stage import Place
     from mpipar.programs.commands.listing import Command
+    from mpipar.runtime.stage import GivenUpTask
 
-__all__ = ["BACKLOG_BYTES", "Dispatch", "PendingCommand", "UnrunCommand"]
+__all__ = ["BACKLOG_BYTES", "Dispatch", "PendingCommand"]
 
 BACKLOG_BYTES: Final = 64 << 20
 """No command is handed out while this much output waits to be written."""
@@ -35,129 +36,132 @@ class PendingCommand:
     command: Command
     tries_before: int = 0  # in earlier runs
     tries: int = 0  # in this run
-    avoid: tuple[Place, ...] = ()
-
-
-class UnrunCommand(Protocol):
-    """A failure as the runtime reports it: the task itself could not be run."""
-
-    kind: str
-    text: str
+    avoid: tuple[Place, ...] = ()  # workers on which the command has failed
 
 
 class CommandSlots(Protocol):
-    """What is to be known of the workers: how many there are now, and commands at a time each."""
+    """How many commands can run at a time: the part of a Pool that `Dispatch` looks at."""
 
     @property
-    def workers(self) -> int: ...
+    def workers(self) -> int:
+        """Workers there are now."""
 
     threads: int
+    """Commands at a time on each worker."""
 
 
 class Dispatch:
-    """The commands of a run on their way to the workers and back. Any thread may call."""
+    """The commands of a run on their way to the workers and back. Safe to use from any thread.
+
+    To the runtime, this is a `StreamClient`.
+    """
 
     def __init__(
-        self, commands: Iterable[PendingCommand], crew: CommandSlots, *, ahead: bool
+        self, commands: Iterable[PendingCommand], slots: CommandSlots, *, prefetch: bool
     ) -> None:
-        """`ahead`: whether workers are handed more than they can start at once."""
+        """`prefetch`: whether workers are handed more than they can start at once."""
         self._waiting = deque(commands)
-        self._crew = crew
-        self._ahead = ahead
-        self._out: dict[int, PendingCommand] = {}
+        self._slots = slots
+        self._prefetch = prefetch
+        self._handed_out: dict[int, PendingCommand] = {}  # by task id
         self._next_id = 0
-        self._arrived: list[tuple[PendingCommand, CommandTry | UnrunCommand]] = []
-        self._bytes = 0  # of output in `_arrived`
-        self._unsettled = 0  # have arrived, and the program has not yet said what follows
+        self._results: list[tuple[PendingCommand, CommandTry | GivenUpTask]] = []
+        self._bytes = 0  # of output in `_results`
+        self._unhandled = 0  # results delivered, and not yet reported to `handled`
         self._halted = False
-        self._over = False
+        self._ended = False  # the stream
         self._error: BaseException | None = None
         self._changed = threading.Condition()
 
     # The stream's thread
 
     def supply(self, limit: int) -> Sequence[Task]:
-        """Tasks for workers that have room."""
+        """Return up to `limit` tasks for workers that have room."""
         with self._changed:
             if self._halted or self._bytes > BACKLOG_BYTES:
                 return []
-            if not self._ahead:
-                limit = min(limit, self._slots - len(self._out) - self._unsettled)
-            return [self._task() for _ in range(min(limit, len(self._waiting)))]
+            if not self._prefetch:
+                limit = min(limit, self._capacity - len(self._handed_out) - self._unhandled)
+            return [self._next_task() for _ in range(min(limit, len(self._waiting)))]
 
     @property
-    def _slots(self) -> int:
-        return self._crew.workers * self._crew.threads
+    def _capacity(self) -> int:
+        """How many commands can run at a time."""
+        return self._slots.workers * self._slots.threads
 
-    def _task(self) -> Task:
+    def _next_task(self) -> Task:
         pending = self._waiting.popleft()
         pending.tries += 1
-        number = pending.tries_before + pending.tries
+        try_number = pending.tries_before + pending.tries
         command = pending.command
         task = Task(
-            self._next_id, None, CommandTask(command.line, command.text, number, pending.avoid)
+            self._next_id, None, CommandTask(command.line, command.text, try_number, pending.avoid)
         )
-        self._out[task.id] = pending
+        self._handed_out[task.id] = pending
         self._next_id += 1
         return task
 
     def deliver(self, results: Sequence[tuple[int, Any]]) -> None:
-        """Results by task id."""
+        """Take results by task id."""
         with self._changed:
             for task, result in results:
-                self._arrived.append((self._out.pop(task), result))
-                self._bytes += _size(result)
-            self._unsettled += len(results)
+                self._results.append((self._handed_out.pop(task), result))
+                self._bytes += _output_bytes(result)
+            self._unhandled += len(results)
             self._changed.notify_all()
 
     def ended(self, error: BaseException | None) -> None:
-        """The stream is over; an error says why too early."""
+        """The stream has ended; `error` is why, if it ended too early."""
         with self._changed:
-            self._over, self._error = True, error
+            self._ended, self._error = True, error
             self._changed.notify_all()
 
     # The program's thread
 
-    def take(self, seconds: float) -> list[tuple[PendingCommand, CommandTry | UnrunCommand]]:
-        """What has arrived; waits so long for the first. Raises what has ended the stream."""
+    def take(self, seconds: float) -> list[tuple[PendingCommand, CommandTry | GivenUpTask]]:
+        """Return the results so far, waiting up to `seconds` for the first.
+
+        raises   the error that ended the stream, once all results are taken
+        """
         with self._changed:
-            self._changed.wait_for(lambda: self._arrived or self._over, seconds)
-            taken, self._arrived, self._bytes = self._arrived, [], 0
+            self._changed.wait_for(lambda: self._results or self._ended, seconds)
+            taken, self._results, self._bytes = self._results, [], 0
             if not taken and self._error is not None:
                 raise self._error
             return taken
 
-    def again(self, pending: PendingCommand, failed_at: Place | None) -> None:
-        """Try once more, next; elsewhere if there is a worker where it has not failed.
+    def retry(self, pending: PendingCommand, failed_at: Place | None) -> None:
+        """Try a command again, before all others, on a worker where it has not failed if any.
 
-        failed_at   None: there is no such worker, take any
+        failed_at   None: it has failed on all workers, so any worker will do
         """
         with self._changed:
             avoid = {*pending.avoid, failed_at} if failed_at else set()
-            pending.avoid = tuple(avoid) if len(avoid) < self._crew.workers else ()
+            pending.avoid = tuple(avoid) if len(avoid) < self._slots.workers else ()
             self._waiting.appendleft(pending)
 
-    def settled(self, count: int) -> None:
-        """So many of those taken have been dealt with."""
+    def handled(self, count: int) -> None:
+        """Report that `count` of the results taken are dealt with: recorded, and retried if so."""
         with self._changed:
-            self._unsettled -= count
+            self._unhandled -= count
 
     def halt(self) -> None:
-        """Hand out no more."""
+        """Hand out no more commands."""
         with self._changed:
             self._halted = True
 
     @property
     def running(self) -> int:
-        """How many the workers have now."""
-        return min(len(self._out), self._slots)
+        """How many commands the workers run now."""
+        return min(len(self._handed_out), self._capacity)
 
     @property
-    def idle(self) -> bool:
-        """Whether nothing is to be expected any more."""
+    def is_finished(self) -> bool:
+        """Whether no command is waiting, handed out or unhandled; after `halt` some may wait."""
         with self._changed:
-            return not self._out and not self._unsettled and (self._halted or not self._waiting)
+            in_work = self._handed_out or self._unhandled
+            return not in_work and (self._halted or not self._waiting)
 
 
-def _size(result: object) -> int:
-    return len(result.ended.head) + len(result.ended.tail) if isinstance(result, CommandTry) else 0
+def _output_bytes(result: object) -> int:
+    return len(result.end.head) + len(result.end.tail) if isinstance(result, CommandTry) else 0

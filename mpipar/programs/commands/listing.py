@@ -21,22 +21,22 @@ if TYPE_CHECKING:
 __all__ = ["Command", "Key", "parse", "read"]
 
 Key = tuple[str, int]
-"""Hash of a command's text, and which of the equal ones it is, counted from 0."""
+"""Hash of a command's text, and its number among commands of the same text, counted from 0."""
 
 
 @dataclass(frozen=True, slots=True)
 class Command:
-    """One command. Its key stays the same when lines are added, removed or moved around it."""
+    """One command of the file. The key stays the same when other lines come, go or move."""
 
-    line: int  # where it begins in the file, counted from 1
+    line: int  # the first line of the command, counted from 1
     text: str
     key: Key
 
 
 def read(path: Path) -> tuple[list[Command], bytes]:
-    """The commands of a file, and the file itself.
+    """Return the commands of a file, and the file's bytes.
 
-    raises   MissingInputError if it cannot be read, InputError if there is no command in it
+    raises   MissingInputError if the file cannot be read, InputError if it has no command
     """
     try:
         data = path.read_bytes()
@@ -49,11 +49,11 @@ def read(path: Path) -> tuple[list[Command], bytes]:
 
 
 def parse(data: bytes, name: str) -> list[Command]:
-    """The commands in the bytes of a file; `name` is for errors."""
+    """Return the commands in the bytes of a file; `name` is the file's, for errors."""
     if b"\0" in data:
         line = data[: data.index(b"\0")].count(b"\n") + 1
         raise InputError(f"{name}, line {line}: a zero byte; this is not a file of shell commands")
-    # what is no UTF-8 (file names may be anything) comes back as the same bytes
+    # bytes that are not UTF-8 (a file name may hold any) come back unchanged
     text = data.removeprefix(b"\xef\xbb\xbf").decode("utf-8", "surrogateescape")
     rows = [row.removesuffix("\r") for row in text.split("\n")]
     seen: Counter[str] = Counter()
@@ -65,22 +65,25 @@ def parse(data: bytes, name: str) -> list[Command]:
         number += 1
         if not command.strip() or command.lstrip().startswith("#"):
             continue
-        while _goes_on(rows[number - 1]) and number < len(rows):
+        while _is_continued(rows[number - 1]) and number < len(rows):
             command += "\n" + rows[number]
             number += 1
-        command = _bare(command)
+        command = _stripped(command)
         key = hashlib.sha256(command.encode("utf-8", "surrogateescape")).hexdigest()[:24]
         commands.append(Command(begin + 1, command, (key, seen[key])))
         seen[key] += 1
     return commands
 
 
-def _bare(text: str) -> str:
-    """Without blanks around it, except a last one that a backslash protects."""
-    bare = text.strip()
-    return text.lstrip() if bare.endswith("\\") else bare
+def _stripped(text: str) -> str:
+    """Strip the blanks around a command, but keep a last one that a backslash protects."""
+    stripped = text.strip()
+    return text.lstrip() if stripped.endswith("\\") else stripped
 
 
-def _goes_on(row: str) -> bool:
-    """Whether an odd number of backslashes ends the row: an even one is backslashes, quoted."""
+def _is_continued(row: str) -> bool:
+    """Whether a command goes on in the next row: an odd number of backslashes ends this one.
+
+    Backslashes in pairs are quoted backslashes.
+    """
     return (len(row) - len(row.rstrip("\\"))) % 2 == 1

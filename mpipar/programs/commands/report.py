@@ -21,29 +21,29 @@ TEXT_WIDTH: Final = 60
 COLUMNS: Final = (
     "line", "result", "exit_code", "signal", "tries", "host", "rank", "seconds", "log", "command",
 )  # fmt: skip
-FAILED, LEFT, DONE = "failed", "not done", "done"
+FAILED, NOT_DONE, DONE = "failed", "not done", "done"
 
 
 @dataclass(frozen=True)
 class ReportRow:
-    """One command and how its last try went; None if there was none."""
+    """A row of the table: one command and the outcome of its last try."""
 
     command: Command
-    last: CommandOutcome | None
-    failed_now: bool  # in this run, so that no try is left
+    last: CommandOutcome | None  # None: not tried yet
+    failed_now: bool  # whether all tries of this run have failed
 
     @property
     def result(self) -> str:
         """One of `failed`, `not done`, `done`."""
         if self.last is not None and self.last.is_done:
             return DONE
-        return FAILED if self.failed_now else LEFT
+        return FAILED if self.failed_now else NOT_DONE
 
 
 def rows_of(
     commands: Iterable[Command], outcomes: Iterable[CommandOutcome], failed: set[Key]
 ) -> list[ReportRow]:
-    """All commands: first those that failed, then those that are left, then those that are done."""
+    """Return a row for each command: those that failed, then those not done, then those done."""
     last: dict[Key, CommandOutcome] = {}
     for outcome in outcomes:
         if outcome.key not in last or not last[outcome.key].is_done:
@@ -51,11 +51,13 @@ def rows_of(
     rows = [
         ReportRow(command, last.get(command.key), command.key in failed) for command in commands
     ]
-    return sorted(rows, key=lambda row: ((FAILED, LEFT, DONE).index(row.result), row.command.line))
+    return sorted(
+        rows, key=lambda row: ((FAILED, NOT_DONE, DONE).index(row.result), row.command.line)
+    )
 
 
 def summary(rows: Sequence[ReportRow], where: str) -> list[str]:
-    """Lines for a person: the failures, and the others if they are few."""
+    """Return the table's lines for a person: the failures, and the other rows if they are few."""
     failed = [row for row in rows if row.result == FAILED]
     others = rows[len(failed) :]
     shown = [*failed[:FAILURES_SHOWN], *(others if len(others) <= OTHERS_SHOWN else ())]
@@ -74,7 +76,7 @@ def summary(rows: Sequence[ReportRow], where: str) -> list[str]:
 
 
 def one_line(command: Command) -> str:
-    """A command in a line of a table, cut if it is long."""
+    """Return a command's text on one line, cut if it is long."""
     text = " ".join(command.text.split())
     text = text if len(text) <= TEXT_WIDTH else f"{text[: TEXT_WIDTH - 3]}..."
     return text.encode("utf-8", "replace").decode()
@@ -91,7 +93,7 @@ def _cells(row: ReportRow) -> tuple[str, str, str, str, str, str]:
 
 
 def tsv(rows: Iterable[ReportRow]) -> bytes:
-    """The whole table with tabs between the columns; line breaks in commands are escaped."""
+    """Return the whole table with tabs between columns; line breaks in commands are escaped."""
     lines = ["\t".join(COLUMNS)]
     lines += ["\t".join(_fields(row)) for row in rows]
     return ("\n".join(lines) + "\n").encode("utf-8", "surrogateescape")

@@ -1,4 +1,4 @@
-"""A list of commands over the workers: the part of rank 0, from start to end."""
+"""The program behind `mpipar run`, on rank 0: a list of commands, from start to end."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from mpipar.errors import CommandsFailedError, UsageError
 from mpipar.programs import run_folder
 from mpipar.programs.commands import listing, report
 from mpipar.programs.commands.command_stage import (
+    AvoidedWorkerError,
     CommandStage,
     CommandTerms,
     CommandTry,
-    ElsewhereError,
 )
 from mpipar.programs.commands.dispatch import Dispatch, PendingCommand
 from mpipar.programs.commands.try_log import LOGS, TryLog, log_name, outcome_of
@@ -27,31 +27,31 @@ from mpipar.views.progress import View, duration
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from mpipar.programs.commands.dispatch import UnrunCommand
     from mpipar.programs.commands.listing import Command, Key
     from mpipar.programs.commands.try_log import CommandOutcome
     from mpipar.runtime.pool import Pool
+    from mpipar.runtime.stage import GivenUpTask
     from mpipar.settings import RunSettings
     from mpipar.store.project import Project
 
 __all__ = ["run"]
 
 OpenPool = Callable[[int, int], "Pool"]
-TABLE: Final = "commands.tsv"
-COPY: Final = "commands.txt"
+TABLE: Final = "commands.tsv"  # one row for each command
+COPY: Final = "commands.txt"  # the command file as it was read
 MEGABYTE: Final = 1_000_000
-TURN_SECONDS: Final = 0.25
-REPORT_SECONDS: Final = 1.0
+TURN_SECONDS: Final = 0.25  # between two looks at the workers
+STATUS_SECONDS: Final = 1.0  # between two updates of status.json
 FAILURES_TOLD: Final = 20
-LISTED: Final = 10
+COMMANDS_LISTED: Final = 10  # by --check
 GRACE_SECONDS: Final = 5.0
 
 
 def run(settings: RunSettings, open_pool: OpenPool, view: View) -> None:
-    """Run commands, or go on with them.
+    """Run the commands of a file, or go on with an earlier run.
 
-    open_pool   commands at a time per worker, bytes of its block cache -> the workers
-    raises      CommandsFailedError if some have failed; other MpiparError
+    open_pool   makes the pool from: commands at a time per worker, bytes of its block cache
+    raises      CommandsFailedError if some commands have failed; other MpiparError
     """
     project: Project | None = None
     kept = "what is done" if settings.resume else ""
@@ -60,10 +60,10 @@ def run(settings: RunSettings, open_pool: OpenPool, view: View) -> None:
             project, settings = run_folder.reopen(
                 settings, settings.path, writer=not settings.check, say=view.say
             )
-        settings = dataclasses.replace(settings, cwd=_folder_of(settings))
-        commands, text = listing.read(_file_of(settings))
+        settings = dataclasses.replace(settings, cwd=_working_folder(settings))
+        commands, text = listing.read(_command_file(settings))
         outcomes = TryLog(project).outcomes() if project else []
-        waiting = _waiting(commands, outcomes)
+        waiting = _pending(commands, outcomes)
         _describe(settings, commands, waiting, outcomes, view)
         if settings.check:
             view.say("checked; nothing was run or written")
@@ -86,23 +86,23 @@ def run(settings: RunSettings, open_pool: OpenPool, view: View) -> None:
             project.close()
 
 
-def _folder_of(settings: RunSettings) -> Path:
-    """Where the commands run: saved with the run, so that a resumed one runs them there too."""
+def _working_folder(settings: RunSettings) -> Path:
+    """Return where the commands run; saved with the run, so a resumed run uses the same folder."""
     cwd = (settings.cwd or Path.cwd()).absolute()
     if not cwd.is_dir():
         raise UsageError(f"--cwd {cwd}: is not a folder")
     return cwd
 
 
-def _file_of(settings: RunSettings) -> Path:
-    assert settings.commands is not None  # without one only --resume, whose run had one
+def _command_file(settings: RunSettings) -> Path:
+    assert settings.commands is not None  # only --resume may leave it out, and takes the saved one
     return settings.commands
 
 
-def _waiting(
+def _pending(
     commands: Sequence[Command], outcomes: Sequence[CommandOutcome]
 ) -> list[PendingCommand]:
-    """What is not done yet."""
+    """Return the commands that are not done yet, with the number of their earlier tries."""
     done = {outcome.key for outcome in outcomes if outcome.is_done}
     tries: dict[Key, int] = {}
     for outcome in outcomes:
@@ -130,10 +130,10 @@ def _describe(
     if settings.check:
         limit = "no limit" if settings.seconds is None else f"at most {duration(settings.seconds)}"
         view.say(f"{settings.tries} tries each, {limit}; if one fails: {settings.on_error}")
-        for pending in waiting[:LISTED]:
+        for pending in waiting[:COMMANDS_LISTED]:
             view.say(f"  line {pending.command.line}: {report.one_line(pending.command)}")
-        if len(waiting) > LISTED:
-            view.say(f"  and {len(waiting) - LISTED} more")
+        if len(waiting) > COMMANDS_LISTED:
+            view.say(f"  and {len(waiting) - COMMANDS_LISTED} more")
 
 
 def _export(project: Project, name: str, data: bytes) -> None:
@@ -143,24 +143,24 @@ def _export(project: Project, name: str, data: bytes) -> None:
 
 @dataclass
 class CommandsSession:
-    """One run: what is to be done, what was, and where it is kept and told."""
+    """One run: its commands, their outcomes, the pool, the project folder and the view."""
 
     settings: RunSettings
     project: Project
     pool: Pool
     view: View
     commands: list[Command]
-    outcomes: list[CommandOutcome]  # all tries, of earlier runs too
-    failed: set[Key] = field(default_factory=set)  # in this run, with no try left
-    finished: int = 0  # in this run, well or not
-    reported: float = 0.0  # when status.json was last written
+    outcomes: list[CommandOutcome]  # all tries, those before a resumption included
+    failed: set[Key] = field(default_factory=set)  # commands with no try left in this run
+    finished: int = 0  # commands done or failed in this run
+    status_at: float = 0.0  # when status.json was last written
 
     def run(self, waiting: Sequence[PendingCommand]) -> None:
-        """Run what is waiting; the table is written however that ends."""
+        """Run the waiting commands, then write the table, also after an error."""
         start, before = time.monotonic(), len(self.outcomes)
         try:
             if waiting:
-                self._work(waiting)
+                self._run_commands(waiting)
         finally:
             rows = report.rows_of(self.commands, self.outcomes, self.failed)
             _export(self.project, TABLE, report.tsv(rows))
@@ -181,67 +181,67 @@ class CommandsSession:
                 + f"; see {self.project.path / LOGS}; --resume runs what is not done"
             )
 
-    def _work(self, waiting: Sequence[PendingCommand]) -> None:
+    def _run_commands(self, waiting: Sequence[PendingCommand]) -> None:
         settings = self.settings
         terms = CommandTerms(
             cwd=str(settings.cwd),
             timeout=settings.seconds,
             grace=GRACE_SECONDS,
-            limit=int(settings.output * MEGABYTE),
+            output_limit=int(settings.output * MEGABYTE),
             variables={"MPIPAR_RUN": str(self.project.path.absolute())},
         )
-        dispatch = Dispatch(waiting, self.pool, ahead=settings.on_error == "continue")
-        # What fails is tried again by this program, not by the runtime, so that each try has its
-        # number and its log. The runtime moves on what a worker refuses because it failed there.
+        dispatch = Dispatch(waiting, self.pool, prefetch=settings.on_error == "continue")
+        # This program, not the runtime, tries failed commands again, so that each try has its
+        # number and its log. The runtime only moves a task from a worker that must be avoided.
         policy = Policy(tries=settings.tries + 1)
         stream = self.pool.stream(CommandStage(terms), {}, dispatch, policy=policy)
         try:
-            while not dispatch.idle:
+            while not dispatch.is_finished:
                 arrived = dispatch.take(TURN_SECONDS)
                 if arrived:
-                    self._settle(dispatch, arrived)
-                    dispatch.settled(len(arrived))
-                stream.notify()  # also without news: there may be more workers than before
-                self._show(len(waiting), dispatch.running)
+                    self._handle(dispatch, arrived)
+                    dispatch.handled(len(arrived))
+                stream.notify()  # also without results: there may be more workers than before
+                self._report(len(waiting), dispatch.running)
             stream.close()
         except BaseException:
             stream.abort()
             raise
 
-    def _settle(
+    def _handle(
         self,
         dispatch: Dispatch,
-        arrived: Sequence[tuple[PendingCommand, CommandTry | UnrunCommand]],
+        arrived: Sequence[tuple[PendingCommand, CommandTry | GivenUpTask]],
     ) -> None:
-        """Keep what has arrived, and decide what becomes of each command."""
+        """Record what has arrived, and decide which commands are tried again."""
         tried = []
         for pending, answer in arrived:
-            if not isinstance(answer, CommandTry) and answer.kind == ElsewhereError.__name__:
-                pending.tries -= 1  # only workers to avoid are left: so be it
-                dispatch.again(pending, None)
+            if not isinstance(answer, CommandTry) and answer.kind == AvoidedWorkerError.__name__:
+                pending.tries -= 1  # not a try: the command has failed on all workers that are left
+                dispatch.retry(pending, None)
             else:
                 tried.append((pending, answer))
-        for (pending, answer), outcome in zip(tried, self._keep(tried), strict=True):
+        for (pending, answer), outcome in zip(tried, self._record(tried), strict=True):
             if outcome.is_done:
                 self.finished += 1
             elif isinstance(answer, CommandTry) and pending.tries < self.settings.tries:
-                dispatch.again(pending, answer.place)
+                dispatch.retry(pending, answer.place)
             else:
-                self._fail(outcome, pending)
+                self._mark_failed(outcome, pending)
                 if self.settings.on_error == "stop":
                     dispatch.halt()
 
-    def _keep(
-        self, tried: Sequence[tuple[PendingCommand, CommandTry | UnrunCommand]]
+    def _record(
+        self, tried: Sequence[tuple[PendingCommand, CommandTry | GivenUpTask]]
     ) -> list[CommandOutcome]:
         if not tried:
             return []
         outcomes = [outcome_of(pending, answer) for pending, answer in tried]
-        TryLog(self.project).keep(tried, outcomes)
+        TryLog(self.project).record(tried, outcomes)
         self.outcomes += outcomes
         return outcomes
 
-    def _fail(self, outcome: CommandOutcome, pending: PendingCommand) -> None:
+    def _mark_failed(self, outcome: CommandOutcome, pending: PendingCommand) -> None:
         self.finished += 1
         self.failed.add(pending.command.key)
         if len(self.failed) <= FAILURES_TOLD:
@@ -252,14 +252,14 @@ class CommandsSession:
         elif len(self.failed) == FAILURES_TOLD + 1:
             self.view.say(f"more failures are in {TABLE} at the end")
 
-    def _show(self, total: int, running: int) -> None:
+    def _report(self, total: int, running: int) -> None:
         for loss in self.pool.new_losses():
             self.view.say(str(loss))
         failed = len(self.failed)
         self.view.progress("commands", self.finished, total, running=running, failed=failed or None)
         now = time.monotonic()
-        if now - self.reported >= REPORT_SECONDS:
-            self.reported = now
+        if now - self.status_at >= STATUS_SECONDS:
+            self.status_at = now
             self.project.status(
                 phase="commands", done=self.finished, total=total, running=running, failed=failed
             )

@@ -1,4 +1,4 @@
-"""A shepherd as its worker sees it: one command after the other, each to its end."""
+"""The worker's side of a supervisor process: one command after the other, each to its end."""
 
 from __future__ import annotations
 
@@ -21,39 +21,39 @@ if TYPE_CHECKING:
 __all__ = ["CommandEnd", "CommandOrder", "SupervisorClient"]
 
 SCRIPT: Final = Path(__file__).with_name("supervisor_main.py")
-PARTING_SECONDS: Final = 2.0
+EXIT_SECONDS: Final = 2.0
 SHELLS: Final = ("/bin/bash", "/usr/bin/bash", "/bin/sh")
 
 
 @dataclass(frozen=True)
 class CommandOrder:
-    """One command, and what is granted to it."""
+    """One command to run, and its limits."""
 
     command: str
     cwd: str
     environment: Mapping[str, str]
     timeout: float | None  # seconds; then its processes get SIGTERM
     grace: float  # seconds from SIGTERM to SIGKILL
-    limit: int  # bytes of output that are kept: the first and the last half of it
+    output_limit: int  # bytes of output that are kept: half from the start, half from the end
 
 
 @dataclass(frozen=True)
 class CommandEnd:
     """How a command ended."""
 
-    code: int | None  # exit code of the shell; None if a signal ended it, or nobody saw the end
+    code: int | None  # exit code of the shell; None if a signal ended it or its end was not seen
     signal: int | None
     timed_out: bool
-    left_behind: int  # processes that were left when the shell ended; they have been ended too
-    unkillable: bool  # a process is left that not even SIGKILL ends: it hangs in the kernel
+    left_behind: int  # processes alive when the shell ended; they have been ended too
+    unkillable: bool  # a process is left that SIGKILL does not end: it hangs in the kernel
     seconds: float | None
     dropped: int  # bytes of output between head and tail
     head: bytes
     tail: bytes
-    unseen: bool = False  # the shepherd was killed: what became of the command is not known
+    supervisor_died: bool = False  # so nobody knows how the command ended
 
 
-UNSEEN: Final = CommandEnd(
+SUPERVISOR_DIED: Final = CommandEnd(
     code=None,
     signal=None,
     timed_out=False,
@@ -63,19 +63,19 @@ UNSEEN: Final = CommandEnd(
     dropped=0,
     head=b"",
     tail=b"",
-    unseen=True,
+    supervisor_died=True,
 )
 
 
 class SupervisorClient:
-    """One of them, started with the first command, and again after it was killed."""
+    """A supervisor process: started with the first command, and anew after it was killed."""
 
     def __init__(self) -> None:
         self._process: subprocess.Popen[bytes] | None = None
 
     def run(self, order: CommandOrder) -> CommandEnd:
         """Run a command to its end. Raises OSError if no process can be started."""
-        process = self._started()
+        process = self._running_process()
         group: int | None = None
         try:
             _send(process, order)
@@ -84,47 +84,48 @@ class SupervisorClient:
             head = _read(process, facts.pop("head"))
             return CommandEnd(head=head, tail=_read(process, facts.pop("tail")), **facts)
         except (EOFError, BrokenPipeError):
-            self._bury(group)
-            return UNSEEN
+            self._clean_up(group)
+            return SUPERVISOR_DIED
 
     def close(self) -> None:
-        """Part; a command that still runs is ended."""
+        """End the supervisor, and with it a command that still runs."""
         if self._process is not None:
             self._finalizer()
             self._process = None
 
-    def _started(self) -> subprocess.Popen[bytes]:
+    def _running_process(self) -> subprocess.Popen[bytes]:
         if self._process is None:
-            # -I -S: quick, and deaf to PYTHONPATH. A session of its own: what ends the worker's
-            # group must not end the shepherd before it has ended the command.
+            # -I -S: a quick start, and PYTHONPATH is ignored. A session of its own: what ends the
+            # worker's group must not end the supervisor before the command has been ended.
             self._process = subprocess.Popen(
                 [sys.executable, "-I", "-S", str(SCRIPT)],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 start_new_session=True,
             )
-            self._finalizer = weakref.finalize(self, _part, self._process)
-            # At exit the system closes the pipes; we could wait for a thread that reads from one.
+            self._finalizer = weakref.finalize(self, _hang_up, self._process)
+            # At exit the system closes the pipes: closing one ourselves could wait for a reader.
             self._finalizer.atexit = False
         return self._process
 
-    def _bury(self, group: int | None) -> None:
-        """The shepherd is dead, and the shell with it; end what else there is of the command."""
+    def _clean_up(self, group: int | None) -> None:
+        """End what is left of a command whose supervisor, and with it the shell, was killed."""
         self.close()
         if group is not None:
             with contextlib.suppress(OSError):
                 os.killpg(group, signal.SIGKILL)
 
 
-def _part(process: subprocess.Popen[bytes]) -> None:
+def _hang_up(process: subprocess.Popen[bytes]) -> None:
+    """Close the pipes, by which a supervisor knows that it has to end, and wait for its end."""
     for pipe in (process.stdin, process.stdout):
         if pipe is not None:
             with contextlib.suppress(OSError):
                 pipe.close()
     try:
-        process.wait(PARTING_SECONDS)
-    except subprocess.TimeoutExpired:  # it goes by itself when its command has gone
-        process.returncode = 0  # or Python would warn of a process that it sees no end of
+        process.wait(EXIT_SECONDS)
+    except subprocess.TimeoutExpired:  # the supervisor ends by itself after its command
+        process.returncode = 0  # so that Python does not warn of a process that still runs
 
 
 def _send(process: subprocess.Popen[bytes], order: CommandOrder) -> None:

@@ -1,13 +1,13 @@
-"""The shepherd: a small process that runs one command at a time for a worker, and ends it with it.
+"""The supervisor: a small process that runs a worker's commands, one at a time, each to its end.
 
-    worker --order--> shepherd --fork, exec--> shell --> whatever the command starts
-           <-- started, ended, output --       (a session of its own)
+    worker --order--> supervisor --fork, exec--> shell --> whatever the command starts
+           <-- started, ended, output --         (a session of its own)
 
 A worker does not start commands itself: it is large, has threads and has initialised MPI, and none
-of that goes well with fork; and when it is killed nobody would be left to end its command. The
-shepherd sees that in the end of the pipe its orders come through. It adopts whatever a command
-leaves behind (PR_SET_CHILD_SUBREAPER), so that nothing escapes; a shepherd that is itself killed
-takes the shell with it (PR_SET_PDEATHSIG).
+of that goes well with fork; and when the worker is killed, its command must be ended all the same.
+The supervisor ends the command when the pipe of its orders is closed. It adopts all processes that
+a command leaves behind (PR_SET_CHILD_SUBREAPER), so that none escapes; when the supervisor itself
+is killed, the kernel kills the shell (PR_SET_PDEATHSIG).
 
 This file is run as a script by `python -I -S`, so that it starts in some 20 ms: it must import
 nothing but small modules of the standard library.
@@ -35,11 +35,11 @@ LENGTH: Final = struct.Struct(">I")
 CHUNK: Final = 1 << 16
 KILL_EVERY: Final = 0.05  # seconds between two rounds of SIGKILL
 KILL_PATIENCE: Final = 10.0  # seconds; what SIGKILL has not ended by then hangs in the kernel
-ORPHANS_GRACE: Final = 1.0  # seconds; a job that ends has no time
+ORPHAN_GRACE: Final = 1.0  # seconds, when the worker is gone: the job ends, there is no time
 CANNOT_RUN: Final = 126  # exit code, as shells use it
 PR_SET_PDEATHSIG: Final = 1
 PR_SET_CHILD_SUBREAPER: Final = 36
-EASIER_TO_KILL: Final = b"300"  # oom_score_adj: short of memory, the kernel takes the command
+OOM_SCORE: Final = b"300"  # oom_score_adj: when memory is short, the kernel kills the command
 IGNORED: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 
 
@@ -54,15 +54,15 @@ class KeptOutput:
         self._tail_limit = limit - limit // 2
 
     def add(self, data: bytes) -> None:
-        """Take the next piece."""
+        """Add the next piece of output."""
         room = self._head_limit - len(self.head)
         self.head += data[:room]
         self.tail += data[room:]
-        if len(self.tail) > 2 * self._tail_limit + CHUNK:  # so that few bytes are moved per byte
+        if len(self.tail) > 2 * self._tail_limit + CHUNK:  # seldom: a cut moves the tail
             self.cut()
 
     def cut(self) -> None:
-        """Let go of what is beyond the limit."""
+        """Drop what is beyond the limit."""
         beyond = max(0, len(self.tail) - self._tail_limit)
         self.dropped += beyond
         del self.tail[:beyond]
@@ -73,7 +73,7 @@ class RunningCommand:
 
     def __init__(self, order: dict[str, Any], prctl: Callable[..., int]) -> None:
         self.order = order
-        self.kept = KeptOutput(order["limit"])
+        self.kept = KeptOutput(order["output_limit"])
         self.status: int | None = None  # of the shell, as waitpid gives it
         self.timed_out = False
         self.orphaned = False  # the worker is gone
@@ -82,12 +82,12 @@ class RunningCommand:
         self._killing_since: float | None = None
         self._term_at: float | None = None
         self._began = time.monotonic()
-        self.ended = self._began  # when the shell did
-        self._output, end = os.pipe()
+        self.ended = self._began  # when the shell ended
+        self._output, write_end = os.pipe()
         self.pid = os.fork()
         if self.pid == 0:
-            execute(order, end, prctl)
-        os.close(end)
+            execute(order, write_end, prctl)
+        os.close(write_end)
         os.set_blocking(self._output, False)
 
     def watch(self, woken: int) -> None:
@@ -107,7 +107,7 @@ class RunningCommand:
                     os.read(woken, CHUNK)
             if self._output in ready and not self._read():
                 poll.unregister(self._output)
-            if ORDERS in ready:  # nothing is ordered meanwhile: the worker has hung up
+            if ORDERS in ready:  # no order can come meanwhile: the worker has closed the pipe
                 poll.unregister(ORDERS)
                 self.orphaned = True
         self._read_rest()
@@ -115,7 +115,7 @@ class RunningCommand:
         self.kept.cut()
 
     def _is_over(self) -> bool:
-        """Reap what has ended; whether nothing is left."""
+        """Reap the processes that have ended; return whether none is left that can be ended."""
         while True:
             try:
                 pid, status = os.waitpid(-1, os.WNOHANG)
@@ -128,7 +128,7 @@ class RunningCommand:
         return self.unkillable or not group_exists(self.pid)
 
     def _pause(self) -> float:
-        """Seconds until there is something to do unasked."""
+        """Seconds until `_act` has something to do, whatever happens."""
         now = time.monotonic()
         if self._killing_since is not None:
             return KILL_EVERY
@@ -138,16 +138,16 @@ class RunningCommand:
         return 3600.0 if timeout is None else max(0.0, self._began + timeout - now)
 
     def _act(self) -> None:
-        """End the command if it is time to: SIGTERM first, SIGKILL after the grace."""
+        """End the command if the time has come: SIGTERM first, SIGKILL after the grace."""
         now = time.monotonic()
         timeout = self.order["timeout"]
         if self._killing_since is not None:
             self.unkillable = now > self._killing_since + KILL_PATIENCE
-            end(self.pid, signal.SIGKILL)
+            signal_all(self.pid, signal.SIGKILL)
         elif self._term_at is not None:
             if now >= self._term_at + self._grace:
                 self._killing_since = now
-                end(self.pid, signal.SIGKILL)
+                signal_all(self.pid, signal.SIGKILL)
         elif self.status is None and timeout is not None and now >= self._began + timeout:
             self.timed_out = True
             self._terminate(now)
@@ -161,14 +161,14 @@ class RunningCommand:
     def _grace(self) -> float:
         """Seconds between SIGTERM and SIGKILL."""
         grace = float(self.order["grace"])
-        return min(grace, ORPHANS_GRACE) if self.orphaned else grace
+        return min(grace, ORPHAN_GRACE) if self.orphaned else grace
 
     def _terminate(self, now: float) -> None:
         self._term_at = now
-        end(self.pid, signal.SIGTERM)
+        signal_all(self.pid, signal.SIGTERM)
 
     def _read(self) -> bool:
-        """Take a piece of output; False at its end."""
+        """Read a piece of output; return False at the end of the output."""
         try:
             data = os.read(self._output, CHUNK)
         except BlockingIOError:
@@ -177,7 +177,7 @@ class RunningCommand:
         return bool(data)
 
     def _read_rest(self) -> None:
-        """What is still in the pipe; a process that cannot be ended may keep it open."""
+        """Read what is still in the pipe, which a process that cannot be ended may keep open."""
         while True:
             try:
                 data = os.read(self._output, CHUNK)
@@ -188,7 +188,7 @@ class RunningCommand:
             self.kept.add(data)
 
     def answer(self) -> tuple[dict[str, Any], bytes]:
-        """How it went, and the output."""
+        """Return how the command ended, as CommandEnd's fields, and the output that is kept."""
         status = self.status
         facts = {
             "code": os.WEXITSTATUS(status) if status is not None and os.WIFEXITED(status) else None,
@@ -207,36 +207,36 @@ class RunningCommand:
 
 
 def execute(order: dict[str, Any], output: int, prctl: Callable[..., int]) -> NoReturn:
-    """Become the command's shell. Whatever is wrong is written to its output."""
-    shepherd = os.getppid()
+    """Become the command's shell. An error is written to the command's output."""
+    supervisor = os.getppid()
     try:
         os.setsid()
         prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-        if os.getppid() != shepherd:
+        if os.getppid() != supervisor:
             os._exit(CANNOT_RUN)
         for number in (*IGNORED, signal.SIGPIPE, signal.SIGXFSZ, signal.SIGCHLD):
             signal.signal(number, signal.SIG_DFL)
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
         os.dup2(output, 1)
         os.dup2(output, 2)
-        be_easier_to_kill()
+        raise_oom_score()
         os.chdir(order["cwd"])
         shell, text = order["shell"], order["command"].encode("utf-8", "surrogateescape")
         os.execve(shell, [shell, "-c", text], order["environment"])
-    except BaseException as error:  # nothing may return from here into the shepherd's code
+    except BaseException as error:  # nothing may return from here to the supervisor's code
         os.write(2, f"mpipar: the command cannot be started: {error}\n".encode(errors="replace"))
     os._exit(CANNOT_RUN)
 
 
-def be_easier_to_kill() -> None:
-    """Let the kernel choose this process before its worker when memory is short."""
+def raise_oom_score() -> None:
+    """Make the kernel kill this process before the worker when memory is short."""
     with contextlib.suppress(OSError):
         fd = os.open("/proc/self/oom_score_adj", os.O_WRONLY)
-        os.write(fd, EASIER_TO_KILL)
+        os.write(fd, OOM_SCORE)
         os.close(fd)
 
 
-def end(group: int, number: int) -> None:
+def signal_all(group: int, number: int) -> None:
     """Send a signal to the command's group, and to descendants that have left it."""
     with contextlib.suppress(OSError):
         os.killpg(group, number)
@@ -252,13 +252,13 @@ def group_exists(group: int) -> bool:
         os.killpg(group, 0)
     except ProcessLookupError:
         return False
-    except PermissionError:  # it runs as another user (setuid)
+    except PermissionError:  # a process of the group runs as another user (setuid)
         return True
     return True
 
 
 def descendants(ancestor: int) -> list[int]:
-    """Processes that come from this one, as far as their parents still live or were adopted."""
+    """Return the process ids of all children of `ancestor`, their children, and so on."""
     children: dict[int, list[int]] = {}
     entries: list[Path] = []
     with contextlib.suppress(OSError):  # without /proc there is only the group
@@ -271,7 +271,7 @@ def descendants(ancestor: int) -> list[int]:
                 if rest[0] != b"Z":
                     children.setdefault(int(rest[1]), []).append(int(entry.name))
     found = list(children.get(ancestor, []))
-    for pid in found:  # it grows meanwhile
+    for pid in found:  # the list grows meanwhile
         found += children.get(pid, [])
     return found
 
@@ -288,7 +288,7 @@ def find_prctl() -> Callable[..., int]:
 
 
 def read_exactly(count: int) -> bytes:
-    """Bytes of an order; fewer if the worker has hung up."""
+    """Read so many bytes of an order; fewer if the worker has closed the pipe."""
     data = b""
     while len(data) < count:
         piece = os.read(ORDERS, count - len(data))
@@ -299,7 +299,7 @@ def read_exactly(count: int) -> bytes:
 
 
 def read_order() -> dict[str, Any] | None:
-    """The next order; None if no more will come."""
+    """Read the next order; None if no more will come."""
     head = read_exactly(LENGTH.size)
     if len(head) < LENGTH.size:
         return None
@@ -312,7 +312,7 @@ def read_order() -> dict[str, Any] | None:
 
 
 def answer(facts: dict[str, Any], output: bytes = b"") -> None:
-    """Tell the worker."""
+    """Send the worker an answer: facts as JSON behind their length, then the output."""
     body = json.dumps(facts).encode()
     view = memoryview(LENGTH.pack(len(body)) + body + output)
     while view:
@@ -320,9 +320,9 @@ def answer(facts: dict[str, Any], output: bytes = b"") -> None:
 
 
 def main() -> None:
-    """Run what is ordered until the worker hangs up."""
+    """Run one command per order until the worker closes the pipe."""
     signal.pthread_sigmask(signal.SIG_SETMASK, [])
-    for number in IGNORED:  # they may be meant for a whole job; the worker decides for us
+    for number in IGNORED:  # signals for a whole job: the worker decides what follows from them
         signal.signal(number, signal.SIG_IGN)
     signal.signal(signal.SIGCHLD, lambda *_: None)
     woken, waker = os.pipe()
@@ -344,5 +344,5 @@ def main() -> None:
 if __name__ == "__main__":
     try:
         main()
-    except BrokenPipeError:  # the worker has hung up
+    except BrokenPipeError:  # the worker has closed the pipe
         sys.exit(0)

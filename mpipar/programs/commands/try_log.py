@@ -1,7 +1,7 @@
-"""What is kept of each try: its output in a log, and its outcome in the journal, in this order.
+"""What is kept of each try of a command: its output in a log, then its outcome in the journal.
 
-A command counts as done when the journal's record of it is on the disk, and its log was there
-before. So whatever kills a run, the next one knows what was acknowledged, and can show its output.
+A command is done when its record in the journal is durable, and the log is durable before that. So
+whatever kills a run, the next run knows which commands are done, and their output can be read.
 """
 
 from __future__ import annotations
@@ -19,27 +19,29 @@ from mpipar.store import durable
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from mpipar.programs.commands.dispatch import PendingCommand, UnrunCommand
+    from mpipar.programs.commands.dispatch import PendingCommand
     from mpipar.programs.commands.listing import Command, Key
+    from mpipar.programs.commands.supervisor_client import CommandEnd
+    from mpipar.runtime.stage import GivenUpTask
     from mpipar.store.project import Project
 
 __all__ = ["LOGS", "CommandOutcome", "TryLog", "outcome_of"]
 
-KIND: Final = "try"  # of the records
+KIND: Final = "try"  # of the journal's records
 LOGS: Final = "logs"
-SHELL_SIGNALS: Final = 128  # exit code of a shell whose last command signal n has ended, less n
+SHELL_SIGNALS: Final = 128  # a shell whose last command was ended by signal n exits with 128 + n
 
 
 @dataclass(frozen=True)
 class CommandOutcome:
-    """One try as the journal has it."""
+    """How one try of a command ended; the fields are the keys of its record in the journal."""
 
     key: Key
-    line: int  # at that time
-    number: int  # of the try, from 1
+    line: int  # in the command file of that time
+    number: int  # of the try, from 1, counted over all runs
     code: int | None
     signal: int | None
-    reason: str  # why it failed, if it was not the exit code or a signal alone
+    reason: str  # why the try failed, where exit code and signal do not say it; else empty
     host: str
     rank: int | None
     seconds: float | None
@@ -66,31 +68,31 @@ class TryLog:
     def __init__(self, project: Project) -> None:
         self._project = project
         self._logs = project.path / LOGS
-        self._new_names = False  # whether the folder of logs has names that may not be durable
+        self._new_logs = False  # whether the folder has names that may not be durable yet
 
     def outcomes(self) -> list[CommandOutcome]:
-        """Every try of this run and of those that it goes on with, oldest first."""
+        """Return every try of this run, those before a resumption included, oldest first."""
         return [_from_json(record) for record in self._project.records(KIND, every=True)]
 
-    def keep(
+    def record(
         self,
-        tried: Sequence[tuple[PendingCommand, CommandTry | UnrunCommand]],
+        tried: Sequence[tuple[PendingCommand, CommandTry | GivenUpTask]],
         outcomes: Sequence[CommandOutcome],
     ) -> None:
-        """Write down tries and how they went; durable on return."""
+        """Write tries to their logs and to the journal; durable on return."""
         for (pending, answer), outcome in zip(tried, outcomes, strict=True):
-            self._append(log_name(outcome.line), log_text(pending.command, outcome, answer))
-        if self._new_names:
+            self._append_to_log(log_name(outcome.line), log_text(pending.command, outcome, answer))
+        if self._new_logs:
             durable.sync_folder(self._logs)
-            self._new_names = False
+            self._new_logs = False
         self._project.append(KIND, *(_to_json(outcome) for outcome in outcomes))
 
-    def _append(self, name: str, data: bytes) -> None:
+    def _append_to_log(self, name: str, data: bytes) -> None:
         path = self._logs / name
         with durable.named_errors(path, len(data)):
             if not path.exists():
                 self._logs.mkdir(exist_ok=True)
-                self._new_names = True
+                self._new_logs = True
             flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
             fd = os.open(path, flags, 0o666)
             try:
@@ -100,45 +102,44 @@ class TryLog:
                 os.close(fd)
 
 
-def outcome_of(pending: PendingCommand, answer: CommandTry | UnrunCommand) -> CommandOutcome:
-    """How a try went."""
+def outcome_of(pending: PendingCommand, answer: CommandTry | GivenUpTask) -> CommandOutcome:
+    """Return the outcome to record of a try, or of a task that the runtime has given up."""
     command, number = pending.command, pending.tries_before + pending.tries
     if not isinstance(answer, CommandTry):
         reason = f"{answer.kind}: {answer.text}".splitlines()[0]
         return CommandOutcome(
             command.key, command.line, number, None, None, reason, "", None, None, time.time()
         )
-    ended = answer.ended
+    end = answer.end
     return CommandOutcome(
         command.key,
         command.line,
         number,
-        ended.code,
-        ended.signal,
-        _reason(answer),
+        end.code,
+        end.signal,
+        _reason(end),
         answer.place[0],
         answer.rank,
-        None if ended.seconds is None else round(ended.seconds, 3),
+        None if end.seconds is None else round(end.seconds, 3),
         round(answer.began, 3),
     )
 
 
-def _reason(attempt: CommandTry) -> str:
-    ended = attempt.ended
-    if ended.unseen:
+def _reason(end: CommandEnd) -> str:
+    if end.supervisor_died:
         return "its supervising process was killed"
-    if ended.timed_out:
+    if end.timed_out:
         return "timed out"
-    return "hangs in the kernel" if ended.unkillable else ""
+    return "hangs in the kernel" if end.unkillable else ""
 
 
 def log_name(line: int) -> str:
-    """File in the folder of logs for the command that begins in this line."""
+    """Name of the log of the command that begins in this line."""
     return f"{line:06d}.log"
 
 
-def log_text(command: Command, outcome: CommandOutcome, answer: CommandTry | UnrunCommand) -> bytes:
-    """One try: two lines about it, then the output as it came."""
+def log_text(command: Command, outcome: CommandOutcome, answer: CommandTry | GivenUpTask) -> bytes:
+    """Return what a log says of one try: lines about the try, then the command's output."""
     where = f"{outcome.host} (rank {outcome.rank})" if outcome.host else "nowhere"
     when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(outcome.began))
     took = "" if outcome.seconds is None else f" after {outcome.seconds:.1f} s"
@@ -148,13 +149,13 @@ def log_text(command: Command, outcome: CommandOutcome, answer: CommandTry | Unr
     ]
     if not isinstance(answer, CommandTry):
         return _lines([*head, answer.text])
-    ended = answer.ended
-    if ended.left_behind and not ended.timed_out:
-        head.append(f"=== processes that it left behind, ended: {ended.left_behind}")
-    parts = [_lines(head), ended.head]
-    if ended.dropped:
-        parts.append(_lines(["", f"=== {ended.dropped} bytes left out here (--output)"]))
-    parts.append(ended.tail)
+    end = answer.end
+    if end.left_behind and not end.timed_out:
+        head.append(f"=== processes that it left behind, ended: {end.left_behind}")
+    parts = [_lines(head), end.head]
+    if end.dropped:
+        parts.append(_lines(["", f"=== {end.dropped} bytes left out here (--output)"]))
+    parts.append(end.tail)
     text = b"".join(parts)
     return text if text.endswith(b"\n") else text + b"\n"
 

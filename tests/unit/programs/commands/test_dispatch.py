@@ -8,28 +8,30 @@ from mpipar.errors import RequeueError
 from mpipar.programs.commands import listing
 from mpipar.programs.commands.command_stage import CommandTry
 from mpipar.programs.commands.dispatch import BACKLOG_BYTES, Dispatch, PendingCommand
-from mpipar.programs.commands.supervisor_client import UNSEEN
+from mpipar.programs.commands.supervisor_client import SUPERVISOR_DIED
 
 HERE, THERE, BEYOND = ("a", 1, 0), ("a", 2, 0), ("b", 1, 0)
 
 
 @dataclass
-class Crew:
+class Slots:
     workers: int = 3
     threads: int = 1
 
 
-def dispatch_of(count=5, crew=None, *, ahead=True):
+def dispatch_of(count=5, slots=None, *, prefetch=True):
     commands = listing.parse("".join(f"c{i}\n" for i in range(count)).encode(), "c.txt")
-    return Dispatch([PendingCommand(command) for command in commands], crew or Crew(), ahead=ahead)
+    return Dispatch(
+        [PendingCommand(command) for command in commands], slots or Slots(), prefetch=prefetch
+    )
 
 
 def attempt(size=0):
-    return CommandTry(replace(UNSEEN, head=b"x" * size), HERE, 1, 0.0)
+    return CommandTry(replace(SUPERVISOR_DIED, head=b"x" * size), HERE, 1, 0.0)
 
 
-def errands(tasks):
-    return [(task.payload.text, task.payload.number, set(task.payload.avoid)) for task in tasks]
+def payloads(tasks):
+    return [(task.payload.text, task.payload.try_number, set(task.payload.avoid)) for task in tasks]
 
 
 def test_commands_go_out_in_order_and_each_task_has_a_fresh_number():
@@ -40,17 +42,17 @@ def test_commands_go_out_in_order_and_each_task_has_a_fresh_number():
     assert not dispatch.supply(1)
 
 
-def test_without_ahead_no_more_are_out_than_can_run():
-    crew = Crew(workers=2, threads=2)
-    dispatch = dispatch_of(crew=crew, ahead=False)
+def test_without_prefetch_no_more_are_out_than_can_run():
+    slots = Slots(workers=2, threads=2)
+    dispatch = dispatch_of(slots=slots, prefetch=False)
     assert len(dispatch.supply(100)) == 4
-    crew.workers = 1  # one is lost: its commands run again on the other
+    slots.workers = 1  # one is lost: its commands run again on the other
     dispatch.deliver([(0, attempt()), (1, attempt())])
     assert not dispatch.supply(100)
     dispatch.deliver([(2, attempt())])
-    dispatch.settled(2)
+    dispatch.handled(2)
     assert not dispatch.supply(100), "one has arrived, and it is not known what follows from it"
-    dispatch.settled(1)
+    dispatch.handled(1)
     assert len(dispatch.supply(100)) == 1
 
 
@@ -59,18 +61,18 @@ def test_second_try_comes_first_and_avoids_where_it_failed():
     (first,) = dispatch.supply(1)
     dispatch.deliver([(first.id, attempt())])
     ((pending, _),) = dispatch.take(0)
-    dispatch.again(pending, HERE)
-    assert errands(dispatch.supply(2)) == [("c0", 2, {HERE}), ("c1", 1, set())]
+    dispatch.retry(pending, HERE)
+    assert payloads(dispatch.supply(2)) == [("c0", 2, {HERE}), ("c1", 1, set())]
 
 
 def test_nothing_is_avoided_once_it_failed_everywhere():
-    dispatch = dispatch_of(1, Crew(workers=2))
+    dispatch = dispatch_of(1, Slots(workers=2))
     for number, place in enumerate((HERE, THERE, BEYOND), start=1):
         (task,) = dispatch.supply(1)
-        assert errands([task]) == [("c0", number, {HERE} if number == 2 else set())]
+        assert payloads([task]) == [("c0", number, {HERE} if number == 2 else set())]
         dispatch.deliver([(task.id, attempt())])
         ((pending, _),) = dispatch.take(0)
-        dispatch.again(pending, place)
+        dispatch.retry(pending, place)
 
 
 def test_output_that_waits_to_be_written_stops_the_supply():
@@ -82,16 +84,16 @@ def test_output_that_waits_to_be_written_stops_the_supply():
     assert len(dispatch.supply(1)) == 1
 
 
-def test_idle_when_all_has_come_back_and_been_taken():
+def test_finished_when_all_has_come_back_and_been_taken():
     dispatch = dispatch_of(1)
-    assert not dispatch.idle
+    assert not dispatch.is_finished
     dispatch.supply(1)
-    assert not dispatch.idle
+    assert not dispatch.is_finished
     dispatch.deliver([(0, attempt())])
     dispatch.take(0)
-    assert not dispatch.idle
-    dispatch.settled(1)
-    assert dispatch.idle
+    assert not dispatch.is_finished
+    dispatch.handled(1)
+    assert dispatch.is_finished
 
 
 def test_halt_waits_for_what_is_out_and_begins_no_more():
@@ -99,11 +101,11 @@ def test_halt_waits_for_what_is_out_and_begins_no_more():
     dispatch.supply(1)
     dispatch.halt()
     assert not dispatch.supply(5)
-    assert not dispatch.idle
+    assert not dispatch.is_finished
     dispatch.deliver([(0, attempt())])
     dispatch.take(0)
-    dispatch.settled(1)
-    assert dispatch.idle
+    dispatch.handled(1)
+    assert dispatch.is_finished
 
 
 def test_what_arrived_is_given_before_the_error_that_ended_the_stream():

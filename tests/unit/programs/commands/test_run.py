@@ -211,13 +211,13 @@ def test_folder_of_another_program_is_refused(here):
 
 def test_interrupted_run_keeps_what_is_done(here, monkeypatch):
     here.write("echo x >>a", "echo x >>b")
-    written = run.CommandsSession._settle
+    written = run.CommandsSession._handle
 
-    def settle(session, dispatch, arrived):
+    def handle(session, dispatch, arrived):
         written(session, dispatch, arrived)
         raise RequeueError("the time is over")
 
-    monkeypatch.setattr(run.CommandsSession, "_settle", settle)
+    monkeypatch.setattr(run.CommandsSession, "_handle", handle)
     with pytest.raises(RequeueError):
         here.run(workers=1)
     assert here.verdict() == "requeue"

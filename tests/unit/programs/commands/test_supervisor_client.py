@@ -20,15 +20,15 @@ SOON = 10.0
 
 
 @pytest.fixture
-def shepherd():
+def supervisor():
     made = SupervisorClient()
     yield made
     made.close()
 
 
-def order(command, *, timeout=None, grace=0.2, limit=100_000, cwd="/", **variables):
+def order(command, *, timeout=None, grace=0.2, output_limit=100_000, cwd="/", **variables):
     environment = {"PATH": os.environ["PATH"], **variables}
-    return CommandOrder(command, str(cwd), environment, timeout, grace, limit)
+    return CommandOrder(command, str(cwd), environment, timeout, grace, output_limit)
 
 
 def is_alive(pid: int) -> bool:
@@ -57,21 +57,21 @@ def wait_for_pids(path: Path, count: int) -> list[int]:
         time.sleep(0.01)
 
 
-def test_output_and_exit_code_of_one_command_after_the_other(shepherd, tmp_path):
-    first = shepherd.run(order("echo $NAME; echo err >&2; pwd; exit 3", cwd=tmp_path, NAME="n"))
+def test_output_and_exit_code_of_one_command_after_the_other(supervisor, tmp_path):
+    first = supervisor.run(order("echo $NAME; echo err >&2; pwd; exit 3", cwd=tmp_path, NAME="n"))
     assert (first.code, first.signal, first.timed_out, first.left_behind) == (3, None, False, 0)
     assert (first.head + first.tail).decode() == f"n\nerr\n{tmp_path}\n"
-    second = shepherd.run(order("read line; echo $?"))  # there is no input
+    second = supervisor.run(order("read line; echo $?"))  # there is no input
     assert (second.code, second.head) == (0, b"1\n")
 
 
-def test_signal_is_told(shepherd):
-    ended = shepherd.run(order("kill -SEGV $$"))
+def test_signal_is_told(supervisor):
+    ended = supervisor.run(order("kill -SEGV $$"))
     assert (ended.code, ended.signal) == (None, signal.SIGSEGV)
 
 
-def test_command_meets_the_signals_as_a_shell_would(shepherd):
-    ended = shepherd.run(order("grep -E '^Sig(Blk|Ign)' /proc/self/status; yes | head -1"))
+def test_command_meets_the_signals_as_a_shell_would(supervisor):
+    ended = supervisor.run(order("grep -E '^Sig(Blk|Ign)' /proc/self/status; yes | head -1"))
     assert ended.head.replace(b"\t", b" ").split(b"\n")[:2] == [
         b"SigBlk: 0000000000000000",
         b"SigIgn: 0000000000000000",
@@ -80,60 +80,62 @@ def test_command_meets_the_signals_as_a_shell_would(shepherd):
 
 
 @pytest.mark.parametrize("size", [0, 10, 99, 100, 101, 70_000, 1_000_000])
-def test_head_and_tail_of_the_output_are_kept(shepherd, size):
-    said = shepherd.run(order(f"head -c {size} /dev/zero | tr '\\0' x; printf THE_END", limit=100))
+def test_head_and_tail_of_the_output_are_kept(supervisor, size):
+    said = supervisor.run(
+        order(f"head -c {size} /dev/zero | tr '\\0' x; printf THE_END", output_limit=100)
+    )
     whole = b"x" * size + b"THE_END"
     assert len(said.head + said.tail) == min(100, len(whole))
     assert said.dropped == max(0, len(whole) - 100)
     assert (said.head, said.tail) == (whole[:50], whole[max(50, len(whole) - 50) :])
 
 
-def test_time_out_ends_the_whole_group_politely(shepherd, tmp_path):
+def test_time_out_ends_the_whole_group_politely(supervisor, tmp_path):
     pids = tmp_path / "pids"
     command = f"trap 'echo bye; exit 0' TERM; sleep 50 & echo $! >{pids}; echo $$ >>{pids}; wait"
-    ended = shepherd.run(order(command, timeout=0.3, grace=5))
+    ended = supervisor.run(order(command, timeout=0.3, grace=5))
     assert (ended.timed_out, ended.head) == (True, b"bye\n")
     assert 0.3 <= ended.seconds < 3
     wait_until_gone(*wait_for_pids(pids, 2))
 
 
-def test_time_out_ends_what_ignores_sigterm_and_what_leaves_the_group(shepherd, tmp_path):
+def test_time_out_ends_what_ignores_sigterm_and_what_leaves_the_group(supervisor, tmp_path):
     pids = tmp_path / "pids"
     escape = f"setsid sh -c 'trap : TERM; echo $$ >>{pids}; while :; do sleep 1; done'"
     command = f"trap '' TERM; {escape} & {escape} & echo $$ >>{pids}; while :; do sleep 1; done"
-    ended = shepherd.run(order(command, timeout=0.5, grace=0.2))
+    ended = supervisor.run(order(command, timeout=0.5, grace=0.2))
     assert (ended.timed_out, ended.signal, ended.unkillable) == (True, signal.SIGKILL, False)
     wait_until_gone(*wait_for_pids(pids, 3))
 
 
-def test_what_a_command_leaves_behind_is_ended(shepherd, tmp_path):
+def test_what_a_command_leaves_behind_is_ended(supervisor, tmp_path):
     pids = tmp_path / "pids"
     command = f"setsid sleep 50 & echo $! >{pids}; (sleep 50 & echo $! >>{pids}); echo done"
-    ended = shepherd.run(order(command, timeout=30))
+    ended = supervisor.run(order(command, timeout=30))
     assert (ended.code, ended.left_behind, ended.head) == (0, 2, b"done\n")
     wait_until_gone(*wait_for_pids(pids, 2))
 
 
 @pytest.mark.parametrize("cwd", ["/none", "/etc/passwd"])
-def test_folder_that_is_not_there_is_said(shepherd, cwd):
-    ended = shepherd.run(order("true", cwd=cwd))
+def test_folder_that_is_not_there_is_said(supervisor, cwd):
+    ended = supervisor.run(order("true", cwd=cwd))
     assert ended.code == 126
     assert b"the command cannot be started" in ended.head
     assert cwd.encode() in ended.head
 
 
-def test_bytes_that_are_no_text_reach_the_command(shepherd):
+def test_bytes_that_are_no_text_reach_the_command(supervisor):
     text = b"printf '\xff\xfe'".decode("utf-8", "surrogateescape")
-    assert shepherd.run(order(text)).head == b"\xff\xfe"
+    assert supervisor.run(order(text)).head == b"\xff\xfe"
 
 
-def test_command_that_kills_its_shepherd_is_seen_and_the_next_has_another(shepherd, tmp_path):
+def test_command_that_kills_its_supervisor_is_seen_and_the_next_has_another(supervisor, tmp_path):
     pids = tmp_path / "pids"
     command = f"sleep 50 & echo $! >{pids}; echo $$ >>{pids}; kill -9 $PPID; sleep 50"
-    ended = shepherd.run(order(command))
-    assert (ended.unseen, ended.code, ended.signal) == (True, None, None)
+    ended = supervisor.run(order(command))
+    assert (ended.supervisor_died, ended.code, ended.signal) == (True, None, None)
     wait_until_gone(*wait_for_pids(pids, 2))
-    assert shepherd.run(order("echo again")).head == b"again\n"
+    assert supervisor.run(order("echo again")).head == b"again\n"
 
 
 def test_command_does_not_outlive_its_worker(tmp_path):
@@ -155,7 +157,7 @@ def test_command_does_not_outlive_its_worker(tmp_path):
     wait_until_gone(*found)
 
 
-def test_command_ends_when_worker_and_shepherd_are_killed_at_once(tmp_path):
+def test_command_ends_when_worker_and_supervisor_are_killed_at_once(tmp_path):
     pids = tmp_path / "pids"
     program = (
         "from mpipar.programs.commands.supervisor_client import *\n"
@@ -165,7 +167,7 @@ def test_command_ends_when_worker_and_shepherd_are_killed_at_once(tmp_path):
     worker = subprocess.Popen([sys.executable, "-c", program], cwd=ROOT)
     try:
         found = wait_for_pids(pids, 2)
-        worker.send_signal(signal.SIGSTOP)  # so that it can do nothing when its shepherd dies
+        worker.send_signal(signal.SIGSTOP)  # so that it can do nothing when its supervisor dies
         os.kill(found[0], signal.SIGKILL)
         wait_until_gone(*found)
     finally:
@@ -173,15 +175,15 @@ def test_command_ends_when_worker_and_shepherd_are_killed_at_once(tmp_path):
         worker.wait()
 
 
-def test_signals_for_the_job_leave_the_shepherd_alone(shepherd):
-    shepherd.run(order("true"))
-    assert shepherd._process is not None
+def test_signals_for_the_job_leave_the_supervisor_alone(supervisor):
+    supervisor.run(order("true"))
+    assert supervisor._process is not None
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1):
-        shepherd._process.send_signal(number)
-    assert shepherd.run(order("echo here")).head == b"here\n"
+        supervisor._process.send_signal(number)
+    assert supervisor.run(order("echo here")).head == b"here\n"
 
 
-def test_shepherd_leaves_when_it_is_let_go():
+def test_supervisor_leaves_when_it_is_let_go():
     made = SupervisorClient()
     made.run(order("true"))
     assert made._process is not None
