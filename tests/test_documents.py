@@ -1,0 +1,164 @@
+"""The documents: as wide as a terminal, and true where a program can tell.
+
+A file, a link, a command, a variable, a message that a document names is there. So a move or a
+renaming cannot leave a document behind.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING, get_args
+
+import pytest
+
+from mpipar.cli.main import COMMANDS
+from mpipar.cli.parser import command_parser
+from mpipar.runtime.machines.messages import ToMaster, ToWorker
+from mpipar.version import __version__
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+ROOT = Path(__file__).parent.parent
+PACKAGE = ROOT / "mpipar"
+FOLDERS = ("docs", "jobs", "mpipar", "slurm", "tests")
+DOCUMENTS = sorted(
+    [*ROOT.glob("*.md"), *(path for name in FOLDERS for path in (ROOT / name).rglob("*.md"))]
+)
+NAMES = [str(path.relative_to(ROOT)) for path in DOCUMENTS]
+PAGES = [path for path in DOCUMENTS if path.is_relative_to(PACKAGE)]
+"""What developers read: a bare name of a file is one of ours there, not a user's."""
+
+COLUMNS = 100
+ROW_COLUMNS = 160  # a row of a table cannot be broken
+ARCHITECTURE_LINES = 130
+PAGE_WORDS = 1500  # ten minutes in a foreign language
+
+FILE = re.compile(r"[\w.*-]+(?:/[\w.*-]+)*\.(?:py|md|sh|sbatch|sge)\b")
+FOLDER = re.compile(r"`((?:[\w.-]+/)+)`")
+LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
+COMMAND = re.compile(r"(?:python -m |^ *)mpipar ([a-z]+)\b(.*)")
+MODULE = re.compile(r"python -m ((?:mpipar|tests)[\w.]*)")
+VARIABLE = re.compile(r"\bMPIPAR_[A-Z_]+\b")
+
+each_document = pytest.mark.parametrize("path", DOCUMENTS, ids=NAMES)
+
+
+@each_document
+def test_lines_fit(path):
+    wide = [
+        (number, len(line))
+        for number, line in enumerate(text_of(path).splitlines(), 1)
+        if len(line) > (ROW_COLUMNS if line.startswith("|") else COLUMNS) and "://" not in line
+    ]
+    assert wide == []
+
+
+@each_document
+def test_files_and_folders_that_are_named_exist(path):
+    text = text_of(path)
+    named = [*FILE.findall(re.sub(r"\S*://\S*", "", text)), *FOLDER.findall(text)]
+    assert [name for name in named if not is_there(name, path)] == []
+
+
+def is_there(name: str, document: Path) -> bool:
+    """Whether a name leads to something, from any of the places that documents count from.
+
+    A name that can be a user's (squares.py, segments/) is not ours to look for.
+    """
+    bases = (document.parent, ROOT, PACKAGE, PACKAGE / "runtime")
+    first, slash, _ = name.partition("/")
+    if not slash and document not in PAGES:
+        return True
+    if name.endswith("/") and not any((base / first).is_dir() for base in bases):
+        return True
+    places = [base for base in bases if not slash or (base / first).exists()]
+    if not slash:
+        return any(list(base.rglob(name)) for base in (*bases[:1], PACKAGE, ROOT / "tests"))
+    return any(list(base.glob(name.rstrip("/"))) or (base / name).exists() for base in places)
+
+
+@each_document
+def test_links_lead_somewhere(path):
+    lost = []
+    for target in LINK.findall(text_of(path)):
+        if "://" in target:
+            continue
+        file, _, anchor = target.partition("#")
+        there = path.parent / file if file else path
+        if not there.exists() or (anchor and anchor not in anchors(there)):
+            lost.append(target)
+    assert lost == []
+
+
+def anchors(path: Path) -> set[str]:
+    """The names of a document's headings in links, as GitHub makes them."""
+    headings = re.findall(r"^#+ (.*)$", text_of(path), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@each_document
+def test_commands_and_their_options_exist(path):
+    lost = []
+    for name, words in commands_in(path):
+        if name not in COMMANDS:
+            lost.append(name)
+            continue
+        known = command_parser(COMMANDS[name].settings, "").format_help()
+        options = {word.partition("=")[0] for word in words if re.match(r"--?[a-z]", word)}
+        lost += [f"{name} {word}" for word in options if not re.search(rf"{word}\b", known)]
+    assert lost == []
+
+
+def commands_in(path: Path) -> Iterator[tuple[str, list[str]]]:
+    """Each command of mpipar in an example: its name, and its words up to the next command."""
+    for line in re.sub(r"\\\n", " ", text_of(path)).splitlines():
+        match = COMMAND.search(line) if line.startswith("    ") else None
+        if match:
+            words = shlex.split(re.sub(r"[;&|].*", "", match[2]), comments=True)
+            # exec: what follows the script is the script's
+            script = next((n for n, word in enumerate(words) if word.endswith(".py")), len(words))
+            yield match[1], words[:script]
+
+
+@each_document
+def test_modules_to_be_run_exist(path):
+    modules = MODULE.findall(re.sub(r"\n *", " ", text_of(path)))
+    lost = [name for name in modules if importlib.util.find_spec(name.rstrip(".")) is None]
+    assert lost == []
+
+
+def test_variables_of_the_environment_are_read():
+    code = "\n".join(path.read_text(encoding="utf-8") for path in PACKAGE.rglob("*.py"))
+    named = {name for path in DOCUMENTS for name in VARIABLE.findall(text_of(path))}
+    assert {name for name in named if name not in code} == set()
+
+
+def test_the_protocol_has_every_message():
+    _, _, section = text_of(PACKAGE / "runtime" / "PROTOCOL.md").partition("## The messages")
+    section, _, _ = section.partition("\n## ")
+    told = re.findall(r"\*\*(\w+)\*\*", section)
+    assert sorted(told) == sorted({kind.__name__ for kind in get_args(ToMaster | ToWorker)})
+
+
+@pytest.mark.parametrize("path", PAGES, ids=[str(path.relative_to(PACKAGE)) for path in PAGES])
+def test_a_page_is_short_and_is_installed_with_its_package(path):
+    assert len(text_of(path).split()) <= PAGE_WORDS or path.name == "ARCHITECTURE.md"
+    assert (path.parent / "__init__.py").exists()  # setup.cfg takes *.md of packages
+
+
+def test_architecture_is_two_pages():
+    assert len(text_of(PACKAGE / "ARCHITECTURE.md").splitlines()) <= ARCHITECTURE_LINES
+
+
+def test_the_version_stands_in_citation_and_changelog():
+    citation = (ROOT / "CITATION.cff").read_text(encoding="utf-8")
+    assert re.findall(r"^version: (.*)$", citation, re.MULTILINE) == [__version__]
+    assert f"\n## [{__version__}]" in text_of(ROOT / "CHANGELOG.md")
+
+
+def text_of(path: Path) -> str:
+    return path.read_text(encoding="utf-8")
