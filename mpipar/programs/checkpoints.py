@@ -1,4 +1,4 @@
-"""A refinement's state as commits of its project: what is kept, and reading it back bit for bit."""
+"""Checkpoints of a refinement: its state as commits of the project, read back bit for bit."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from mpipar.cryoem.alignment import Poses
 from mpipar.errors import InputError
 from mpipar.programs.convergence import FinishedIteration
-from mpipar.programs.dataset import Constants
+from mpipar.programs.dataset import ImageConstants
 from mpipar.programs.iteration import Maps, RefineState
 from mpipar.version import __version__
 
@@ -29,7 +29,10 @@ LIBRARIES = ("numpy", "scipy", "numba", "healpy", "h5py")
 
 
 def fingerprint(inputs: RefineInputs) -> str:
-    """What a resumed run must find unchanged: particle list, model, mask, the stacks' sizes."""
+    """Return the sha256 of what a resumed run must find unchanged.
+
+    That is the particle list, the model, the mask, and the stacks' names and sizes.
+    """
     digest = hashlib.sha256(inputs.particles.path.read_bytes())
     digest.update(inputs.model.tobytes())
     if inputs.mask is not None:
@@ -40,13 +43,13 @@ def fingerprint(inputs: RefineInputs) -> str:
 
 
 def environment() -> dict[str, str]:
-    """What the bits of a result depend on besides input and settings."""
+    """Return what the bits of a result depend on besides input and settings, as name: version."""
     own = {"cpu": _cpu(), "python": platform.python_version(), "mpipar": __version__}
     return own | {name: version(name) for name in LIBRARIES}
 
 
 def _cpu() -> str:
-    """The CPU's model, or its family where the system tells no more."""
+    """Return the CPU's model, or its family where the system does not tell the model."""
     with suppress(OSError):
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
         models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
@@ -55,7 +58,7 @@ def _cpu() -> str:
 
 
 def changed_environment(project: Project) -> list[str]:
-    """What the bits depend on and has changed since the run began: "numpy was 2.1, is 2.2"."""
+    """Return what of `environment` has changed since the run began: "numpy was 2.1, is 2.2"."""
     then = project.load(project.commits()[0]).attributes["environment"]
     now = environment()
     return [
@@ -65,8 +68,13 @@ def changed_environment(project: Project) -> list[str]:
     ]
 
 
-def commit_first(project: Project, constants: Constants, state: RefineState, inputs: str) -> None:
-    """Commit 0: what stays the same, and the state before the first iteration."""
+def commit_first(
+    project: Project, constants: ImageConstants, state: RefineState, input_hash: str
+) -> None:
+    """Commit 0: what stays the same, and the state before the first iteration.
+
+    input_hash   of `fingerprint`
+    """
     arrays: dict[str, NDArray[Any]] = {
         "half": constants.half,
         "offset": constants.offset,
@@ -77,7 +85,7 @@ def commit_first(project: Project, constants: Constants, state: RefineState, inp
     attributes = {
         **_state_attributes(state),
         "normalised": constants.normalised,
-        "input": inputs,
+        "input": input_hash,
         "environment": environment(),
         "history": [],
     }
@@ -87,7 +95,7 @@ def commit_first(project: Project, constants: Constants, state: RefineState, inp
 def commit(
     project: Project, state: RefineState, maps: Maps, history: Sequence[FinishedIteration]
 ) -> None:
-    """Commit a finished iteration: its state, its maps, and the story so far."""
+    """Commit a finished iteration: its state, its maps, and the history of all iterations."""
     arrays: dict[str, NDArray[Any]] = {
         **_state_arrays(state),
         "half_maps": maps.halves,
@@ -127,16 +135,19 @@ def _latest(project: Project) -> Commit:
     return latest
 
 
-def load_constants(project: Project, inputs: str) -> Constants:
-    """What commit 0 keeps. Raises InputError if the input is not what the run was started with."""
+def load_constants(project: Project, input_hash: str) -> ImageConstants:
+    """Load the constants of commit 0.
+
+    raises   InputError if the run was started with other input than that of `input_hash`
+    """
     first = project.load(project.commits()[0])
-    if first.attributes["input"] != inputs:
+    if first.attributes["input"] != input_hash:
         raise InputError(
             f"{project.path} was started with other input: the particle list, model, mask or a "
             "stack has changed since; start a new run, or restore the files"
         )
     arrays = first.arrays
-    return Constants(
+    return ImageConstants(
         arrays["half"],
         arrays["offset"],
         arrays["gain"],
@@ -146,12 +157,12 @@ def load_constants(project: Project, inputs: str) -> Constants:
 
 
 def load_history(project: Project) -> list[FinishedIteration]:
-    """All finished iterations."""
+    """Load the history: all finished iterations, oldest first."""
     return [FinishedIteration(**step) for step in _latest(project).attributes["history"]]
 
 
 def load_state(project: Project) -> RefineState:
-    """The state of the latest commit, bit for bit as it was."""
+    """Load the state of the latest commit, bit for bit as it was."""
     latest = _latest(project)
     arrays, attributes = latest.arrays, latest.attributes
     return RefineState(
@@ -168,7 +179,7 @@ def load_state(project: Project) -> RefineState:
 
 
 def load_maps(project: Project) -> Maps:
-    """The maps of the latest commit."""
+    """Load the maps of the latest commit."""
     arrays = _latest(project).arrays
     names = ("half_maps", "mask", "map", "fsc_unmasked", "fsc_masked", "fsc")
     return Maps(*(arrays[name] for name in names))

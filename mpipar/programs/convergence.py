@@ -1,4 +1,4 @@
-"""When a refinement stops searching everywhere, and when it stops."""
+"""When a refinement ends its search over all orientations, and when it stops."""
 
 from __future__ import annotations
 
@@ -8,40 +8,43 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-FEWEST_EXHAUSTIVE = 3
-MOST_EXHAUSTIVE = 8
+FEWEST_EXHAUSTIVE = 3  # iterations that search all orientations, at least
+MOST_EXHAUSTIVE = 8  # and at most
 SETTLED = 0.02
-"""Fraction of particles that may still change their grid orientation when that search ends."""
+"""The search ends when at most this fraction of particles still change their orientation."""
 PATIENCE = 2
-"""Iterations without a better resolution after which a refinement has converged."""
+"""Local iterations without a better resolution after which a refinement has converged."""
 SMALLEST_GAIN = 0.005
-"""Relative gain in resolution that counts as one."""
+"""A resolution counts as better if it is better by this fraction."""
 
 
 @dataclass(frozen=True)
 class FinishedIteration:
-    """One finished iteration, as far as decisions need it."""
+    """What `decide` needs to know of a finished iteration; commits store it by field name."""
 
     resolution: float  # Angstrom
     jumped: float  # fraction of particles whose orientation changed by more than a grid step
-    exhaustive: bool
-    complete: bool  # whether every shell to Nyquist was back-projected
+    exhaustive: bool  # whether all orientations were searched
+    complete: bool  # whether every shell up to Nyquist was back-projected
 
 
 @dataclass(frozen=True)
 class NextIteration:
-    """What comes after: stop, or another iteration, exhaustive or not, with all shells or not."""
+    """The decision: stop, or do another iteration of this kind."""
 
     stop: bool
-    exhaustive: bool
-    complete: bool
-    reason: str
+    exhaustive: bool  # search all orientations
+    complete: bool  # back-project every shell up to Nyquist
+    reason: str  # for the user
 
 
 def decide(
     history: Sequence[FinishedIteration], most_iterations: int, target: float | None
 ) -> NextIteration:
-    """Decide from all finished iterations, oldest first; none asks for the first iteration."""
+    """Decide what comes next, from all finished iterations, oldest first.
+
+    target   A; stop at that resolution
+    """
     last_allowed = len(history) + 1 >= most_iterations
     if not history:
         return NextIteration(
@@ -58,7 +61,7 @@ def decide(
             complete=True,
             reason=f"{reason}; last iteration with all data",
         )
-    exhaustive = last.exhaustive and _still_unsettled(history)
+    exhaustive = last.exhaustive and _must_search_again(history)
     return NextIteration(
         stop=False, exhaustive=exhaustive, complete=last_allowed, reason="going on"
     )
@@ -81,12 +84,12 @@ def _reason_to_stop(
     return ""
 
 
-def _still_unsettled(history: Sequence[FinishedIteration]) -> bool:
+def _must_search_again(history: Sequence[FinishedIteration]) -> bool:
     searched = [step for step in history if step.exhaustive]
     if len(searched) < FEWEST_EXHAUSTIVE:
         return True
     if len(searched) >= MOST_EXHAUSTIVE or searched[-1].jumped <= SETTLED:
         return False
     improving = searched[-1].resolution < searched[-2].resolution * (1 - SMALLEST_GAIN)
-    calming = searched[-1].jumped < 0.8 * searched[-2].jumped
-    return improving or calming
+    fewer_jumps = searched[-1].jumped < 0.8 * searched[-2].jumped
+    return improving or fewer_jumps

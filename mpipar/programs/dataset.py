@@ -1,4 +1,4 @@
-"""From checked input to a refinement's data set: half sets, blocks, the first look, references."""
+"""The data set of a refinement, from checked input: half sets, blocks, normalisation, bounds."""
 
 from __future__ import annotations
 
@@ -9,13 +9,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mpipar.cryoem import masks, noise
-from mpipar.cryoem.alignment import Poses
 from mpipar.cryoem.ctf import CtfParameters
 from mpipar.cryoem.fourier import components, filter_shells, largest_radius, lowpass_gain
 from mpipar.cryoem.search_plan import Sampling, finer_for
 from mpipar.errors import InputError
-from mpipar.programs.iteration import Dataset, RefineState
-from mpipar.programs.stages import MASK_EDGE, FirstLook, ImageGeometry, ParticleRows
+from mpipar.programs.stages import MASK_EDGE, ImageGeometry
 from mpipar.runtime.stage import Task
 
 if TYPE_CHECKING:
@@ -25,19 +23,20 @@ if TYPE_CHECKING:
 
     from mpipar.formats.particles import ParticleSet
     from mpipar.programs.inputs import RefineInputs
+    from mpipar.programs.stages import ImageStatistics
     from mpipar.settings import RefineSettings
 
-BLOCKS_WANTED = 128
-SMALLEST_BLOCK, LARGEST_BLOCK = 8, 64
+BLOCKS_WANTED = 128  # if their size allows that
+SMALLEST_BLOCK, LARGEST_BLOCK = 8, 64  # particles
 NORMALISED = 0.25
 """How far backgrounds may be from mean 0 and deviation 1 before images count as not normalised."""
 
 FLAT = 1e-3
-"""Deviation of a background, as a fraction of the usual one, under which it counts as none."""
+"""A background whose deviation is below this fraction of the usual one counts as absent."""
 
 
 def ctf_of(particles: ParticleSet) -> CtfParameters:
-    """The microscope's part of a particle list."""
+    """Return the CTF parameters of all particles, (p,) each."""
     return CtfParameters(
         defocus_u=particles.defocus_u,
         defocus_v=particles.defocus_v,
@@ -52,7 +51,7 @@ def ctf_of(particles: ParticleSet) -> CtfParameters:
 
 
 def half_sets(particles: ParticleSet, seed: int) -> NDArray[np.int8]:
-    """1 or 2 for each particle: as the list says, or drawn evenly at random."""
+    """Return the half set (p,) of each particle, 1 or 2: as the list says, or drawn at random."""
     if particles.half.all():
         return particles.half.astype(np.int8)
     random = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(0,)))
@@ -62,7 +61,10 @@ def half_sets(particles: ParticleSet, seed: int) -> NDArray[np.int8]:
 
 
 def blocks_of(half: NDArray[np.int8]) -> tuple[NDArray[np.int64], ...]:
-    """Cut each half set into blocks by particle index; only the number of particles decides how."""
+    """Cut each half set into blocks of particle indices.
+
+    The blocks depend on the half sets only, not on the number of workers.
+    """
     size = min(LARGEST_BLOCK, max(SMALLEST_BLOCK, math.ceil(len(half) / BLOCKS_WANTED)))
     blocks: list[NDArray[np.int64]] = []
     for number in (1, 2):
@@ -74,7 +76,7 @@ def blocks_of(half: NDArray[np.int8]) -> tuple[NDArray[np.int64], ...]:
 def geometry_of(
     inputs: RefineInputs, settings: RefineSettings, lowpassed: NDArray[np.float32]
 ) -> ImageGeometry:
-    """Box, pixel size and the particle's radius: half of --diameter, or of what the model shows."""
+    """Return box, pixel size and the particle's radius, from --diameter or else from the model."""
     widest = (inputs.box / 2 - 2) * inputs.pixel_size
     diameter = settings.diameter
     if diameter is None:
@@ -85,9 +87,10 @@ def geometry_of(
 
 
 def lowpass_of(inputs: RefineInputs, settings: RefineSettings, symmetry_order: int) -> float:
-    """Angstrom to filter the model to: --lowpass, or a fifth of its diameter, at most 60.
+    """Return the resolution in A to filter the model to.
 
-    Finer for symmetric particles: neither their orientation nor their hand shows at 60 A.
+    That is --lowpass, or a fifth of the model's diameter, at most 60 A. A symmetric particle gets a
+    finer model, because neither its orientation nor its hand shows at 60 A.
     """
     if settings.lowpass is not None:
         return settings.lowpass
@@ -98,56 +101,74 @@ def lowpass_of(inputs: RefineInputs, settings: RefineSettings, symmetry_order: i
     return coarsest / finer_for(symmetry_order)
 
 
-def first_tasks(blocks: Sequence[NDArray[np.int64]]) -> list[Task]:
-    """One task per block, with nothing but the block."""
+def measure_tasks(blocks: Sequence[NDArray[np.int64]]) -> list[Task]:
+    """Return one task per block for MeasureStage, which needs nothing but the block."""
     return [Task(number, number, None) for number in range(len(blocks))]
 
 
-def align_tasks(data: Dataset, ctf: CtfParameters, state: RefineState) -> list[Task]:
-    """One task per block, with what its particles' last poses are."""
-    tasks = []
-    for number, rows in enumerate(data.blocks):
-        poses = Poses(
-            state.poses.rotations[rows], state.poses.shifts[rows], state.poses.score[rows]
-        )
-        payload = ParticleRows(
-            int(data.half[rows[0]]),
-            ctf.take(rows),
-            data.offset[rows],
-            data.gain[rows],
-            poses,
-            state.settled[rows],
-        )
-        tasks.append(Task(number, number, payload))
-    return tasks
+@dataclass(frozen=True)
+class Dataset:
+    """What stays the same through a refinement; on rank 0 only.
+
+    symmetry        (g, 3, 3) operators
+    sphere          (n, n, n) soft mask of the particle's diameter
+    mask            (n, n, n) the user's mask; None: a mask is made from each map
+    half            (p,) half set, 1 or 2
+    offset, gain    (p,) an image is used as (image - offset) * gain
+    largest         (s,) bound on any amplitude of a shell, gains applied
+    largest_ctf     bound on any contrast transfer
+    blocks          particle indices of each block, all of one half set
+    """
+
+    geometry: ImageGeometry
+    sampling: Sampling
+    symmetry: NDArray[np.float64]
+    sphere: NDArray[np.float32]
+    mask: NDArray[np.float32] | None
+    half: NDArray[np.int8]
+    offset: NDArray[np.float64]
+    gain: NDArray[np.float64]
+    largest: NDArray[np.float64]
+    largest_ctf: float
+    blocks: tuple[NDArray[np.int64], ...]
+    seed: int
 
 
 @dataclass(frozen=True)
-class Constants:
-    """What the first look found: half, offset, gain per particle; largest amplitude per shell."""
+class ImageConstants:
+    """What is measured of the images once, before the first iteration.
+
+    half           (p,) half set, 1 or 2
+    offset, gain   (p,) an image is used as (image - offset) * gain
+    largest        (s,) bound on any amplitude of a shell, gains applied
+    normalised     whether offset and gain had to be fitted
+    """
 
     half: NDArray[np.int8]
     offset: NDArray[np.float64]
     gain: NDArray[np.float64]
     largest: NDArray[np.float64]
-    normalised: bool  # whether offset and gain had to be fitted
+    normalised: bool
 
 
 def measure(
     box: int,
     half: NDArray[np.int8],
     blocks: Sequence[NDArray[np.int64]],
-    looks: Sequence[FirstLook],
-) -> tuple[Constants, NDArray[np.float64]]:
-    """Normalisation of each image, bounds on amplitudes, and the first noise spectra (2, s).
+    measured: Sequence[ImageStatistics],
+) -> tuple[ImageConstants, NDArray[np.float64]]:
+    """Return each image's normalisation, bounds on amplitudes, and the first noise spectra (2, s).
 
-    Images whose backgrounds have mean 0 and deviation 1 (RELION's convention) are left as they
-    are; others are brought there.
-    Nothing being known of the signal yet, an image's whole power counts as noise.
+    measured   one per block
+    raises     InputError if most images have no background to measure the noise in
+
+    Images whose backgrounds have mean 0 and deviation 1 (RELION's convention) are left as they are;
+    others are brought to that. The signal is not known yet, so an image's whole power counts as
+    noise.
     """
     mean, deviation = np.zeros(len(half)), np.ones(len(half))
-    for rows, look in zip(blocks, looks, strict=True):
-        mean[rows], deviation[rows] = look.mean, look.deviation
+    for rows, block in zip(blocks, measured, strict=True):
+        mean[rows], deviation[rows] = block.mean, block.deviation
     off = max(float(np.abs(np.median(mean))), float(np.median(np.abs(deviation - 1.0))))
     change = off > NORMALISED
     usual = float(np.median(deviation))
@@ -161,43 +182,23 @@ def measure(
     gain = (
         1.0 / np.where(deviation > FLAT * usual, deviation, usual) if change else np.ones(len(half))
     )
-    pairs = list(zip(blocks, looks, strict=True))
+    pairs = list(zip(blocks, measured, strict=True))
     largest = np.max(
-        [(gain[rows, None] * look.largest).max(axis=0) for rows, look in pairs], axis=0
+        [(gain[rows, None] * block.largest).max(axis=0) for rows, block in pairs], axis=0
     )
     if not change:
         largest[0] += (
             float(np.abs(mean).max()) * box * box
-        )  # the look took the mean off, the images keep it
+        )  # measured without the mean, which the images keep
     wanted = components(box, largest_radius(box))
     spectra = []
     for number in (1, 2):
-        mine = [(rows, look) for rows, look in pairs if half[rows[0]] == number]
+        mine = [(rows, block) for rows, block in pairs if half[rows[0]] == number]
         total = np.sum(
-            [(gain[rows, None] ** 2 * look.power).sum(axis=0) for rows, look in mine], axis=0
+            [(gain[rows, None] ** 2 * block.power).sum(axis=0) for rows, block in mine], axis=0
         )
         spectra.append(noise.spectrum(total, sum(len(rows) for rows, _ in mine), wanted))
-    return Constants(half, offset, gain, largest, change), np.array(spectra)
-
-
-def first_state(
-    inputs: RefineInputs,
-    data: Dataset,
-    spectra: NDArray[np.float64],
-    lowpassed: NDArray[np.float32],
-    resolution: float,
-) -> RefineState:
-    """Before the first iteration: no pose known, both references the filtered model."""
-    count, box = inputs.particles.count, inputs.box
-    origins = inputs.particles.origins
-    shifts = np.zeros((count, 2)) if origins is None else -origins / inputs.pixel_size
-    poses = Poses(np.broadcast_to(np.eye(3), (count, 3, 3)).copy(), shifts, np.full(count, -np.inf))
-    shell = max(2, min(round(box * inputs.pixel_size / resolution), data.sampling.finest_shell))
-    references = np.stack([lowpassed * data.sphere] * 2)
-    correlation = lowpass_gain(box, shell).astype(np.float64)
-    return RefineState(
-        0, poses, references, spectra, correlation, resolution, shell, np.zeros(count, bool), 1.0
-    )
+    return ImageConstants(half, offset, gain, largest, change), np.array(spectra)
 
 
 def make_dataset(
@@ -205,9 +206,9 @@ def make_dataset(
     settings: RefineSettings,
     geometry: ImageGeometry,
     operators: NDArray[np.float64],
-    constants: Constants,
+    constants: ImageConstants,
 ) -> Dataset:
-    """What stays the same through a refinement."""
+    """Put together what stays the same through a refinement."""
     box, pixel_size = inputs.box, inputs.pixel_size
     finest = largest_radius(box)
     if settings.targetres is not None:
@@ -229,6 +230,6 @@ def make_dataset(
 
 
 def largest_contrast(ctf: CtfParameters, pixel_size: float) -> float:
-    """Bound on any contrast transfer to Nyquist; above 1 with scales or negative B factors."""
+    """Return a bound on any contrast transfer; above 1 with scales or negative B factors."""
     steepest = max(0.0, float(-ctf.b_factor.min())) / (4.0 * (2.0 * pixel_size) ** 2)
     return max(1.0, float(np.abs(ctf.scale).max()) * math.exp(steepest))

@@ -14,8 +14,9 @@ if TYPE_CHECKING:
 
     import numpy as np
 
+    from mpipar.programs.dataset import Dataset
     from mpipar.programs.inputs import RefineInputs
-    from mpipar.programs.iteration import Dataset, Maps, RefineState
+    from mpipar.programs.iteration import Maps, RefineState
     from mpipar.settings import RefineSettings
     from mpipar.store.project import Project
 
@@ -32,7 +33,7 @@ NAMES = (
 
 
 def resolutions(maps: Maps, box: int, pixel_size: float) -> tuple[float, float]:
-    """Resolution in Angstrom inside the mask (corrected for the mask) and without one."""
+    """Return the resolution in A inside the mask (corrected for the mask), and without a mask."""
     return (
         resolution_of(maps.corrected, GOLD_STANDARD, box, pixel_size),
         resolution_of(maps.unmasked, GOLD_STANDARD, box, pixel_size),
@@ -76,7 +77,7 @@ def write_all(
 
 
 def fsc_table(maps: Maps, box: int, pixel_size: float) -> str:
-    """The FSC curves as text: a row per shell."""
+    """Return the FSC curves as text, one row per shell."""
     inside, everywhere = resolutions(maps, box, pixel_size)
     lines = [
         "# FSC of the half maps",

@@ -19,13 +19,13 @@ if TYPE_CHECKING:
     from mpipar.formats.particles import ParticleSet
 
 MOST_OPEN_FILES: Final = 64
-FIRST_LOOK: Final = 50  # particles read before anything is computed
+SAMPLE_SIZE: Final = 50  # particles that are read before anything is computed
 
 
 def open_stacks(particles: ParticleSet) -> tuple[Stack, ...]:
-    """Check every stack of a particle set: header, size on disk, box, and that it has the images.
+    """Open every stack of a particle set, and check header, size on disk, box, number of images.
 
-    raises   InputError or MissingInputError naming the first particle in trouble
+    raises   InputError or MissingInputError naming the first particle whose stack is wrong
     """
     first_of = np.unique(particles.stack, return_index=True)[1]
     stacks: list[Stack] = []
@@ -55,9 +55,9 @@ def open_stacks(particles: ParticleSet) -> tuple[Stack, ...]:
 
 
 class StackSource:
-    """Blocks of particle images, read by rank 0's I/O thread; a BlockSource of the runtime.
+    """Blocks of particle images, read by rank 0's I/O thread; the runtime's BlockSource.
 
-    Images of an odd box lose their last row and column, so that their side is even; the centre at
+    Images of an odd box lose their last row and column, so that the box becomes even; the centre at
     n // 2 stays where it is.
     """
 
@@ -75,11 +75,11 @@ class StackSource:
         self._lock = threading.Lock()
 
     def divided(self, blocks: Sequence[NDArray[np.int64]]) -> StackSource:
-        """The same images cut into blocks of particle indices."""
+        """Return a source of the same images, cut into blocks of particle indices."""
         return StackSource(self.particles, self.stacks, blocks)
 
     def read(self, block: int) -> dict[str, NDArray[np.float32]]:
-        """The images of a block, in the order of its particle indices.
+        """Read the images of a block, in the order of its particle indices.
 
         returns   {"images": (k, n, n) float32}
         raises    InputError naming the first particle whose image is unusable
@@ -87,7 +87,7 @@ class StackSource:
         return {"images": self.images(self.blocks[block])}
 
     def images(self, particles: NDArray[np.integer[Any]]) -> NDArray[np.float32]:
-        """Images of particles by index, (k, n, n) float32, each checked for unusable pixels."""
+        """Read and check images of particles by index, (k, n, n) float32."""
         indices = np.asarray(particles, dtype=np.int64)
         images = np.empty((indices.size, self.box, self.box), np.float32)
         with self._lock:
@@ -98,10 +98,10 @@ class StackSource:
         self._check(indices, images)
         return images
 
-    def first_look(self) -> None:
-        """Read some particles from all over the set: bad data show before any compute."""
+    def check_sample(self) -> None:
+        """Read some particles from all over the set, so that bad data show before any compute."""
         count = self.particles.count
-        self.images(np.unique(np.linspace(0, count - 1, min(count, FIRST_LOOK)).astype(np.int64)))
+        self.images(np.unique(np.linspace(0, count - 1, min(count, SAMPLE_SIZE)).astype(np.int64)))
 
     def close(self) -> None:
         """Close all files."""
@@ -110,7 +110,7 @@ class StackSource:
                 self._open.popitem()[1].close()
 
     def _use(self, number: int) -> Stack:
-        """A stack, kept among the last used; the one used longest ago is closed."""
+        """Return a stack to read from; the least recently used is closed if too many are open."""
         stack = self._open.pop(number, self.stacks[number])
         self._open[number] = stack
         if len(self._open) > MOST_OPEN_FILES:

@@ -23,13 +23,13 @@ if TYPE_CHECKING:
     from mpipar.settings import RefineSettings
 
 FEWEST_PER_HALF: Final = 2
-NEARLY: Final = 0.01  # relative difference of pixel sizes that is taken for rounding
+ROUNDING_ERROR: Final = 0.01  # relative difference of pixel sizes that is taken for rounding
 UNSET_PIXEL_SIZE: Final = 1.0  # what many programs write when they do not know
 
 
 @dataclass(frozen=True)
 class RefineInputs:
-    """Input that passed all checks."""
+    """The input of a refinement, after all checks."""
 
     particles: ParticleSet
     stacks: StackSource  # not yet divided into blocks
@@ -37,7 +37,7 @@ class RefineInputs:
     mask: NDArray[np.float32] | None  # (n, n, n), 0 to 1
     pixel_size: float  # A
     box: int  # n, even
-    notes: tuple[str, ...]  # what was assumed, adapted or ignored; to be said aloud
+    notes: tuple[str, ...]  # what was assumed, adapted or ignored, for the user
 
 
 def read_inputs(settings: RefineSettings) -> RefineInputs:
@@ -62,7 +62,7 @@ def read_inputs(settings: RefineSettings) -> RefineInputs:
         )
     model = _fit_model(settings.model, pixel_size, stacks.box, full_box, notes)
     mask = None if settings.mask is None else _fit_mask(settings.mask, particles, stacks, notes)
-    stacks.first_look()
+    stacks.check_sample()
     return RefineInputs(particles, stacks, model, mask, pixel_size, stacks.box, tuple(notes))
 
 
@@ -89,7 +89,7 @@ def _require_box(particles: ParticleSet, stack: Stack) -> None:
 
 
 def _image_notes(particles: ParticleSet, stacks: StackSource) -> list[str]:
-    """What is odd about the stacks but no reason to stop."""
+    """Return notes for the user on what is unusual in the stacks, but no error."""
     notes = []
     stack = stacks.stacks[0]
     if stack.box != stacks.box:
@@ -99,7 +99,7 @@ def _image_notes(particles: ParticleSet, stacks: StackSource) -> list[str]:
         )
     header = stack.pixel_size
     unset = header in (0.0, UNSET_PIXEL_SIZE)
-    if not unset and abs(header - particles.pixel_size) > NEARLY * particles.pixel_size:
+    if not unset and abs(header - particles.pixel_size) > ROUNDING_ERROR * particles.pixel_size:
         notes.append(
             f"{stack.path} has a pixel size of {header:g} A in its header; the particles' "
             f"{particles.pixel_size:g} A is used"
@@ -121,7 +121,7 @@ def _finite_volume(path: Path, what: str) -> Volume:
 def _fit_model(
     path: Path, pixel_size: float, box: int, full_box: int, notes: list[str]
 ) -> NDArray[np.float32]:
-    """The model at the particles' pixel size and box."""
+    """Return the model, brought to the particles' pixel size and box."""
     volume = _finite_volume(path, "model")
     size, old_box = volume.pixel_size, volume.data.shape[0]
     if size == 0 or (size == UNSET_PIXEL_SIZE != pixel_size and old_box == full_box):
@@ -134,7 +134,7 @@ def _fit_model(
             f"the model {path} has {said} in its header: the particles' {pixel_size:g} A is assumed"
         )
         size = pixel_size
-    if abs(size - pixel_size) > NEARLY * pixel_size or old_box not in (box, full_box):
+    if abs(size - pixel_size) > ROUNDING_ERROR * pixel_size or old_box not in (box, full_box):
         notes.append(
             f"the model {path} ({old_box} pixels of {size:g} A, {old_box * size:g} A wide) is "
             f"brought to the particles' {box} pixels of {pixel_size:g} A ({box * pixel_size:g} A)"
@@ -150,12 +150,12 @@ def _fit_model(
 def _fit_mask(
     path: Path, particles: ParticleSet, stacks: StackSource, notes: list[str]
 ) -> NDArray[np.float32]:
-    """The mask, checked to lie on the particles' grid and scaled to 0 to 1."""
+    """Return the mask, scaled to 0 to 1; InputError unless it lies on the particles' grid."""
     volume = _finite_volume(path, "mask")
     full_box, pixel_size = stacks.stacks[0].box, particles.pixel_size
     size, old_box = volume.pixel_size, volume.data.shape[0]
     unset = size in (0.0, UNSET_PIXEL_SIZE)
-    other_size = not unset and abs(size - pixel_size) > NEARLY * pixel_size
+    other_size = not unset and abs(size - pixel_size) > ROUNDING_ERROR * pixel_size
     if old_box not in (full_box, stacks.box) or other_size:
         raise InputError(
             f"the mask {path} has {old_box} pixels of {size:g} A, the particles {full_box} of "
@@ -163,11 +163,11 @@ def _fit_mask(
             "relion_image_handler --rescale_angpix --new_box)"
         )
     lowest, highest = float(volume.data.min()), float(volume.data.max())
-    if lowest < -NEARLY * highest or highest <= 0:
+    if lowest < -ROUNDING_ERROR * highest or highest <= 0:
         raise InputError(
             f"the mask {path} has values from {lowest:g} to {highest:g}; a mask goes from 0 to 1"
         )
-    if highest > 1 + NEARLY:
+    if highest > 1 + ROUNDING_ERROR:
         notes.append(f"the mask {path} goes up to {highest:g}: it is divided by that")
-    scaled = volume.data / np.float32(highest if highest > 1 + NEARLY else 1.0)
+    scaled = volume.data / np.float32(highest if highest > 1 + ROUNDING_ERROR else 1.0)
     return resample_volume(np.clip(scaled, 0, 1), pixel_size, pixel_size, stacks.box)

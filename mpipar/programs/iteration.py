@@ -1,4 +1,4 @@
-"""One iteration as pure steps on rank 0: references out, sums in, the next state."""
+"""One iteration on rank 0, in pure steps: stage and tasks out, results in, the next state."""
 
 from __future__ import annotations
 
@@ -12,64 +12,45 @@ from mpipar.cryoem import alignment, noise, reconstruction, resolution, rotation
 from mpipar.cryoem.alignment import Poses, SearchPlan
 from mpipar.cryoem.fourier import components, filter_shells, lowpass_gain
 from mpipar.cryoem.solvent import solvent_mask
+from mpipar.programs.stages import AlignStage, ParticleRows
+from mpipar.runtime.stage import Task
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from numpy.typing import NDArray
 
+    from mpipar.cryoem.ctf import CtfParameters
     from mpipar.cryoem.reconstruction import FixedPoint, HalfSums
-    from mpipar.cryoem.search_plan import Sampling
-    from mpipar.programs.stages import AlignResult, ImageGeometry
+    from mpipar.programs.dataset import Dataset
+    from mpipar.programs.inputs import RefineInputs
+    from mpipar.programs.stages import AlignResult
+    from mpipar.runtime.reports import RunResult
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 JOINED_RESOLUTION = 40.0
-"""Angstrom: coarser detail is shared by both references: it keeps them in one frame (as RELION)."""
+"""Angstrom; both references share coarser detail, so that they stay aligned (as in RELION)."""
 
 JUMP = 1.5
-"""Grid steps by which an orientation must change to count as another one."""
+"""Grid steps by which an orientation must change to count as changed."""
 SETTLING_ITERATION = 4
-"""The first iteration whose search may confirm a pose: by then the reference is the data's own."""
-
-
-@dataclass(frozen=True)
-class Dataset:
-    """What stays the same through a refinement; rank 0 only.
-
-    symmetry  (g, 3, 3) operators
-    sphere    (n, n, n) soft mask of the particle's diameter
-    mask      (n, n, n) the user's, or None: it follows the map
-    half      (p,) 1 or 2; offset, gain (p,)
-    largest   (s,) bound on any amplitude of a shell, gains applied; largest_ctf on any contrast
-    blocks    particle indices of each block, all of one half
-    """
-
-    geometry: ImageGeometry
-    sampling: Sampling
-    symmetry: NDArray[np.float64]
-    sphere: NDArray[np.float32]
-    mask: NDArray[np.float32] | None
-    half: NDArray[np.int8]
-    offset: NDArray[np.float64]
-    gain: NDArray[np.float64]
-    largest: NDArray[np.float64]
-    largest_ctf: float
-    blocks: tuple[NDArray[np.int64], ...]
-    seed: int
+"""The first iteration whose search may confirm a pose: earlier references look like the model."""
 
 
 @dataclass(frozen=True)
 class RefineState:
-    """What one iteration hands to the next: everything a resumed run needs, bit for bit.
+    """What one iteration hands to the next: all that a resumed run needs, bit for bit.
 
-    poses        of all particles; score -inf before the first
-    references   (2, n, n, n) float32 half maps, regularised and masked
-    noise        (2, s) power per shell; correlation (n // 2 + 1,) FSC inside the mask
-    resolution   Angstrom, and its shell
-    settled      (p,) poses that a search has confirmed
-    jumped       fraction of particles whose orientation changed by more than a grid step
+    poses            of all particles; the score is -inf before the first iteration
+    references       (2, n, n, n) float32 half maps, regularised and masked
+    noise            (2, s) power per shell of each half set
+    correlation      (n // 2 + 1,) FSC inside the mask
+    resolution       A
+    resolved_shell   the shell of that resolution
+    settled          (p,) whether a search over all orientations has confirmed the pose
+    jumped           fraction of particles whose orientation changed by more than a grid step
     """
 
     iteration: int
@@ -85,7 +66,15 @@ class RefineState:
 
 @dataclass(frozen=True)
 class Maps:
-    """Raw half maps (2, n, n, n), mask of the FSC, map of all particles; FSC curves (s,)."""
+    """The maps of an iteration and their correlation.
+
+    halves      (2, n, n, n) half maps as solved, not masked
+    mask        (n, n, n) the mask of the FSC
+    combined    (n, n, n) map of all particles
+    unmasked    (s,) FSC without a mask
+    masked      (s,) FSC inside the mask
+    corrected   (s,) FSC inside the mask, corrected for the mask's own correlation
+    """
 
     halves: NDArray[np.float32]
     mask: NDArray[np.float32]
@@ -95,18 +84,50 @@ class Maps:
     corrected: NDArray[np.float64]
 
 
+def first_state(
+    inputs: RefineInputs,
+    data: Dataset,
+    spectra: NDArray[np.float64],
+    lowpassed: NDArray[np.float32],
+    resolution: float,
+) -> RefineState:
+    """Return the state before the first iteration: no pose is known, both references are the model.
+
+    spectra      (2, s) first noise spectra
+    lowpassed    (n, n, n) the model, filtered to `resolution` in A
+    """
+    count, box = inputs.particles.count, inputs.box
+    origins = inputs.particles.origins
+    shifts = np.zeros((count, 2)) if origins is None else -origins / inputs.pixel_size
+    poses = Poses(np.broadcast_to(np.eye(3), (count, 3, 3)).copy(), shifts, np.full(count, -np.inf))
+    shell = max(2, min(round(box * inputs.pixel_size / resolution), data.sampling.finest_shell))
+    references = np.stack([lowpassed * data.sphere] * 2)
+    correlation = lowpass_gain(box, shell).astype(np.float64)
+    return RefineState(
+        0, poses, references, spectra, correlation, resolution, shell, np.zeros(count, bool), 1.0
+    )
+
+
 def fixed_point(data: Dataset, state: RefineState) -> FixedPoint:
-    """Scales with which this iteration's sums cannot overflow."""
+    """Return the scales with which this iteration's integer sums cannot overflow."""
     weight = 1.0 / state.noise.min(axis=0)
     bound = float((data.largest * weight).max() * data.largest_ctf)
     count = int(max(np.count_nonzero(data.half == half) for half in (1, 2)))
     return reconstruction.fixed_point(bound, float(weight.max() * data.largest_ctf**2), count)
 
 
+def align_stage(
+    data: Dataset, state: RefineState, plan: SearchPlan, *, complete: bool
+) -> AlignStage:
+    """Return the iteration's stage; `complete`: every shell up to Nyquist is back-projected."""
+    radius = data.sampling.insertion_radius(plan.radius, complete)
+    return AlignStage(data.geometry, plan, radius, fixed_point(data, state))
+
+
 def shared_arrays(
     data: Dataset, state: RefineState, plan: SearchPlan
 ) -> dict[str, NDArray[np.generic]]:
-    """What every worker gets once for the iteration."""
+    """Return the arrays that every worker gets once for the iteration; AlignStage names them."""
     shared: dict[str, NDArray[np.generic]] = {"noise": state.noise}
     for half in (1, 2):
         reference = alignment.make_reference(state.references[half - 1], plan.radius)
@@ -117,8 +138,27 @@ def shared_arrays(
     return shared
 
 
+def align_tasks(data: Dataset, ctf: CtfParameters, state: RefineState) -> list[Task]:
+    """Return one task per block for AlignStage, with its particles' CTF and last poses."""
+    tasks = []
+    for number, rows in enumerate(data.blocks):
+        poses = Poses(
+            state.poses.rotations[rows], state.poses.shifts[rows], state.poses.score[rows]
+        )
+        payload = ParticleRows(
+            int(data.half[rows[0]]),
+            ctf.take(rows),
+            data.offset[rows],
+            data.gain[rows],
+            poses,
+            state.settled[rows],
+        )
+        tasks.append(Task(number, number, payload))
+    return tasks
+
+
 def collect_poses(data: Dataset, results: list[AlignResult], state: RefineState) -> Poses:
-    """New poses of all particles, in the order of the particle list."""
+    """Return the new poses of all particles, in the order of the particle list."""
     poses = Poses(state.poses.rotations.copy(), state.poses.shifts.copy(), state.poses.score.copy())
     for rows, result in zip(data.blocks, results, strict=True):
         poses.rotations[rows], poses.shifts[rows] = result.poses.rotations, result.poses.shifts
@@ -129,7 +169,7 @@ def collect_poses(data: Dataset, results: list[AlignResult], state: RefineState)
 def updated_noise(
     data: Dataset, results: list[AlignResult], radius: int, state: RefineState
 ) -> NDArray[np.float64]:
-    """Noise spectra (2, s) from residuals; shells that were not looked at keep theirs."""
+    """Return noise spectra (2, s) from residuals; shells beyond `radius` keep the old values."""
     wanted = components(data.geometry.box, radius)
     spectra = state.noise.copy()
     for half in (1, 2):
@@ -143,16 +183,19 @@ def updated_noise(
     return np.asarray(spectra)
 
 
-def turns_of(data: Dataset, before: Poses, after: Poses) -> NDArray[np.float64]:
-    """Degrees between each particle's orientations, mates being equal; 180 where none was known."""
+def orientation_changes(data: Dataset, before: Poses, after: Poses) -> NDArray[np.float64]:
+    """Return how far each particle turned, (p,) degrees; 180 where no orientation was known.
+
+    Of the symmetry mates of the new orientation the nearest to the old one counts.
+    """
     mates = np.einsum("gij,pjk->gpik", data.symmetry, after.rotations)
-    change = rotations.angle_between(mates, before.rotations[None]).min(axis=0)
-    turns: NDArray[np.float64] = np.where(np.isfinite(before.score), change, 180.0)
-    return turns
+    nearest = rotations.angle_between(mates, before.rotations[None]).min(axis=0)
+    changes: NDArray[np.float64] = np.where(np.isfinite(before.score), nearest, 180.0)
+    return changes
 
 
 def for_both(work: Callable[[Item], Result], halves: Sequence[Item]) -> list[Result]:
-    """Do the same for both half sets at once: rank 0's cores are idle while the workers wait."""
+    """Do the same work for both half sets at once, on a thread each."""
     with ThreadPoolExecutor(len(halves)) as threads:
         return list(threads.map(work, halves))
 
@@ -160,7 +203,7 @@ def for_both(work: Callable[[Item], Result], halves: Sequence[Item]) -> list[Res
 def sums_of(
     data: Dataset, sums: Mapping[str, NDArray[np.int64]], scales: FixedPoint
 ) -> tuple[HalfSums, HalfSums]:
-    """The workers' integer sums as numerator and weight of each half map."""
+    """Return the workers' integer sums as numerator and weight of each half map."""
 
     def scaled(half: int) -> HalfSums:
         box = data.geometry.box
@@ -171,7 +214,7 @@ def sums_of(
 
 
 def maps_of(data: Dataset, halves: tuple[HalfSums, HalfSums], radius: int, iteration: int) -> Maps:
-    """Half maps, their correlation, and the map of all particles."""
+    """Solve the half maps and the map of all particles, and correlate the half maps."""
     raw = np.stack(for_both(lambda sums: reconstruction.solve(sums, None, radius), halves))
     unmasked = resolution.fourier_shell_correlation(raw[0], raw[1])
     mask = data.mask if data.mask is not None else _mask_of(data, raw, unmasked)
@@ -187,7 +230,7 @@ def maps_of(data: Dataset, halves: tuple[HalfSums, HalfSums], radius: int, itera
 def _mask_of(
     data: Dataset, raw: NDArray[np.float32], unmasked: NDArray[np.float64]
 ) -> NDArray[np.float32]:
-    """The mask that follows the map."""
+    """Return a mask made from the map itself."""
     pixel_size = data.geometry.pixel_size
     reached = resolution.resolution_of(
         unmasked, resolution.GOLD_STANDARD, data.geometry.box, pixel_size
@@ -198,7 +241,7 @@ def _mask_of(
 def references_of(
     data: Dataset, halves: tuple[HalfSums, HalfSums], maps: Maps, radius: int, resolved_shell: int
 ) -> NDArray[np.float32]:
-    """Regularised, masked half maps for the next alignment; low shells shared."""
+    """Return regularised, masked half maps for the next alignment; both share their low shells."""
     trusted = maps.corrected.copy()
     trusted[min(resolved_shell + 4, len(trusted)) :] = 0.0
     solved = for_both(lambda sums: reconstruction.solve(sums, trusted, radius), halves)
@@ -210,21 +253,19 @@ def references_of(
 
 
 def next_state(
-    data: Dataset,
-    state: RefineState,
-    plan: SearchPlan,
-    radius: int,
-    results: list[AlignResult],
-    halves: tuple[HalfSums, HalfSums],
+    data: Dataset, state: RefineState, stage: AlignStage, outcome: RunResult
 ) -> tuple[RefineState, Maps]:
-    """Everything that follows from an iteration's results."""
-    poses = collect_poses(data, results, state)
+    """Return the next state and the maps, from what the stage's run has given."""
+    assert outcome.sums is not None
+    plan, radius = stage.plan, stage.insertion_radius
+    halves = sums_of(data, outcome.sums, stage.scales)
+    poses = collect_poses(data, outcome.results, state)
     maps = maps_of(data, halves, radius, state.iteration + 1)
     filled = np.where(np.arange(len(maps.corrected)) <= radius, maps.corrected, 0.0)
     resolved = resolution.last_resolved_shell(filled, resolution.GOLD_STANDARD)
     box, pixel_size = data.geometry.box, data.geometry.pixel_size
     reached = resolution.resolution_of(filled, resolution.GOLD_STANDARD, box, pixel_size)
-    turned = turns_of(data, state.poses, poses)
+    turned = orientation_changes(data, state.poses, poses)
     may_settle = plan.exhaustive and state.iteration + 1 >= SETTLING_ITERATION
     settled = state.settled | ((turned <= JUMP * plan.step) & may_settle)
     new = replace(
@@ -232,7 +273,7 @@ def next_state(
         iteration=state.iteration + 1,
         poses=poses,
         references=references_of(data, halves, maps, radius, resolved),
-        noise=updated_noise(data, results, radius, state),
+        noise=updated_noise(data, outcome.results, radius, state),
         correlation=maps.corrected,
         resolution=reached,
         resolved_shell=resolved,

@@ -1,4 +1,4 @@
-"""Refinement from an initial model: sequential code on rank 0; workers see only the stages."""
+"""The program behind `mpipar refine`: sequential code on rank 0; workers see only the stages."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from mpipar.cryoem import reconstruction, symmetry
+from mpipar.cryoem import symmetry
 from mpipar.cryoem.fourier import filter_shells, largest_radius, lowpass_gain
 from mpipar.cryoem.search_plan import plan_search
 from mpipar.cryoem.symmetry_check import CONVINCING, fitting_setting
 from mpipar.programs import checkpoints, dataset, exports, iteration, run_folder
 from mpipar.programs.convergence import FinishedIteration, NextIteration, decide
 from mpipar.programs.inputs import RefineInputs, read_inputs
-from mpipar.programs.stages import AlignStage, SpectrumStage
+from mpipar.programs.stages import MeasureStage
 from mpipar.runtime.process import signals
 from mpipar.runtime.reports import CANNOT_REPLACE
 from mpipar.views.progress import View, duration
@@ -25,7 +25,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from mpipar.cryoem.alignment import SearchPlan
-    from mpipar.programs.iteration import Dataset, Maps, RefineState
+    from mpipar.programs.dataset import Dataset
+    from mpipar.programs.iteration import Maps, RefineState
     from mpipar.runtime.pool import Pool
     from mpipar.runtime.reports import PoolStatistics, RunResult
     from mpipar.runtime.stage import Stage, Task
@@ -54,7 +55,7 @@ class Clock:
 
 @dataclass
 class RefineSession:
-    """What one run holds: its settings, input, project, workers, and where it says what it does."""
+    """One run: its settings, input, project folder, pool, view, and history."""
 
     settings: RefineSettings
     inputs: RefineInputs
@@ -66,7 +67,7 @@ class RefineSession:
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """Count the time inside under `name`; the progress of the phase before is over."""
+        """Show the phase in the view, and count the time inside under `name`."""
         self.view.phase(name)
         with self.clock.phase(name):
             yield
@@ -94,10 +95,10 @@ class RefineSession:
 
 
 def run(settings: RefineSettings, open_pool: OpenPool, view: View) -> None:
-    """Refine, or go on with a refinement. All input is checked before a worker gets anything to do.
+    """Refine, or go on with a refinement. All input is checked before the workers get any task.
 
-    open_pool   compute threads per worker, bytes of its block cache -> the workers
-    raises      MpiparError; the project then says `failed`, or `requeue` if the run can be resumed
+    open_pool   makes the pool from: compute threads per worker, bytes of its block cache
+    raises      MpiparError; verdict.json then says `failed`, or `requeue` if it can be resumed
     """
     clock = Clock()
     project: Project | None = None
@@ -124,7 +125,7 @@ def run(settings: RefineSettings, open_pool: OpenPool, view: View) -> None:
         _refine(session, data, state)
         project.verdict("done", "refinement finished")
     except BaseException as error:
-        run_folder.give_up(project, error, _kept(project), view.say)
+        run_folder.close_after_error(project, error, _kept(project), view.say)
         raise
     finally:
         if project is not None:
@@ -132,7 +133,7 @@ def run(settings: RefineSettings, open_pool: OpenPool, view: View) -> None:
 
 
 def _kept(project: Project | None) -> str:
-    """What a resumed run would go on from; empty if nothing is committed."""
+    """Return what a resumed run would go on from, in words; empty if nothing is committed."""
     commits = project.commits() if project is not None else []
     if not commits:
         return ""
@@ -143,7 +144,7 @@ def _kept(project: Project | None) -> str:
 def _symmetry(
     inputs: RefineInputs, settings: RefineSettings
 ) -> tuple[NDArray[np.float64], list[str]]:
-    """Operators of the point group, and what is to be said about how the model fits them."""
+    """Return the operators of the point group, (g, 3, 3), and notes on how the model fits them."""
     setting, correlation = fitting_setting(inputs.model, settings.sym)
     usual = symmetry.settings_of(settings.sym)[0]
     operators = symmetry.operators(setting)
@@ -169,9 +170,9 @@ def _describe(inputs: RefineInputs, notes: list[str], view: View) -> None:
 
 
 def _prepare(session: RefineSession, operators: Any) -> tuple[Dataset, RefineState]:
-    """The data set and the state to go on from: the last commit's, or after a first look."""
+    """Return the data set, and the state to go on from: the last commit's, or a first one."""
     settings, inputs, project = session.settings, session.inputs, session.project
-    fingerprint = checkpoints.fingerprint(inputs)
+    input_hash = checkpoints.fingerprint(inputs)
     cutoff = dataset.lowpass_of(inputs, settings, len(operators))
     lowpassed = filter_shells(
         inputs.model, lowpass_gain(inputs.box, inputs.box * inputs.pixel_size / cutoff)
@@ -182,7 +183,7 @@ def _prepare(session: RefineSession, operators: Any) -> tuple[Dataset, RefineSta
         f"model filtered to {cutoff:.0f} A"
     )
     if project.commits():
-        constants = checkpoints.load_constants(project, fingerprint)
+        constants = checkpoints.load_constants(project, input_hash)
         for change in checkpoints.changed_environment(project):
             session.view.say(f"note: the bits may differ from an undisturbed run's: {change}")
         session.history = checkpoints.load_history(project)
@@ -194,7 +195,7 @@ def _prepare(session: RefineSession, operators: Any) -> tuple[Dataset, RefineSta
     session.pool.serve(inputs.stacks.divided(blocks))
     with session.phase("first look at all images"):
         outcome = session.run(
-            "first look", SpectrumStage(geometry), {}, dataset.first_tasks(blocks)
+            "first look", MeasureStage(geometry), {}, dataset.measure_tasks(blocks)
         )
     served = outcome.statistics.bytes_served / MEGABYTE
     session.view.say(f"first look at all images: {served:.1f} MB served to the workers")
@@ -205,9 +206,9 @@ def _prepare(session: RefineSession, operators: Any) -> tuple[Dataset, RefineSta
             "normalised here"
         )
     data = dataset.make_dataset(inputs, settings, geometry, operators, constants)
-    state = dataset.first_state(inputs, data, spectra, lowpassed, cutoff)
+    state = iteration.first_state(inputs, data, spectra, lowpassed, cutoff)
     with session.phase("saving"), signals.postponed():
-        checkpoints.commit_first(project, constants, state, fingerprint)
+        checkpoints.commit_first(project, constants, state, input_hash)
     return data, state
 
 
@@ -215,10 +216,10 @@ def _refine(session: RefineSession, data: Dataset, state: RefineState) -> None:
     """Iterate until converged, then write the results."""
     settings = session.settings
     maps: Maps | None = None
-    while not (following := decide(session.history, settings.iter, settings.targetres)).stop:
+    while not (decision := decide(session.history, settings.iter, settings.targetres)).stop:
         signals.check()
-        state, maps = _iterate(session, data, state, following)
-    session.view.say(following.reason)
+        state, maps = _iterate(session, data, state, decision)
+    session.view.say(decision.reason)
     with session.phase("writing results"):
         maps = maps or checkpoints.load_maps(session.project)
         exports.write_all(session.project, session.inputs, session.settings, data, state, maps)
@@ -226,22 +227,20 @@ def _refine(session: RefineSession, data: Dataset, state: RefineState) -> None:
 
 
 def _iterate(
-    session: RefineSession, data: Dataset, state: RefineState, following: NextIteration
+    session: RefineSession, data: Dataset, state: RefineState, decision: NextIteration
 ) -> tuple[RefineState, Maps]:
     """One iteration: align and insert on the workers, solve on rank 0, commit."""
     started, number = time.monotonic(), state.iteration + 1
     plan = plan_search(
         data.sampling,
         state.resolved_shell,
-        exhaustive=following.exhaustive,
+        exhaustive=decision.exhaustive,
         free_scale=state.iteration == 0,
     )
-    radius = data.sampling.insertion_radius(plan.radius, following.complete)
     with session.phase("preparing references"):
-        scales = iteration.fixed_point(data, state)
+        stage = iteration.align_stage(data, state, plan, complete=decision.complete)
         shared = iteration.shared_arrays(data, state, plan)
-        tasks = dataset.align_tasks(data, dataset.ctf_of(session.inputs.particles), state)
-    stage = AlignStage(data.geometry, plan, radius, scales)
+        tasks = iteration.align_tasks(data, dataset.ctf_of(session.inputs.particles), state)
     with session.phase("searching" if plan.exhaustive else "local refinement"):
         outcome = session.run(
             f"iteration {number}: {'search' if plan.exhaustive else 'local'}",
@@ -251,8 +250,8 @@ def _iterate(
             resolution=f"{state.resolution:.1f} A",
         )
     with session.phase("reconstruction"):
-        state, maps = _solve(data, state, plan, radius, scales, outcome)
-    complete = radius == largest_radius(data.geometry.box)
+        state, maps = iteration.next_state(data, state, stage, outcome)
+    complete = stage.insertion_radius == largest_radius(data.geometry.box)
     session.history.append(
         FinishedIteration(state.resolution, state.jumped, plan.exhaustive, complete)
     )
@@ -260,19 +259,6 @@ def _iterate(
         checkpoints.commit(session.project, state, maps, session.history)
     _report(session, state, plan, outcome, time.monotonic() - started)
     return state, maps
-
-
-def _solve(
-    data: Dataset,
-    state: RefineState,
-    plan: SearchPlan,
-    radius: int,
-    scales: reconstruction.FixedPoint,
-    outcome: RunResult,
-) -> tuple[RefineState, Maps]:
-    assert outcome.sums is not None
-    halves = iteration.sums_of(data, outcome.sums, scales)
-    return iteration.next_state(data, state, plan, radius, outcome.results, halves)
 
 
 def _report(

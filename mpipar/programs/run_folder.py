@@ -1,4 +1,4 @@
-"""The folder of a run, for every program: made, opened again, and what is left there at the end."""
+"""The folder of a run, for every program: made, opened again, and closed after an error."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from mpipar.store.project import Project
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["create", "give_up", "reopen"]
+__all__ = ["close_after_error", "create", "reopen"]
 
 S = TypeVar("S", bound=Settings)
 
 
 def create(settings: Settings, path: Path | None) -> Project:
-    """A new folder; without a path the next free one, as refine_03."""
+    """Make a project in a new folder; without a path, the next free one, such as refine_03."""
     kind = settings.command
     return Project.create(
         path or next_free(Path.cwd(), kind), settings=settings.to_mapping(), kind=kind
@@ -32,9 +32,10 @@ def create(settings: Settings, path: Path | None) -> Project:
 def reopen(
     settings: S, path: Path | None, *, writer: bool, say: Callable[[str], None]
 ) -> tuple[Project, S]:
-    """Open an earlier run, without a path the newest, and take its settings.
+    """Open an earlier run, without a path the newest; return the project and its settings.
 
-    say   is told when it takes long to find out whether the last writer still lives
+    say      is called if it takes long to find out whether the last writer still lives
+    raises   MissingInputError, InputError, UsageError, StoreError, ProjectLockedError
     """
     kind = settings.command
     if path is None:
@@ -60,26 +61,26 @@ def _require_kind(project: Project, kind: str) -> None:
         )
 
 
-def give_up(
+def close_after_error(
     project: Project | None, error: BaseException, kept: str, say: Callable[[str], None]
 ) -> None:
-    """Leave a verdict; or no folder at all, if there is nothing in it to keep.
+    """Write the verdict of a run that ends with an error; remove a folder with nothing to keep.
 
     kept   what a resumed run goes on from, in words; empty if there is nothing
     """
-    signals.settle()  # what is left takes little time, and must not be cut off itself
+    signals.settle()  # the rest takes little time, and a signal must not cut it off
     if project is None or not project.is_writer:
         return
     if isinstance(error, MpiparError) and not kept:
         project.abandon()
         return
     temporary = isinstance(error, RequeueError | KeyboardInterrupt) or _is_orphaned(error)
-    with suppress(MpiparError):  # a writer that was passed over, or a full disk: the error says it
+    with suppress(MpiparError):  # a writer that was passed over, or a full disk: `error` says so
         project.verdict("requeue" if temporary else "failed", f"{type(error).__name__}: {error}")
     if isinstance(error, StoppedError):
         say(f"{error}; {kept} is kept: go on with --resume --path {project.path}")
 
 
 def _is_orphaned(error: BaseException) -> bool:
-    """Whether output can go nowhere: mpirun, or the batch system's end of it, has died."""
+    """Whether nobody reads our output any more: mpirun or the batch system's daemon has died."""
     return isinstance(error, OSError) and error.errno in (errno.EIO, errno.EPIPE)

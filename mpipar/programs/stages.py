@@ -1,4 +1,4 @@
-"""The stages that workers run for a refinement: a first look at all images; align and insert."""
+"""The stages that workers run for a refinement: measure all images; align and insert."""
 
 from __future__ import annotations
 
@@ -25,19 +25,21 @@ MASK_EDGE = 5.0
 
 @dataclass(frozen=True)
 class ImageGeometry:
-    """What stages know of the images; the radius is the particle's, box and radius in pixels."""
+    """What stages know of the images."""
 
-    box: int
-    pixel_size: float
-    radius: float
+    box: int  # pixels
+    pixel_size: float  # A
+    radius: float  # of the particle, pixels
 
 
 @dataclass(frozen=True)
 class ParticleRows:
-    """What a task knows of its particles, one row each; all of one half set (1 or 2).
+    """The payload of AlignStage's tasks: the particles of a block, one row each.
 
+    half           half set of all of them, 1 or 2
     offset, gain   (b,) an image is used as (image - offset) * gain
-    settled        (b,) images whose pose a search over all orientations has confirmed
+    poses          the last ones
+    settled        (b,) whether a search over all orientations has confirmed the pose
     """
 
     half: int
@@ -49,8 +51,13 @@ class ParticleRows:
 
 
 @dataclass(frozen=True)
-class FirstLook:
-    """Of a block: background mean, deviation (b,); power, largest amplitude per shell (b, s)."""
+class ImageStatistics:
+    """What is measured of a block's images.
+
+    mean, deviation   (b,) of the background
+    power             (b, s) per shell, inside the particle's disc
+    largest           (b, s) largest amplitude of each shell
+    """
 
     mean: NDArray[np.float64]
     deviation: NDArray[np.float64]
@@ -58,13 +65,13 @@ class FirstLook:
     largest: NDArray[np.float64]
 
 
-class SpectrumStage(Stage):
-    """Measures each image: background, power per shell inside the mask, largest amplitudes."""
+class MeasureStage(Stage):
+    """Measures each image, before the first iteration: background, power, largest amplitudes."""
 
     def __init__(self, geometry: ImageGeometry) -> None:
         self.geometry = geometry
 
-    def run(self, task: Task, block: Block | None, state: Any) -> FirstLook:
+    def run(self, task: Task, block: Block | None, state: Any) -> ImageStatistics:
         del task, state
         assert block is not None
         images = block["images"]
@@ -77,12 +84,12 @@ class SpectrumStage(Stage):
         power = wanted.shell_sums(masked.real**2 + masked.imag**2)
         whole = image_components(centred, wanted)
         largest = np.maximum.reduceat(np.abs(whole), wanted.starts, axis=-1)
-        return FirstLook(mean, deviation, power, largest.astype(np.float64))
+        return ImageStatistics(mean, deviation, power, largest.astype(np.float64))
 
 
 @dataclass(frozen=True)
 class AlignResult:
-    """New poses of a block, and its power per shell (s,) that they leave unexplained."""
+    """The new poses of a block, and the power per shell (s,) that these leave unexplained."""
 
     poses: Poses
     residual: NDArray[np.float64]
@@ -90,7 +97,7 @@ class AlignResult:
 
 @dataclass
 class AlignState:
-    """One worker's state in an iteration; a half set's grid and sums are made when needed."""
+    """A worker's state in an iteration; the grid and sums of a half set are made when needed."""
 
     shared: Mapping[str, Any]
     wanted: Components
@@ -102,8 +109,8 @@ class AlignState:
 class AlignStage(Stage):
     """Finds each particle's pose against its half's reference; adds its slice to its half's sums.
 
-    Shared: ``reference1, reference2`` (transforms), ``noise`` (2, s) and, for an exhaustive search,
-    ``orientations`` (o, 3, 3).
+    Shared arrays: ``reference1, reference2`` (transforms), ``noise`` (2, s) and, for an exhaustive
+    search, ``orientations`` (o, 3, 3).
     """
 
     def __init__(
@@ -165,7 +172,10 @@ class AlignStage(Stage):
         ctf: NDArray[np.float32],
         found: Poses,
     ) -> NDArray[np.float64]:
-        """Power per shell of images minus reference; all of it if the grey scale means nothing."""
+        """Return the power per shell of images minus reference.
+
+        All of the images' power, while the reference's grey scale is not yet that of the images.
+        """
         count = 0 if self.plan.free_scale else wanted.within(self.plan.radius)
         frequencies = wanted.frequencies[:count]
         flat = alignment.slices_of(reference, found.rotations, frequencies)

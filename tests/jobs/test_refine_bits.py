@@ -68,7 +68,7 @@ def test_a_slow_rank_is_relieved_and_each_task_counts_once(
         env={"MPIPAR_SLOW": "2:4"},
     )
     assert done.returncode == 0, done.stderr
-    assert [run["stage"] for run in runs] == ["SpectrumStage", "AlignStage", "AlignStage"]
+    assert [run["stage"] for run in runs] == ["MeasureStage", "AlignStage", "AlignStage"]
     for run in runs:
         assert sum(run["tasks_per_rank"].values()) == run["tasks"]
     for run in runs[1:]:

@@ -62,9 +62,9 @@ def demo_images(count: int = PARTICLES, box: int = BOX) -> NDArray[np.float32]:
 
 def not_read_first(count: int) -> int:
     """A particle that is not among those which are read before anything is computed."""
-    from mpipar.programs.images import FIRST_LOOK
+    from mpipar.programs.images import SAMPLE_SIZE
 
-    read = np.linspace(0, count - 1, FIRST_LOOK).astype(int)
+    read = np.linspace(0, count - 1, SAMPLE_SIZE).astype(int)
     return int(np.setdiff1d(np.arange(count), read)[0])
 
 

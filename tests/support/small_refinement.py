@@ -15,8 +15,9 @@ from tests.support.blocks import (
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from mpipar.programs.dataset import Dataset
     from mpipar.programs.inputs import RefineInputs
-    from mpipar.programs.iteration import Dataset, RefineState
+    from mpipar.programs.iteration import RefineState
     from mpipar.settings import RefineSettings
 
 
@@ -33,9 +34,9 @@ class Small:
 def small(folder: Path, count: int = 40, box: int = 16, **columns: Any) -> Small:
     """Prepare a refinement of `count` images of noise; `columns` are added to the STAR file."""
     from mpipar.cryoem import symmetry
-    from mpipar.programs import dataset
+    from mpipar.programs import dataset, iteration
     from mpipar.programs.inputs import read_inputs
-    from mpipar.programs.stages import SpectrumStage
+    from mpipar.programs.stages import MeasureStage
     from mpipar.settings import RefineSettings
 
     folder.mkdir(exist_ok=True)
@@ -49,12 +50,12 @@ def small(folder: Path, count: int = 40, box: int = 16, **columns: Any) -> Small
     geometry = dataset.geometry_of(inputs, settings, inputs.model)
     half = dataset.half_sets(inputs.particles, settings.seed)
     blocks = dataset.blocks_of(half)
-    source, stage = inputs.stacks.divided(blocks), SpectrumStage(geometry)
-    tasks = dataset.first_tasks(blocks)
+    source, stage = inputs.stacks.divided(blocks), MeasureStage(geometry)
+    tasks = dataset.measure_tasks(blocks)
     looks = [stage.run(task, source.read(task.id), None) for task in tasks]
     source.close()
     constants, spectra = dataset.measure(box, half, blocks, looks)
     operators = symmetry.operators("c1")
     data = dataset.make_dataset(inputs, settings, geometry, operators, constants)
-    state = dataset.first_state(inputs, data, spectra, inputs.model, 12.0)
+    state = iteration.first_state(inputs, data, spectra, inputs.model, 12.0)
     return Small(settings, inputs, data, state)

@@ -79,7 +79,7 @@ def run(settings: RunSettings, open_pool: OpenPool, view: View) -> None:
         session.run(waiting)
         project.verdict("done", f"{len(commands)} commands done")
     except BaseException as error:
-        run_folder.give_up(project, error, kept, view.say)
+        run_folder.close_after_error(project, error, kept, view.say)
         raise
     finally:
         if project is not None:

@@ -14,7 +14,7 @@ from mpipar.cryoem.alignment import Poses
 from mpipar.errors import InputError
 from mpipar.programs import checkpoints
 from mpipar.programs.convergence import FinishedIteration
-from mpipar.programs.dataset import Constants
+from mpipar.programs.dataset import ImageConstants
 from mpipar.programs.inputs import read_inputs
 from mpipar.programs.iteration import Maps, RefineState
 from mpipar.store.project import Project
@@ -45,9 +45,9 @@ def read_again(project: Project) -> Project:
     return Project.open(project.path, writer=False)
 
 
-def constants_of(made: Small) -> Constants:
+def constants_of(made: Small) -> ImageConstants:
     data = made.data
-    return Constants(data.half, data.offset + 1 / 3, data.gain / 3, data.largest, True)
+    return ImageConstants(data.half, data.offset + 1 / 3, data.gain / 3, data.largest, True)
 
 
 def state_of(made: Small) -> RefineState:

@@ -14,8 +14,8 @@ from hypothesis.extra import numpy as arrays
 from mpipar.cryoem.fourier import components, image_components
 from mpipar.errors import InputError
 from mpipar.formats.star import read_particles
-from mpipar.programs import dataset
-from mpipar.programs.stages import ImageGeometry, SpectrumStage
+from mpipar.programs import dataset, iteration
+from mpipar.programs.stages import ImageGeometry, MeasureStage
 from mpipar.runtime.stage import Task
 from tests.support.blocks import write_particle_input
 from tests.support.small_refinement import Small, small
@@ -86,10 +86,10 @@ def test_a_list_that_gives_some_half_sets_only_is_drawn_anew(particles: Particle
 
 def looked_at(
     images: NDArray[np.float32], half: NDArray[np.int8], radius: float = 5.0
-) -> tuple[dataset.Constants, NDArray[np.float64]]:
+) -> tuple[dataset.ImageConstants, NDArray[np.float64]]:
     """What `measure` makes of a first look at these images."""
     blocks = dataset.blocks_of(half)
-    stage = SpectrumStage(ImageGeometry(images.shape[-1], 2.0, radius))
+    stage = MeasureStage(ImageGeometry(images.shape[-1], 2.0, radius))
     looks = [
         stage.run(Task(n, n, None), {"images": images[rows]}, None) for n, rows in enumerate(blocks)
     ]
@@ -177,7 +177,7 @@ def test_geometry_and_low_pass_follow_the_model_unless_given(made: Small) -> Non
 
 def test_target_resolution_limits_the_shells(made: Small) -> None:
     settings = dataclasses.replace(made.settings, targetres=8.0)
-    constants = dataset.Constants(
+    constants = dataset.ImageConstants(
         made.data.half, made.data.offset, made.data.gain, made.data.largest, False
     )
     geometry, operators = made.data.geometry, made.data.symmetry
@@ -188,7 +188,7 @@ def test_target_resolution_limits_the_shells(made: Small) -> None:
 
 def test_tasks_carry_what_their_particles_need(made: Small) -> None:
     ctf = dataset.ctf_of(made.inputs.particles)
-    tasks = dataset.align_tasks(made.data, ctf, made.state)
+    tasks = iteration.align_tasks(made.data, ctf, made.state)
     assert [task.id for task in tasks] == [task.block for task in tasks] == [*range(len(tasks))]
     for task, rows in zip(tasks, made.data.blocks, strict=True):
         assert task.payload.half == made.data.half[rows[0]]

@@ -104,17 +104,17 @@ def test_an_unusable_image_is_named(tmp_path: Path, pixels: float, message: str)
     with pytest.raises(InputError, match=f"particle 8 of .* {message}: image 3 of {path};"):
         source.read(1)
     with pytest.raises(InputError, match="particle 8"):
-        source.first_look()
+        source.check_sample()
     source.close()
 
 
-def test_the_first_look_is_short_and_wide(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_sample_is_short_and_wide(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     three_stacks(tmp_path)
-    monkeypatch.setattr(images_module, "FIRST_LOOK", 4)
+    monkeypatch.setattr(images_module, "SAMPLE_SIZE", 4)
     source = source_of(tmp_path)
     looked: list[list[int]] = []
     monkeypatch.setattr(source, "images", lambda indices: looked.append(indices.tolist()))
-    source.first_look()
+    source.check_sample()
     assert looked == [[0, 3, 7, 11]]
 
 

@@ -151,8 +151,8 @@ def test_a_symmetry_mate_is_no_turn(made: Small) -> None:
     slight = mates @ Rotation.from_rotvec([0, 0, np.radians(2)]).as_matrix()
     data = dataclasses.replace(made.data, symmetry=symmetry.operators("d3"))
     after = dataclasses.replace(known, rotations=slight)
-    np.testing.assert_allclose(iteration.turns_of(data, known, after), 2.0, atol=1e-6)
-    alone = iteration.turns_of(made.data, known, after)
+    np.testing.assert_allclose(iteration.orientation_changes(data, known, after), 2.0, atol=1e-6)
+    alone = iteration.orientation_changes(made.data, known, after)
     assert np.count_nonzero(alone > 10) >= count * 4 // 6
     unknown = dataclasses.replace(known, score=np.full(count, -np.inf))
-    np.testing.assert_array_equal(iteration.turns_of(data, unknown, after), 180.0)
+    np.testing.assert_array_equal(iteration.orientation_changes(data, unknown, after), 180.0)

@@ -23,8 +23,8 @@ from mpipar.programs.stages import (
     AlignStage,
     AlignState,
     ImageGeometry,
+    MeasureStage,
     ParticleRows,
-    SpectrumStage,
 )
 from mpipar.runtime.stage import Task
 
@@ -245,10 +245,10 @@ def test_a_task_that_fails_leaves_nothing_in_the_sums(monkeypatch: pytest.Monkey
     assert np.array_equal(done.stage.partial(state)["half1"], done.stage.partial(clean)["half1"])
 
 
-def test_first_look_measures_background_power_and_amplitudes() -> None:
+def test_measure_stage_measures_background_power_and_amplitudes() -> None:
     images = np.random.default_rng(0).normal(5.0, 3.0, size=(30, BOX, BOX)).astype(np.float32)
     images[4] = images[4] * 2 + 7
-    look = SpectrumStage(ImageGeometry(BOX, PIXEL_SIZE, RADIUS)).run(
+    look = MeasureStage(ImageGeometry(BOX, PIXEL_SIZE, RADIUS)).run(
         Task(0, 0, None), {"images": images}, None
     )
     x, y = np.meshgrid(AXIS, AXIS)
