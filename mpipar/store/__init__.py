@@ -1,4 +1,4 @@
-"""Where it is kept: a folder of sealed files, journal and epochs; one writer (see FORMAT.md)."""
+"""The project folder of a run: sealed files, journal and epochs; one writer (see FORMAT.md)."""
 
 from mpipar.store.check import check, unlock
 from mpipar.store.folder import next_free

@@ -1,4 +1,4 @@
-"""Looking a project over, and passing over an owner that a person knows to be dead."""
+"""Checking a project folder, and unlocking one whose owner a person knows to be dead."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ if TYPE_CHECKING:
 
 
 def check(path: Path) -> list[str]:
-    """What is wrong with a project, one line each; nothing if it is sound. Writes nothing.
+    """Return what is wrong with a project, one line each; an empty list if it is sound.
 
-    Not wrong, because they are what a killed run leaves: a torn last batch in a journal, unfinished
-    files, segments without a record, and a project.h5 that does not know the newest commit yet.
+    Writes nothing. What a killed run leaves is not wrong: a torn last batch in a journal,
+    unfinished files, segments without a record, and a project.h5 without the newest commit.
     """
     takeover.require_project(path)
     problems = [
@@ -71,11 +71,11 @@ def _segment_problems(path: Path, info: CommitInfo) -> list[str]:
 
 
 def _entry_point_problems(path: Path) -> list[str]:
-    """project.h5 may be behind the journal, never beside it; read first, it cannot be ahead."""
+    """Problems of project.h5: it may lack the newest commits, but must not list any others."""
     entry_point = path / schema.PROJECT
     remedy = "the next run on this project makes it anew"
     try:
-        listed = project_index.listed(path)
+        listed = project_index.listed_commits(path)  # first, so that the journal is not older
         commits = history.read(path).commits
     except MpiparError as error:
         return [f"{error}; {remedy}"]
@@ -87,10 +87,12 @@ def _entry_point_problems(path: Path) -> list[str]:
 
 
 def unlock(path: Path, *, force: bool = False) -> str:
-    """Let the next writer pass over the newest claim, on the user's word; tell what was done.
+    """Let the next writer pass over the newest claim, on the user's word; return what was done.
 
-    Refused while the owner's process is alive on this machine, unless forced. An owner that lives
-    after all stops at its next write, and nothing that it adds then is counted.
+    An owner that lives after all stops at its next write, and nothing that it adds then counts.
+
+    force    unlock even if the owner's process is seen to live on this machine
+    raises   ProjectLockedError if the owner lives and `force` is not given
     """
     takeover.require_project(path)
     newest = epoch.epochs(path)[-1]
@@ -116,8 +118,8 @@ def unlock(path: Path, *, force: bool = False) -> str:
 
 
 def _refuse_if_alive(path: Path, claim: epoch.WriterClaim) -> None:
-    here = evidence.this_process(claim.epoch + 1, claim.identity)
-    if evidence.process_evidence(claim, here) is OwnerProcess.ALIVE:
+    own = evidence.this_process(claim.epoch + 1, claim.identity)
+    if evidence.process_evidence(claim, own) is OwnerProcess.ALIVE:
         raise ProjectLockedError(
             f"{path}: {claim.owner()} is alive on this machine; end it first, or add --force"
         )

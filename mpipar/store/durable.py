@@ -1,9 +1,9 @@
-"""Putting bytes on the disk so that they are there, whole, under their final name, or not at all.
+"""Durable writes: a file is whole under its final name, or that name is as it was before.
 
     temporary name -> write -> fsync file -> link (new name) or rename (replace) -> fsync folder
 
-A final name is never opened for writing. link() publishes a name once and for all; rename()
-replaces what was there.
+A final name is never opened for writing. link() publishes a name that is new; rename() replaces
+what was there.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def is_disk_full(error: OSError) -> bool:
 
 @contextlib.contextmanager
 def named_errors(path: Path, needed: int) -> Iterator[None]:
-    """Turn the system's errors into ours: which path, how many bytes were needed and are free."""
+    """Turn the system's errors into DiskFullError or StoreError, with path and bytes needed."""
     try:
         yield
     except OSError as error:
@@ -42,7 +42,7 @@ def named_errors(path: Path, needed: int) -> Iterator[None]:
 
 
 def disk_full(path: Path, needed: int, error: OSError) -> DiskFullError:
-    """The error to raise when `path` could not be written for lack of space."""
+    """Return the error to raise when `path` could not be written for lack of space."""
     free = "unknown"
     with contextlib.suppress(OSError):
         free = str(shutil.disk_usage(path if path.is_dir() else path.parent).free)
@@ -55,7 +55,7 @@ def disk_full(path: Path, needed: int, error: OSError) -> DiskFullError:
 
 
 def write_all(fd: int, data: bytes | memoryview) -> None:
-    """Write all: a short write is legal, and is how a filling disk first shows."""
+    """Write all of `data`: a short write is legal, and is how a filling disk first shows."""
     view = memoryview(data)
     while view:
         view = view[os.write(fd, view) :]
@@ -74,7 +74,7 @@ def sync_folder(folder: Path) -> None:
 
 
 def sync_file(path: Path) -> None:
-    """Make a file's bytes durable, whoever wrote them."""
+    """Make a file's bytes durable, also those that another library wrote."""
     fd = os.open(path, os.O_RDONLY)
     try:
         os.fsync(fd)
@@ -83,7 +83,7 @@ def sync_file(path: Path) -> None:
 
 
 def write_temporary(temporary: Path, data: bytes, *, sync: bool = True) -> None:
-    """Write a file under its temporary name; on any failure nothing is left."""
+    """Write a file under its temporary name; on failure no file is left."""
     try:
         fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
         try:
@@ -122,7 +122,7 @@ def _link_once(temporary: Path, final: Path) -> None:
 
 
 def replace(temporary: Path, final: Path, *, sync: bool = True) -> None:
-    """Put a finished file in the place of the older one; readers see the one or the other."""
+    """Put a finished file in the place of an older one; readers see one of the two, whole."""
     try:
         temporary.replace(final)
     except BaseException:
@@ -133,6 +133,6 @@ def replace(temporary: Path, final: Path, *, sync: bool = True) -> None:
 
 
 def discard(path: Path) -> None:
-    """Remove a file that nobody counts; that it cannot be removed is no reason to fail."""
+    """Remove a file that nothing refers to; if it cannot be removed, it stays."""
     with contextlib.suppress(OSError):
         path.unlink()

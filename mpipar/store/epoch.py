@@ -1,4 +1,4 @@
-"""Who may write: claims by epoch, and when a dead owner's claim may be passed.
+"""Who may write: claims by epoch, and when a dead owner's claim may be passed over.
 
     claim n published by link() --- owner writes, each name carries n --- released by close()
         |                               |
@@ -47,7 +47,7 @@ class WriterClaim:
     epoch: int
     nonce: str  # hex; tells two runs apart whatever else is equal
     host: str
-    boot: str  # the kernel's boot id, "" if there is none
+    boot: str  # the kernel's boot id, "" if unknown
     namespace: str  # of process ids: a container may share the boot id but not the ids
     process: int
     process_start: str  # in the kernel's ticks, "" if unknown
@@ -57,7 +57,7 @@ class WriterClaim:
     identity: Identity
 
     def owner(self) -> str:
-        """Who this is, for an error message."""
+        """Return who the owner is, for an error message."""
         job = f", {self.batch.system} job {self.batch.job}" if self.batch else ""
         if self.batch and self.batch.restarts:
             job += f" (restart {self.batch.restarts})"
@@ -65,7 +65,7 @@ class WriterClaim:
 
 
 class OwnerProcess(Enum):
-    """What is known of the owner's process. Known only on its own machine."""
+    """Whether the owner's process lives; UNKNOWN on any machine but its own."""
 
     ALIVE = "alive"
     GONE = "gone"
@@ -73,7 +73,7 @@ class OwnerProcess(Enum):
 
 
 class HeartbeatSeen(Enum):
-    """What the newcomer saw of the owner's heart-beat counter."""
+    """What the next writer saw of the owner's heart-beat counter."""
 
     UNWATCHED = "unwatched"
     MOVED = "moved"
@@ -85,9 +85,9 @@ class Evidence:
     """All that speaks for or against a claim's owner being alive."""
 
     released: bool = False  # the owner closed the project
-    unlocked: bool = False  # a person said so
+    unlocked: bool = False  # a person said that the owner is dead
     process: OwnerProcess = OwnerProcess.UNKNOWN
-    restarted: bool = False  # the newcomer is the same batch job, started again by the scheduler
+    restarted: bool = False  # the next writer is the same batch job, restarted by the scheduler
     job_over: bool = False  # the scheduler says that the job is over
     beat: HeartbeatSeen = HeartbeatSeen.UNWATCHED
 
@@ -135,7 +135,10 @@ def may_take_over(claim: WriterClaim | None, evidence: Evidence) -> Decision:
 
 
 def epochs(project: Path) -> list[int]:
-    """All claimed epochs, lowest first. Opening the folder makes an NFS client ask the server."""
+    """Return all claimed epochs, lowest first.
+
+    The folder is opened each time, because that makes an NFS client ask the server.
+    """
     try:
         return schema.claimed_epochs(os.listdir(project / schema.EPOCH))  # noqa: PTH208 - names are enough
     except (FileNotFoundError, NotADirectoryError):
@@ -145,12 +148,12 @@ def epochs(project: Path) -> list[int]:
 
 
 def claim_path(project: Path, epoch: int) -> Path:
-    """Where the claim of an epoch is."""
+    """Return the path of an epoch's claim."""
     return project / schema.EPOCH / schema.claim_name(epoch)
 
 
 def read_claim(project: Path, epoch: int) -> WriterClaim | None:
-    """The claim; None if it cannot be read (cut off where the file system has no hard links)."""
+    """Read a claim; None if it is not whole (possible where a file system has no hard links)."""
     try:
         value = schema.decode(claim_path(project, epoch).read_bytes())
         batch = BatchJob(**value.pop("batch")) if value["batch"] else value.pop("batch")
@@ -164,7 +167,7 @@ def read_claim(project: Path, epoch: int) -> WriterClaim | None:
 
 
 def identity_from_claims(project: Path, claimed: list[int]) -> Identity:
-    """What the project is, when no journal tells it yet."""
+    """Return what the project is, from the newest claim that can be read."""
     for epoch in reversed(claimed):
         claim = read_claim(project, epoch)
         if claim is not None:
@@ -175,7 +178,7 @@ def identity_from_claims(project: Path, claimed: list[int]) -> Identity:
 
 
 def publish_claim(project: Path, claim: WriterClaim) -> None:
-    """Take an epoch. FileExistsError if another process was faster: exactly one wins."""
+    """Take an epoch; FileExistsError if another process has taken it: exactly one gets it."""
     final = claim_path(project, claim.epoch)
     name = schema.temporary_name(claim.epoch, f"{claim.nonce}-{final.name}")
     durable.write_temporary(final.with_name(name), schema.encode(asdict(claim)))
@@ -183,7 +186,7 @@ def publish_claim(project: Path, claim: WriterClaim) -> None:
 
 
 def mark(project: Path, name: str, by: str) -> None:
-    """Publish a small file beside a claim: released or unlocked, and by whom. Once is enough."""
+    """Publish a mark beside a claim, unless it is there: released or unlocked, and by whom."""
     final = project / schema.EPOCH / name
     temporary = final.with_name(
         schema.temporary_name(int(name.split(".", maxsplit=1)[0]), f"{os.getpid()}-{name}")
@@ -195,7 +198,7 @@ def mark(project: Path, name: str, by: str) -> None:
 
 
 def is_marked(project: Path, name: str) -> bool:
-    """By open(), not stat(): over NFS only an open asks the server."""
+    """Whether a mark is there; by open(), not stat(): over NFS only an open asks the server."""
     try:
         os.close(os.open(project / schema.EPOCH / name, os.O_RDONLY))
     except FileNotFoundError:
@@ -204,12 +207,12 @@ def is_marked(project: Path, name: str) -> bool:
 
 
 class Ownership:
-    """The claim of this process, asked before and after each write whether it still stands."""
+    """The claim of this process; `verify` is called before and after each write."""
 
     def __init__(self, project: Path, claim: WriterClaim) -> None:
         self.project = project
         self.claim = claim
-        self._lock = _second_belt(project)
+        self._lock = _fcntl_lock(project)
 
     def verify(self) -> None:
         """Raise ProjectLockedError when a later epoch exists: nothing written here counts then."""
@@ -228,7 +231,7 @@ class Ownership:
         )
 
     def release(self) -> None:
-        """Say that the owner is done, so that the next one need not look for evidence."""
+        """Mark the claim as released, so that the next writer needs no other evidence."""
         if os.getpid() == self.claim.process:
             with contextlib.suppress(OSError):
                 self._mark_released()
@@ -242,16 +245,17 @@ class Ownership:
             mark(self.project, name, self.claim.owner())
 
     def drop_lock(self) -> None:
+        """Give the fcntl lock up; the claim stays."""
         if self._lock >= 0:
             os.close(self._lock)
             self._lock = -1
 
 
-def _second_belt(project: Path) -> int:
-    """An fcntl lock held while writing, or -1.
+def _fcntl_lock(project: Path) -> int:
+    """Take an fcntl lock for the time of writing; return its descriptor, or -1 without a lock.
 
-    On NFSv4 it makes the writes of a cut-off owner fail. It proves nothing: some servers keep a
-    dead client's locks for ever, and others grant one lock twice.
+    On NFSv4 the lock makes the writes of a cut-off owner fail. The lock proves nothing: some
+    servers keep a dead client's locks for ever, and others grant one lock twice.
     """
     try:
         fd = os.open(

@@ -9,7 +9,6 @@ import secrets
 import socket
 import subprocess
 import time
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -36,9 +35,9 @@ log = logging.getLogger(__name__)
 
 _PROC: Final = Path("/proc")
 _BOOT: Final = Path("/proc/sys/kernel/random/boot_id")
-_SCHEDULER_PATIENCE: Final = 10.0  # seconds
-# SLURM's states of a job whose processes are no more
-_OVER: Final = (
+_SCHEDULER_SECONDS: Final = 10.0  # to wait for an answer
+# SLURM's states of a job whose processes have ended
+_ENDED_STATES: Final = (
     "BOOT_FAIL",
     "CANCELLED",
     "COMPLETED",
@@ -49,11 +48,11 @@ _OVER: Final = (
     "PREEMPTED",
     "TIMEOUT",
 )
-_LOOKS: Final = 6  # times per lease
+_LOOKS_PER_LEASE: Final = 6
 
 
 def this_process(epoch: int, identity: Identity, lease: float = LEASE) -> WriterClaim:
-    """The claim of the process that calls."""
+    """Return the claim that this process would make."""
     return WriterClaim(
         epoch=epoch,
         nonce=secrets.token_hex(NONCE_BYTES),
@@ -61,7 +60,7 @@ def this_process(epoch: int, identity: Identity, lease: float = LEASE) -> Writer
         boot=boot_id(),
         namespace=process_namespace(),
         process=os.getpid(),
-        process_start=look_at_process(os.getpid())[1],
+        process_start=process_state(os.getpid())[1],
         batch=batch_job(os.environ),
         started=time.strftime("%Y-%m-%d %H:%M:%S %z"),
         lease=lease,
@@ -70,7 +69,7 @@ def this_process(epoch: int, identity: Identity, lease: float = LEASE) -> Writer
 
 
 def boot_id() -> str:
-    """What tells one start of this machine from another; "" where the kernel has none."""
+    """Return the kernel's id of this start of the machine; "" where the kernel has none."""
     try:
         return _BOOT.read_text().strip()
     except OSError:
@@ -78,26 +77,26 @@ def boot_id() -> str:
 
 
 def process_namespace() -> str:
-    """Within which a process number means something; "" where the kernel has none."""
+    """Return the kernel's id of the namespace of process ids; "" where the kernel has none."""
     try:
         return str((_PROC / "self/ns/pid").readlink())
     except OSError:
         return ""
 
 
-def look_at_process(process: int) -> tuple[OwnerProcess, str]:
-    """Whether a process of this machine lives, and when it started, in the kernel's ticks."""
+def process_state(process: int) -> tuple[OwnerProcess, str]:
+    """Return whether a process of this machine lives, and when it started, in kernel ticks."""
     try:
         text = (_PROC / str(process) / "stat").read_text()
     except OSError:
-        return _signalled(process), ""
+        return _state_by_signal(process), ""
     fields = text[text.rindex(")") + 2 :].split()  # the name before it may hold blanks and brackets
     state, start = fields[0], fields[19]
     return (OwnerProcess.GONE if state in "ZX" else OwnerProcess.ALIVE), start
 
 
-def _signalled(process: int) -> OwnerProcess:
-    """Where /proc hides other people's processes, signal 0 still tells that there is one."""
+def _state_by_signal(process: int) -> OwnerProcess:
+    """Return the state of a process that /proc does not show: signal 0 tells that it is gone."""
     try:
         os.kill(process, 0)
     except ProcessLookupError:
@@ -108,7 +107,7 @@ def _signalled(process: int) -> OwnerProcess:
 
 
 def batch_job(environment: Mapping[str, str]) -> BatchJob | None:
-    """The batch job that these environment variables describe."""
+    """Return the batch job that environment variables describe; None outside of a job."""
     slurm = environment.get("SLURM_JOB_ID")
     if slurm:
         restarts = _count(environment.get("SLURM_RESTART_COUNT"))
@@ -129,52 +128,56 @@ def _count(text: str | None) -> int:
     return int(text) if text and text.isdigit() else 0
 
 
-def process_evidence(claim: WriterClaim, here: WriterClaim) -> OwnerProcess:
-    """Whether the owner's process lives, if it is one of this machine's that we can see."""
-    mine = (here.host, here.boot, here.namespace)
-    if not here.boot or (claim.host, claim.boot, claim.namespace) != mine:
+def process_evidence(claim: WriterClaim, own: WriterClaim) -> OwnerProcess:
+    """Whether the owner's process lives; UNKNOWN unless it is one of this machine."""
+    machine = (own.host, own.boot, own.namespace)
+    if not own.boot or (claim.host, claim.boot, claim.namespace) != machine:
         return OwnerProcess.UNKNOWN
-    state, start = look_at_process(claim.process)
+    state, start = process_state(claim.process)
     if state is OwnerProcess.ALIVE and start != claim.process_start:
-        return OwnerProcess.GONE  # its number has been given to another
+        return OwnerProcess.GONE  # another process has got its id
     return state
 
 
-def is_restarted(claim: WriterClaim, here: WriterClaim) -> bool:
-    """Whether `here` is the claim's batch job, started again after the scheduler ended it."""
-    old, new = claim.batch, here.batch
+def is_restarted(claim: WriterClaim, own: WriterClaim) -> bool:
+    """Whether our batch job is the claim's, started again after the scheduler ended it."""
+    old, new = claim.batch, own.batch
     if old is None or new is None:
         return False
     same = (old.system, old.cluster, old.job) == (new.system, new.cluster, new.job)
     return same and new.restarts > old.restarts
 
 
-def gather(project: Path, epoch: int, claim: WriterClaim | None, here: WriterClaim) -> Evidence:
-    """All evidence to be had at once. The scheduler is asked only if nothing cheaper tells."""
+def gather(project: Path, epoch: int, claim: WriterClaim | None, own: WriterClaim) -> Evidence:
+    """Gather the evidence that needs no waiting; the scheduler is asked only if nothing else tells.
+
+    claim   of that epoch; None if it cannot be read
+    own     the claim that this process would make
+    """
     released = is_marked(project, schema.released_name(epoch))
     unlocked = is_marked(project, schema.unlocked_name(epoch))
     if claim is None or released or unlocked:
         return Evidence(released=released, unlocked=unlocked)
-    process = process_evidence(claim, here)
+    process = process_evidence(claim, own)
     if process is not OwnerProcess.UNKNOWN:
         return Evidence(process=process)
-    restarted = is_restarted(claim, here)
+    restarted = is_restarted(claim, own)
     return Evidence(restarted=restarted, job_over=not restarted and job_is_over(claim.batch))
 
 
 def job_is_over(batch: BatchJob | None) -> bool:
-    """Whether the scheduler says so. False if it says otherwise, or nothing, or is not there."""
+    """Whether the scheduler says that a job has ended; False also if there is no answer."""
     if batch is None or not batch.cluster:
         return False
     return _slurm_job_is_over(batch) if batch.system == "slurm" else _sge_job_is_over(batch)
 
 
 def _slurm_job_is_over(batch: BatchJob) -> bool:
-    config = _ask("scontrol", "show", "config")
+    config = _output_of("scontrol", "show", "config")
     cluster = re.search(r"^ClusterName\s*=\s*(\S+)", config or "", re.MULTILINE)
     if cluster is None or cluster[1] != batch.cluster:
         return False  # another cluster that shares the disk: its job numbers mean nothing here
-    answer = _ask("scontrol", "show", "job", "-o", batch.job)
+    answer = _output_of("scontrol", "show", "job", "-o", batch.job)
     if answer is None:
         return False
     if "Invalid job id" in answer:
@@ -182,17 +185,17 @@ def _slurm_job_is_over(batch: BatchJob) -> bool:
     state = re.search(r"\bJobState=([A-Z_]+)", answer)
     restarts = re.search(r"\bRestarts=(\d+)", answer)
     restarted = restarts is not None and int(restarts[1]) > batch.restarts
-    return restarted or (state is not None and state[1] in _OVER)
+    return restarted or (state is not None and state[1] in _ENDED_STATES)
 
 
 def _sge_job_is_over(batch: BatchJob) -> bool:
     if _sge_cluster(os.environ) != batch.cluster:
         return False
-    answer = _ask("qstat", "-j", batch.job.split(".", maxsplit=1)[0])
+    answer = _output_of("qstat", "-j", batch.job.split(".", maxsplit=1)[0])
     return answer is not None and "do not exist" in answer
 
 
-def _ask(*command: str) -> str | None:
+def _output_of(*command: str) -> str | None:
     try:
         done = subprocess.run(
             command,
@@ -201,7 +204,7 @@ def _ask(*command: str) -> str | None:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            timeout=_SCHEDULER_PATIENCE,
+            timeout=_SCHEDULER_SECONDS,
         )
     except (OSError, subprocess.TimeoutExpired):
         return None
@@ -214,19 +217,14 @@ def watch(
     sleep: Callable[[float], None] = time.sleep,
     clock: Callable[[], float] = time.monotonic,
 ) -> HeartbeatSeen:
-    """Look at the owner's counter until it moves or three leases have passed by our own clock."""
+    """Watch the owner's heart-beat until it moves, or three leases have passed by our own clock."""
     lease = claim.lease if claim else LEASE
     owner = claim.nonce if claim else None
     first = read_beat(project, owner)
     end = clock() + LEASES_TO_WATCH * lease
     while clock() < end:
-        sleep(lease / _LOOKS)
+        sleep(lease / _LOOKS_PER_LEASE)
         beat = read_beat(project, owner)
         if beat is not None and beat != first:
             return HeartbeatSeen.MOVED
     return HeartbeatSeen.STOOD_STILL
-
-
-def with_beat(found: Evidence, beat: HeartbeatSeen) -> Evidence:
-    """The same evidence, and what the watch has shown."""
-    return replace(found, beat=beat)

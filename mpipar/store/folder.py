@@ -1,4 +1,4 @@
-"""The project folder itself: making and unmaking it, a free name, clearing what the dead left."""
+"""Making a project folder, undoing that, and removing what dead writers have left in it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _RESERVED: Final = schema.temporary_name(0, "reserved")
 
 
 def next_free(parent: Path, prefix: str) -> Path:
-    """Make and return the next free folder, as refine_03; of two runs each gets its own."""
+    """Make and return the next free folder, such as refine_03; no two runs get the same."""
     taken = re.compile(re.escape(prefix) + r"_(\d+)")
     try:
         matches = [taken.fullmatch(entry.name) for entry in parent.iterdir()]
@@ -40,7 +40,7 @@ def next_free(parent: Path, prefix: str) -> Path:
 
 
 class NewFolder:
-    """The folders made for a new project, to be undone if its creation fails."""
+    """The folders made for a new project; `undo` removes them if the creation fails."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -82,7 +82,10 @@ class NewFolder:
             )
 
     def undo(self, *, owned: bool) -> None:
-        """Remove what was made, unless another run has claimed the folder meanwhile."""
+        """Remove what was made, unless another run has claimed the folder meanwhile.
+
+        owned   whether this process has claimed the folder: then its files are removed, too
+        """
         if not owned and epochs(self.path):
             return
         for name in schema.FOLDERS:
@@ -103,8 +106,8 @@ def _remove_if_empty(folder: Path) -> None:
         folder.rmdir()
 
 
-def sweep(project: Path, epoch: int, counted: Collection[str]) -> None:
-    """Remove what older epochs left: temporaries, and segments that no accepted record names."""
+def remove_leftovers(project: Path, epoch: int, counted: Collection[str]) -> None:
+    """Remove what epochs before `epoch` left: temporaries, and segments that are not `counted`."""
     for folder in (project, *(project / name for name in schema.FOLDERS)):
         for entry in folder.glob(schema.TEMPORARY + "*"):
             owner = schema.epoch_of_temporary(entry.name)

@@ -1,10 +1,10 @@
-"""What a project holds, told from its journals alone.
+"""What a project holds, as its journals alone tell.
 
     newest epoch whose journal begins with a whole manifest
         |--- its pins ---> so many bytes of each older epoch's journal
         +--- all whole records of its own journal
 
-What an older epoch's owner adds after it was passed over lies beyond the pin, and nobody reads it.
+What an older epoch's owner adds after it was passed over lies beyond the pin and is not read.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class History:
-    """The accepted records of a project, oldest first, and what a next epoch would pin."""
+    """The records of a project that count, oldest first, and what the next epoch would pin."""
 
     identity: Identity
     pins: tuple[Pin, ...]
@@ -35,7 +35,7 @@ class History:
 
 
 def read(project: Path) -> History:
-    """The newest complete history. A writer may be at work: what is whole when we look counts."""
+    """Read the newest history. A writer may be at work: the records that are whole now count."""
     claimed = epochs.epochs(project)
     for number in reversed(claimed):
         current = _load(project, number)
@@ -47,7 +47,7 @@ def read(project: Path) -> History:
 def _load(project: Path, number: int, size: int = -1) -> Journal:
     path = project / JOURNAL / schema.journal_name(number)
     found = _parse(path, size)
-    if found.damaged:  # or the writer took a batch back just while we read
+    if found.damaged:  # or the writer took a batch back while we read
         found = _parse(path, size)
     if found.damaged:
         raise CorruptStoreError(
@@ -92,7 +92,7 @@ def _commits_of(records: Sequence[Record]) -> tuple[CommitInfo, ...]:
 
 
 def payloads(records: Sequence[Record], kind: str, *, every: bool) -> list[bytes]:
-    """The program's records of one kind: those since the latest commit, or every one."""
+    """Return the program's records of one kind: those since the latest commit, or every one."""
     start = 0
     if not every:
         start = max((i + 1 for i, r in enumerate(records) if r.kind == COMMIT), default=0)

@@ -48,7 +48,7 @@ class Record:
 
 @dataclass(frozen=True)
 class Journal:
-    """What a journal file holds: its whole records, and where they end."""
+    """The contents of a journal file: its whole records, and where they end."""
 
     epoch: int | None  # None: not even the header is whole
     nonce: bytes
@@ -59,18 +59,18 @@ class Journal:
 
 
 def frame_header(epoch: int, nonce: bytes) -> bytes:
-    """The beginning of an epoch's journal."""
+    """Return the header of an epoch's journal as bytes."""
     head = _HEADER.pack(_FILE_MAGIC, epoch, nonce, 0)[:-4]
     return head + struct.pack("<I", zlib.crc32(head))
 
 
 def seed_of(header: bytes) -> int:
-    """What the CRCs of a file's records begin with."""
+    """Return the number that the CRCs of a file's records begin with: the header's own CRC."""
     return int.from_bytes(header[-4:], "little")
 
 
 def frame(seed: int, serial: int, batch: int, kind: str, payload: bytes) -> bytes:
-    """One record as bytes."""
+    """Return one record as bytes."""
     name = kind.encode()
     if not 0 < len(name) <= _LONGEST_KIND:
         raise StoreError(f"journal: kind must have 1 to {_LONGEST_KIND} bytes: {kind!r:.60}")
@@ -161,15 +161,15 @@ class JournalWriter:
 
     @property
     def records(self) -> int:
-        """How many are durable."""
+        """How many records are durable."""
         return self._serial
 
     def has_only(self, records: int) -> bool:
-        """Whether the file surely holds this many records and no trace of another."""
+        """Whether the file holds exactly this many records, and no part of another one."""
         return not self._broken and self._serial == records
 
     def append(self, records: Sequence[tuple[str, bytes]]) -> None:
-        """Add a batch of (kind, payload), durable on return; on failure all is as it was before."""
+        """Add a batch of (kind, payload), durable on return; on failure the file is as before."""
         if self._broken:
             raise StoreError(
                 f"{self.path}: an earlier write failed half-way; open the project again"
@@ -188,14 +188,14 @@ class JournalWriter:
             durable.write_all(self._fd, data)
             os.fdatasync(self._fd)
         except BaseException:
-            self._take_back()
+            self._cut_off()
             raise
         self._size += len(data)
         self._serial += records
         self._broken = False
 
-    def _take_back(self) -> None:
-        """Cut off a half-written batch, so that the next one does not land behind it."""
+    def _cut_off(self) -> None:
+        """Cut off a half-written batch, so that the next batch does not follow it."""
         try:
             os.ftruncate(self._fd, self._size)
             os.lseek(self._fd, self._size, os.SEEK_SET)

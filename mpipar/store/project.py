@@ -1,9 +1,9 @@
-"""A project folder: the one door through which rank 0 keeps and finds everything.
+"""A project folder: through this class alone rank 0 stores and reads a run.
 
     commit:  segment sealed, published -> journal record durable: the commit -> project.h5 replaced
 
 The journal is the store of record. The claim is verified before and after each write: a writer that
-was taken for dead and passed over learns it before it acknowledges anything.
+was taken for dead and passed over gets an error before any write of it is acknowledged.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from mpipar.store import (
     takeover,
 )
 from mpipar.store.epoch import LEASE, Ownership, WriterClaim
-from mpipar.store.folder import NewFolder, sweep
+from mpipar.store.folder import NewFolder, remove_leftovers
 from mpipar.store.journal import JournalWriter
 from mpipar.store.schema import COMMIT, MANIFEST, CommitInfo, Identity
 from mpipar.store.status import Heartbeat, begin_verdict, write_verdict
@@ -44,7 +44,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Commit:
-    """A commit as it is read back. An array is read when asked for; `dict(arrays)` loads all."""
+    """A commit as it is read. Each array is read when asked for; `dict(arrays)` loads all."""
 
     number: int
     arrays: Mapping[str, NDArray[Any]]
@@ -52,15 +52,15 @@ class Commit:
 
 
 class _Writer:
-    """What only the owner of the newest epoch has: its claim, its journal, its heart-beat."""
+    """The writer's side of a project: claim, journal and heart-beat of the newest epoch."""
 
     def __init__(self, path: Path, claim: WriterClaim) -> None:
         self.claim = claim
         self.ownership = Ownership(path, claim)
-        self.serial = 0  # of segments in this epoch; never used twice
+        self.serial = 0  # of the latest segment in this epoch
         journal = path / schema.JOURNAL / schema.journal_name(claim.epoch)
         try:
-            # read after the claim: what the older owner acknowledged was on disk before it
+            # read after claiming: all that the older owner acknowledged is on disk by now
             pins = history.read(path).pins
             manifest = schema.manifest_to_json(claim.identity, pins)
             with durable.named_errors(journal, len(manifest)):
@@ -82,7 +82,7 @@ class _Writer:
 
 
 class Project:
-    """One project, open for writing by its only owner, or for reading by anybody."""
+    """A project, open for writing in its one writer, or for reading in any process."""
 
     def __init__(self, path: Path, identity: Identity, writer: _Writer | None) -> None:
         self.path = path
@@ -90,15 +90,20 @@ class Project:
         self.settings: dict[str, Any] = identity.settings
         self._identity = identity
         self._writer = writer
-        self._known: list[CommitInfo] | None = None  # None: to be read from the journal
-        self._made: NewFolder | None = None
+        self._commits: list[CommitInfo] | None = None  # None: to be read from the journal
+        self._new_folder: NewFolder | None = None  # if this process made it
 
     @classmethod
     def create(
         cls, path: Path, *, settings: Mapping[str, Any], kind: str, lease: float = LEASE
     ) -> Self:
-        """Make the folder, claim epoch 1, store the settings; on failure nothing is left behind."""
-        identity = Identity(schema.FORMAT, kind, schema.normal(settings, "settings"), time.time())
+        """Make the folder, claim epoch 1, store the settings; on failure no folder is left.
+
+        raises   OutputError, DiskFullError
+        """
+        identity = Identity(
+            schema.FORMAT, kind, schema.through_json(settings, "settings"), time.time()
+        )
         folder = NewFolder(path)
         owned = False
         try:
@@ -113,7 +118,7 @@ class Project:
         except BaseException:
             folder.undo(owned=owned)
             raise
-        project._made = folder
+        project._new_folder = folder
         return project
 
     @classmethod
@@ -128,8 +133,8 @@ class Project:
         """Open a project. A reader never writes and never waits.
 
         A writer claims the next epoch, or raises ProjectLockedError when the newest claim's owner
-        lives. If only its heart-beat can tell, that is watched for three leases at most, and `say`
-        is told before.
+        lives. If only the owner's heart-beat can tell, it is watched for three leases at most, and
+        `say` is called before that.
         """
         takeover.require_project(path)
         if not writer:
@@ -141,9 +146,9 @@ class Project:
         """Start to write under a claim."""
         project = cls(path, claim.identity, _Writer(path, claim))
         try:
-            begin_verdict(project._owner().ownership)
+            begin_verdict(project._require_writer().ownership)
             commits = project.commits()
-            sweep(path, claim.epoch, {info.segment for info in commits})
+            remove_leftovers(path, claim.epoch, {info.segment for info in commits})
             with project_index.prepared(path, claim.epoch, claim.identity, commits) as publish:
                 publish()
         except BaseException:
@@ -154,21 +159,25 @@ class Project:
     def commit(
         self, number: int, arrays: Mapping[str, NDArray[Any]], attributes: Mapping[str, Any]
     ) -> None:
-        """Keep a state: durable when this returns; when it raises, the state before stands."""
-        writer = self._owner()
+        """Commit a state: durable on return; after an error the commit before is the latest.
+
+        number       greater than that of the commit before
+        attributes   what JSON can hold
+        """
+        writer = self._require_writer()
         schema.check_arrays(arrays)
-        plain = schema.normal(attributes, f"attributes of commit {number}")
-        known = self.commits()
-        newest = known[-1].number if known else -1
+        plain = schema.through_json(attributes, f"attributes of commit {number}")
+        earlier = self.commits()
+        newest = earlier[-1].number if earlier else -1
         if number <= newest:
             raise StoreError(f"{self.path}: commit {number} after {newest}; numbers must grow")
         writer.ownership.verify()
-        self._known = None  # until all is done: whatever stops us, the journal knows
+        self._commits = None  # so that it is read again if anything stops us
         info = self._write_segment(writer, number, arrays, plain)
         records = writer.journal.records
         try:
             with project_index.prepared(
-                self.path, info.epoch, self._identity, [*known, info]
+                self.path, info.epoch, self._identity, [*earlier, info]
             ) as publish:
                 writer.journal.append([(COMMIT, schema.commit_to_json(info))])  # the commit
                 writer.ownership.verify()
@@ -177,7 +186,7 @@ class Project:
             if writer.journal.has_only(records):  # nothing names the segment
                 durable.discard(self.path / schema.SEGMENTS / info.segment)
             raise
-        self._known = [*known, info]
+        self._commits = [*earlier, info]
 
     def _write_segment(
         self,
@@ -198,18 +207,18 @@ class Project:
         )
 
     def commits(self) -> list[CommitInfo]:
-        """All commits, oldest first."""
-        if self._known is None:
-            self._known = list(history.read(self.path).commits)
-        return list(self._known)
+        """Return all commits, oldest first; a reader sees those there were when it first asked."""
+        if self._commits is None:
+            self._commits = list(history.read(self.path).commits)
+        return list(self._commits)
 
     def latest(self) -> Commit | None:
-        """The newest commit; None before the first."""
-        known = self.commits()
-        return self.load(known[-1]) if known else None
+        """Return the newest commit; None before the first."""
+        commits = self.commits()
+        return self.load(commits[-1]) if commits else None
 
     def load(self, info: CommitInfo) -> Commit:
-        """The arrays and attributes of a commit."""
+        """Return the arrays and attributes of a commit."""
         path = self.path / schema.SEGMENTS / info.segment
         arrays = segments.StoredArrays(path)
         if path.stat().st_size != info.size:
@@ -220,8 +229,8 @@ class Project:
         return Commit(info.number, arrays, dict(info.attributes))
 
     def append(self, kind: str, *payloads: bytes) -> None:
-        """Add results to the journal, as one batch with one sync; durable when this returns."""
-        writer = self._owner()
+        """Add results to the journal, as one batch with one sync; durable on return."""
+        writer = self._require_writer()
         if kind.startswith("@"):
             raise StoreError(f"{self.path}: kinds that begin with @ are the store's own: {kind!r}")
         writer.ownership.verify()
@@ -229,12 +238,12 @@ class Project:
         writer.ownership.verify()
 
     def records(self, kind: str, *, every: bool = False) -> list[bytes]:
-        """What was appended under this kind since the latest commit, or ever, oldest first."""
+        """Return what was appended under a kind, oldest first: since the latest commit, or ever."""
         return history.payloads(history.read(self.path).records, kind, every=every)
 
     def status(self, **fields: Any) -> None:
-        """Report progress in status.json, for people. The heart-beat goes on by itself."""
-        self._owner().heartbeat.report(schema.normal(fields, "status"))
+        """Report progress in status.json, for people; the heart-beat does not depend on that."""
+        self._require_writer().heartbeat.report(schema.through_json(fields, "status"))
 
     def verdict(self, verdict: str, reason: str) -> None:
         """Write how this run ended: done, requeue or failed. Job scripts read it, no exit code."""
@@ -242,12 +251,12 @@ class Project:
             raise StoreError(
                 f"verdict must be one of {', '.join(schema.VERDICTS)}, not {verdict!r}"
             )
-        write_verdict(self._owner().ownership, verdict, reason)
+        write_verdict(self._require_writer().ownership, verdict, reason)
 
     @contextlib.contextmanager
     def export(self, name: str) -> Iterator[Path]:
         """Yield a temporary path to write to; on success it becomes `name`, whole and durable."""
-        writer = self._owner()
+        writer = self._require_writer()
         final = self.path / name
         if final.parent != self.path or name in schema.OWN_NAMES or name.startswith("."):
             raise StoreError(f"{final}: an export needs a plain name that the store does not use")
@@ -271,7 +280,7 @@ class Project:
         return self._writer is not None
 
     def close(self) -> None:
-        """Give the project up for the next writer. Harmless when repeated."""
+        """Release the project for the next writer; a second call does nothing."""
         if self._writer is not None:
             self._writer.close()
             self._writer = None
@@ -288,13 +297,13 @@ class Project:
         self.close()
 
     def abandon(self) -> None:
-        """Close, and remove a folder that this process made and that no commit is in."""
+        """Close, and remove the folder if this process made it and it holds no commit."""
         empty = not self.commits()
         self.close()
-        if self._made is not None and empty:
-            self._made.undo(owned=True)
+        if self._new_folder is not None and empty:
+            self._new_folder.undo(owned=True)
 
-    def _owner(self) -> _Writer:
+    def _require_writer(self) -> _Writer:
         if self._writer is None:
             raise StoreError(f"{self.path}: is not open for writing")
         return self._writer

@@ -5,8 +5,8 @@
     /latest               external link to the newest commit's segment
     /journal              table: number, epoch, segment, size, sha256, time
 
-It is derived: when it is missing or stale the next writer makes it again, and nothing reads it back
-but `mpipar check`.
+project.h5 is derived: if it is missing or old, the next writer makes it again. Only `mpipar check`
+reads it.
 """
 
 from __future__ import annotations
@@ -45,9 +45,9 @@ _BYTES_PER_COMMIT: Final = 1024
 def prepared(
     project: Path, epoch: int, identity: Identity, commits: Sequence[CommitInfo]
 ) -> Iterator[Callable[[], None]]:
-    """Write the next project.h5, durable, under a temporary name; yield what puts it in place.
+    """Write the next project.h5, durable, under a temporary name; yield a function that renames it.
 
-    So a full disk shows before a commit is recorded, and after it there is only a rename to do.
+    So a full disk shows before a commit is recorded, and after that only the rename is left.
     """
     temporary = project / schema.temporary_name(epoch, schema.PROJECT)
     _write(temporary, epoch, identity, commits)
@@ -60,7 +60,7 @@ def prepared(
 def _publish(temporary: Path, final: Path) -> None:
     try:
         durable.replace(temporary, final)
-    except OSError as error:  # it is derived: the commit stands without it
+    except OSError as error:  # the commit stands without project.h5
         log.warning("%s: stays as it was until the next commit: %s", final, error)
 
 
@@ -97,8 +97,8 @@ def _table(commits: Sequence[CommitInfo]) -> NDArray[np.void]:
     return np.array(rows, _ROW)
 
 
-def listed(project: Path) -> list[tuple[int, str, str]] | None:
-    """(number, segment, sha256) of the commits that project.h5 knows; None if it is missing."""
+def listed_commits(project: Path) -> list[tuple[int, str, str]] | None:
+    """Return (number, segment, sha256) of the commits in project.h5; None if it is missing."""
     path = project / schema.PROJECT
     if not path.exists():
         return None

@@ -29,12 +29,12 @@ FOLDERS: Final = (SEGMENTS, JOURNAL, EPOCH)
 OWN_NAMES: Final = (*FOLDERS, PROJECT, STATUS, VERDICT)
 TEMPORARY: Final = ".tmp-"
 
-SMALL_FILE: Final = 4096  # bytes that a claim, a mark or a status needs, roughly
+SMALL_FILE: Final = 4096  # bytes that a claim, a mark or a status needs at most, roughly
 
 MANIFEST: Final = "@manifest"
 COMMIT: Final = "@commit"
 VERDICTS: Final = ("done", "requeue", "failed")
-UNENDED: Final = "begun, and not ended: it is running (status.json beats), or was killed"
+NOT_ENDED: Final = "begun, and not ended: it is running (status.json beats), or was killed"
 
 _EPOCH_FILE: Final = re.compile(r"(\d{6,})\.(claim|released|unlocked)")
 _TEMPORARY: Final = re.compile(re.escape(TEMPORARY) + r"(\d{6,})-.+")
@@ -45,7 +45,7 @@ _KINDS: Final = "biufcS"  # numpy's dtype kinds that HDF5 keeps bit for bit
 
 @dataclass(frozen=True)
 class Identity:
-    """What a project is; written in each claim and manifest, so it is there before any commit."""
+    """What a project is; in each claim and manifest, so that it is known before any commit."""
 
     format: int
     kind: str
@@ -55,7 +55,7 @@ class Identity:
 
 @dataclass(frozen=True)
 class CommitInfo:
-    """One commit, as its journal record tells it. The record is the commit."""
+    """One commit: the fields of its journal record. That record is the commit."""
 
     number: int
     epoch: int
@@ -85,7 +85,7 @@ def claim_name(epoch: int) -> str:
 
 
 def released_name(epoch: int) -> str:
-    """File in epoch/ by which an owner gives its claim up."""
+    """File in epoch/ by which an owner releases its claim."""
     return f"{epoch:06d}.released"
 
 
@@ -105,30 +105,30 @@ def segment_name(number: int, epoch: int, serial: int) -> str:
 
 
 def temporary_name(epoch: int, name: str) -> str:
-    """Hidden, and tells whose it is: a later epoch may clear it away."""
+    """Hidden name of an unfinished file; a later epoch than that in the name may remove it."""
     return f"{TEMPORARY}{epoch:06d}-{name}"
 
 
 def epoch_of_temporary(name: str) -> int | None:
-    """Whose temporary it is; None if the name is not one."""
+    """Return the epoch in the name of an unfinished file; None for other names."""
     match = _TEMPORARY.fullmatch(name)
     return int(match[1]) if match else None
 
 
 def epoch_of_segment(name: str) -> int | None:
-    """Who wrote it; None if the name is not a segment's."""
+    """Return the epoch in the name of a segment; None for other names."""
     match = _SEGMENT.fullmatch(name)
     return int(match[1]) if match else None
 
 
 def claimed_epochs(names: list[str]) -> list[int]:
-    """The epochs that have a claim among these file names of epoch/, lowest first."""
+    """Return the epochs with a claim among these file names of epoch/, lowest first."""
     matches = (_EPOCH_FILE.fullmatch(name) for name in names)
     return sorted(int(m[1]) for m in matches if m and m[2] == "claim")
 
 
 def is_vacant(folder: Path) -> bool:
-    """Whether nothing was ever published here: empty, or only what a cut-off creation leaves."""
+    """Whether a folder is empty, or holds only what a creation that was cut off leaves."""
     for entry in folder.iterdir():
         if entry.name not in FOLDERS or not entry.is_dir():
             return False
@@ -138,24 +138,24 @@ def is_vacant(folder: Path) -> bool:
 
 
 def encode(value: object) -> bytes:
-    """JSON, one line. numpy numbers become plain ones; anything else foreign is refused."""
+    """Return a value as one line of JSON; numpy numbers become plain, other types StoreError."""
     try:
-        _refuse_strange_keys(value)
+        _require_string_keys(value)
         return json.dumps(value, default=_plain, separators=(",", ":")).encode()
     except (TypeError, ValueError) as error:
         raise StoreError(f"cannot be stored as JSON: {error}") from error
 
 
-def _refuse_strange_keys(value: object) -> None:
-    """json.dumps would turn the key 1 into "1" without a word."""
+def _require_string_keys(value: object) -> None:
+    """Raise TypeError for keys that are not strings: json.dumps would turn 1 into "1"."""
     if isinstance(value, dict):
         for key, item in value.items():
             if not isinstance(key, str):
                 raise TypeError(f"names must be strings, not {key!r:.60}")
-            _refuse_strange_keys(item)
+            _require_string_keys(item)
     elif isinstance(value, list | tuple):
         for item in value:
-            _refuse_strange_keys(item)
+            _require_string_keys(item)
 
 
 def _plain(value: object) -> object:
@@ -165,23 +165,26 @@ def _plain(value: object) -> object:
 
 
 def decode(data: bytes) -> dict[str, Any]:
-    """The JSON object in `data`; ValueError if it holds anything else."""
+    """Return the JSON object in `data`; ValueError if there is anything else."""
     value = json.loads(data)
     if not isinstance(value, dict):
         raise ValueError("not a JSON object")  # noqa: TRY004 - JSONDecodeError is a ValueError too
     return value
 
 
-def normal(settings: Mapping[str, Any], what: str) -> dict[str, Any]:
-    """The mapping as JSON gives it back, so that a writer sees what a later reader will see."""
+def through_json(values: Mapping[str, Any], what: str) -> dict[str, Any]:
+    """Return values as JSON gives them back, so that a writer has what a reader will get.
+
+    what   names the values in a StoreError
+    """
     try:
-        return decode(encode(dict(settings)))
+        return decode(encode(dict(values)))
     except StoreError as error:
         raise StoreError(f"{what}: {error}") from error
 
 
 def check_arrays(arrays: Mapping[str, NDArray[Any]]) -> None:
-    """Refuse what would not come back bit for bit, before a byte is written."""
+    """Raise StoreError for arrays that would not come back bit for bit; nothing is written yet."""
     for name, array in arrays.items():
         if not _ARRAY_NAME.fullmatch(name):
             raise StoreError(f"array name {name!r}: use letters, digits, _ . : + - and blanks")
@@ -193,21 +196,21 @@ def check_arrays(arrays: Mapping[str, NDArray[Any]]) -> None:
 
 
 def commit_to_json(info: CommitInfo) -> bytes:
-    """As the payload of a journal record."""
+    """Return a commit as the payload of its journal record."""
     return encode(asdict(info))
 
 
 def commit_from_json(data: bytes) -> CommitInfo:
-    """From the payload of a journal record."""
+    """Return the commit in the payload of a journal record."""
     return CommitInfo(**decode(data))
 
 
 def manifest_to_json(identity: Identity, pins: tuple[Pin, ...]) -> bytes:
-    """The first record of an epoch: what it accepts from the older ones."""
+    """Return the payload of an epoch's first record: what counts of the older epochs."""
     return encode({"identity": asdict(identity), "accepted": [asdict(pin) for pin in pins]})
 
 
 def manifest_from_json(data: bytes) -> tuple[Identity, tuple[Pin, ...]]:
-    """From the payload of a journal record."""
+    """Return identity and pins from the payload of an epoch's first record."""
     value = decode(data)
     return Identity(**value["identity"]), tuple(Pin(**pin) for pin in value["accepted"])

@@ -1,10 +1,10 @@
 """Sealed HDF5 files: written once under a temporary name, published by link(), never touched again.
 
-HDF5 writes through `_Spill`, a file of ours, because HDF5 cannot be trusted with a full disk (a
-failing write leaves the library with a file that it can neither close nor forget) nor with ^C (h5py
-drops exceptions that come up inside its calls to us). `_Spill` never raises: it remembers the
-error, drops what follows, and we raise once HDF5 has closed. An interrupt between its lines may
-still be lost with the bytes it stopped; so all is read back before anybody counts on it.
+HDF5 writes through a file object of ours, because HDF5 cannot handle a full disk (after a failed
+write, the library can neither close nor forget the file) nor ^C (h5py drops exceptions that are
+raised inside its calls to us). So `_NeverRaisingFile` keeps the first error and drops the bytes
+that follow, and we raise the error once HDF5 has closed. An interrupt between the lines of that
+class may still be lost, with the bytes of that write; so all is read back before it counts.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ _SLAB_BYTES: Final = 16 << 20
 _OVERHEAD: Final = 4096  # bytes of HDF5's own per array, roughly
 
 
-class _Spill(io.RawIOBase):
-    """A file that HDF5 writes to without ever meeting an error; `error` is the first one hidden."""
+class _NeverRaisingFile(io.RawIOBase):
+    """A file for HDF5 that never raises; `error` is the first error, for `_fill` to raise."""
 
     def __init__(self, fd: int) -> None:
         super().__init__()
@@ -64,7 +64,7 @@ class _Spill(io.RawIOBase):
 
     def readinto(self, buffer: Any) -> int:  # a buffer; typing has no name for it before 3.12
         data = b""
-        with self._remembered():
+        with self._errors_kept():
             data = os.pread(self._fd, len(buffer), self._position)
             buffer[: len(data)] = data
         self._position += len(data)
@@ -73,7 +73,7 @@ class _Spill(io.RawIOBase):
     def write(self, data: Any) -> int:
         view = memoryview(data).cast("B")
         size, done = len(view), 0
-        with self._remembered():
+        with self._errors_kept():
             while done < size and self.error is None:
                 done += os.pwrite(self._fd, view[done:], self._position + done)
         self._position += size
@@ -82,23 +82,23 @@ class _Spill(io.RawIOBase):
 
     def truncate(self, size: int | None = None) -> int:
         end = self._position if size is None else size
-        with self._remembered():
+        with self._errors_kept():
             if self.error is None:
                 os.ftruncate(self._fd, end)
         self._end = end
         return end
 
     @contextlib.contextmanager
-    def _remembered(self) -> Iterator[None]:
+    def _errors_kept(self) -> Iterator[None]:
         try:
             yield
-        except BaseException as error:  # raised by `_fill`
+        except BaseException as error:
             self.error = self.error or error
 
 
 @dataclass(frozen=True)
 class Sealed:
-    """A finished file, before or after it got its final name."""
+    """Size and sha256 of a finished file."""
 
     size: int
     sha256: str
@@ -110,7 +110,12 @@ def write_hdf5(
     is_whole: Callable[[h5py.File], bool],
     needed: int,
 ) -> Sealed:
-    """Write an HDF5 file under a temporary name, durable and hashed; on failure nothing is left."""
+    """Write an HDF5 file under a temporary name, durable and hashed; on failure no file is left.
+
+    fill       writes the contents
+    is_whole   reads the file back and compares
+    needed     bytes, for the error of a full disk
+    """
     try:
         with durable.named_errors(temporary, needed):
             fd = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
@@ -138,17 +143,17 @@ def _read_back(temporary: Path, is_whole: Callable[[h5py.File], bool]) -> None:
 
 
 def _fill(fd: int, fill: Callable[[h5py.File], None]) -> None:
-    spill = _Spill(fd)
+    target = _NeverRaisingFile(fd)
     try:
         with h5py.File(
-            spill, "w"
+            target, "w"
         ) as file:  # default libver: the newer formats need repair after a kill
             fill(file)
     except Exception:
-        if spill.error is None:
+        if target.error is None:
             raise
-    if spill.error is not None:
-        raise spill.error
+    if target.error is not None:
+        raise target.error
 
 
 def _seal(fd: int) -> Sealed:
@@ -161,7 +166,7 @@ def _seal(fd: int) -> Sealed:
 
 
 def seal_of(path: Path) -> Sealed:
-    """Size and sha256 of a file as it is now."""
+    """Return size and sha256 of a file as it is now."""
     fd = os.open(path, os.O_RDONLY)
     try:
         return _seal(fd)
@@ -170,14 +175,14 @@ def seal_of(path: Path) -> Sealed:
 
 
 def bytes_needed(arrays: Mapping[str, NDArray[Any]]) -> int:
-    """About how large the segment will be."""
+    """Return about how many bytes a segment of these arrays has."""
     return sum(array.nbytes + _OVERHEAD for array in arrays.values()) + _OVERHEAD
 
 
 def write_segment(
     temporary: Path, arrays: Mapping[str, NDArray[Any]], attributes: Mapping[str, Any]
 ) -> Sealed:
-    """Write the arrays of a commit as one file; the attributes are there for people who look."""
+    """Write the arrays of a commit as one file; its attributes are copied there for people."""
 
     def fill(file: h5py.File) -> None:
         for name, value in attributes.items():
@@ -192,7 +197,7 @@ def write_segment(
 
 
 def put_attribute(group: h5py.Group, name: str, value: object) -> None:
-    """Plain values as they are, others as JSON; long ones as an array: attributes have a limit."""
+    """Store a plain value as it is, others as JSON; long ones as an array, for HDF5's limit."""
     if isinstance(value, str | bool | int | float) and not _is_long(value):
         group.attrs[name] = value
     else:
@@ -218,7 +223,7 @@ def _put(file: h5py.File, name: str, array: NDArray[Any]) -> None:
 
 
 def _is_kept(dataset: h5py.Dataset, array: NDArray[Any]) -> bool:
-    """Whether each bit is in the file; read in slabs, so that a large array is not held twice."""
+    """Whether a dataset has the array's bits; read in slabs, so no large array is held twice."""
     if (dataset.shape, dataset.dtype) != (array.shape, array.dtype):
         return False
     if array.size == 0 or array.ndim == 0:
@@ -238,7 +243,7 @@ def _read(dataset: h5py.Dataset) -> NDArray[Any]:
 
 
 def _chunks(array: NDArray[Any]) -> tuple[int, ...]:
-    """Whole trailing axes while they fit, then a part of the next."""
+    """Return a chunk shape: whole trailing axes while they fit, then a part of the next."""
     chunk = [1] * array.ndim
     room = max(1, _CHUNK_BYTES // array.dtype.itemsize)
     for axis in reversed(range(array.ndim)):
@@ -248,7 +253,7 @@ def _chunks(array: NDArray[Any]) -> tuple[int, ...]:
 
 
 def open_hdf5(path: Path) -> h5py.File:
-    """Open a sealed file for reading. It never changes, so no lock: on some disks locks fail."""
+    """Open a sealed file for reading, without a lock: it never changes, and locks may fail."""
     try:
         return h5py.File(path, "r", locking=False)
     except OSError as error:
@@ -256,7 +261,7 @@ def open_hdf5(path: Path) -> h5py.File:
 
 
 class StoredArrays(Mapping[str, "NDArray[Any]"]):
-    """The arrays of a sealed file; each is read when it is asked for, and not kept."""
+    """The arrays of a sealed file by name; each is read when asked for, and not kept."""
 
     def __init__(self, path: Path) -> None:
         self._path = path

@@ -1,4 +1,4 @@
-"""status.json, with the heart-beat that tells other hosts of a living writer, and verdict.json."""
+"""status.json, whose heart-beat tells other hosts that the writer lives, and verdict.json."""
 
 from __future__ import annotations
 
@@ -20,17 +20,22 @@ log = logging.getLogger(__name__)
 
 
 def read_status(project: Path) -> dict[str, Any] | None:
-    """The latest status of whoever wrote last; None if there is none."""
+    """Read the latest status; None if there is none."""
     return _read(project / schema.STATUS)
 
 
 def read_verdict(project: Path) -> dict[str, Any] | None:
-    """How the latest run ended; `requeue` while it runs, and if it died without a word."""
+    """Read how the latest run ended; `requeue` also while it runs, and if it was killed."""
     return _read(project / schema.VERDICT)
 
 
 def read_beat(project: Path, owner: str | None) -> tuple[object, object] | None:
-    """What changes with each beat of this owner, or of anybody. Opened afresh, for NFS's sake."""
+    """Read what changes with each heart-beat: owner and counter; None if another owner wrote it.
+
+    owner   None: any owner
+
+    The file is opened each time, because that makes an NFS client ask the server.
+    """
     status = read_status(project)
     if status is None or owner not in {None, status.get("owner")}:
         return None
@@ -45,7 +50,7 @@ def _read(path: Path) -> dict[str, Any] | None:
 
 
 class Heartbeat:
-    """Writes status.json: when the program reports, and each third of a lease from a thread."""
+    """Writes status.json: when the program reports, and every third of a lease from a thread."""
 
     def __init__(self, ownership: Ownership) -> None:
         self._ownership = ownership
@@ -54,24 +59,24 @@ class Heartbeat:
         self._guard = threading.Lock()
         self._stop = threading.Event()
         self._beat()
-        # daemon: it must never keep a process alive whose work is done
+        # daemon: the thread must not keep a process alive whose work is done
         self._thread = threading.Thread(target=self._run, name="mpipar heart-beat", daemon=True)
         self._thread.start()
 
     def report(self, fields: dict[str, Any]) -> None:
-        """Replace the program's fields and beat."""
+        """Replace the program's fields, and write the status."""
         with self._guard:
             self._fields = fields
         self._try_to_beat()
 
     def _run(self) -> None:
         pause = self._ownership.claim.lease / 3
-        with contextlib.suppress(ProjectLockedError):  # the program learns it at its next write
+        with contextlib.suppress(ProjectLockedError):  # the program gets it at its next write
             while not self._stop.wait(pause):
                 self._try_to_beat()
 
     def _try_to_beat(self) -> None:
-        """A disk that is full may be emptied before the next commit: no reason to end the run."""
+        """Write the status; an error is only logged: space may be free again at the next commit."""
         try:
             self._beat()
         except (StoreError, DiskFullError, OSError) as error:
@@ -97,7 +102,7 @@ class Heartbeat:
             _replace(project / schema.STATUS, claim.epoch, schema.encode(status), sync=False)
 
     def stop(self) -> None:
-        """End the thread; it is gone on return."""
+        """End the thread, and wait for its end."""
         self._stop.set()
         self._thread.join()
 
@@ -119,8 +124,8 @@ def write_verdict(ownership: Ownership, verdict: str, reason: str) -> None:
 
 
 def begin_verdict(ownership: Ownership) -> None:
-    """A new run begins: what its verdict is if nobody lives to write another one."""
-    write_verdict(ownership, "requeue", schema.UNENDED)
+    """Write the verdict that a new run has until it ends, and for good if it is killed."""
+    write_verdict(ownership, "requeue", schema.NOT_ENDED)
 
 
 def _replace(path: Path, epoch: int, data: bytes, *, sync: bool) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from mpipar.errors import MissingInputError, ProjectLockedError, StoreError
@@ -19,7 +20,7 @@ log = logging.getLogger(__name__)
 
 
 def require_project(path: Path) -> None:
-    """Say clearly when there is nothing here to open."""
+    """Raise MissingInputError if there is no project in a folder."""
     if epoch.epochs(path):
         return
     if not path.is_dir():
@@ -31,7 +32,7 @@ def require_project(path: Path) -> None:
 
 
 def identity_of(path: Path) -> Identity:
-    """What the project is. Refuses one that a later version of mpipar wrote."""
+    """Return what the project is; StoreError if a later version of mpipar wrote it."""
     identity = epoch.identity_from_claims(path, epoch.epochs(path))
     if identity.format > schema.FORMAT:
         raise StoreError(
@@ -42,22 +43,26 @@ def identity_of(path: Path) -> Identity:
 
 
 def take_next_epoch(path: Path, lease: float, say: Callable[[str], None]) -> WriterClaim:
-    """Claim the epoch after the newest one, or raise ProjectLockedError naming its living owner."""
+    """Claim the epoch after the newest, or raise ProjectLockedError that names the living owner.
+
+    lease   seconds
+    say     is called before the owner's heart-beat is watched
+    """
     identity = identity_of(path)
     while True:
         newest = epoch.epochs(path)[-1]
         older = epoch.read_claim(path, newest)
-        here = evidence.this_process(newest + 1, identity, lease)
-        decision = _judge(path, newest, older, here, say)
+        own = evidence.this_process(newest + 1, identity, lease)
+        decision = _judge(path, newest, older, own, say)
         if decision.verdict is Verdict.REFUSE:
             raise ProjectLockedError(_refusal(path, older, newest, decision))
         log.info("epoch %d may be passed over: %s", newest, decision.reason)
         try:
             with durable.named_errors(path, schema.SMALL_FILE):
-                _publish(path, here)
+                _publish(path, own)
         except _TakenError:
-            continue  # another newcomer was faster; it lives, and will be named
-        return here
+            continue  # another process was faster; it lives, and the error will name it
+        return own
 
 
 class _TakenError(Exception):
@@ -75,10 +80,10 @@ def _judge(
     path: Path,
     newest: int,
     older: WriterClaim | None,
-    here: WriterClaim,
+    own: WriterClaim,
     say: Callable[[str], None],
 ) -> Decision:
-    found = evidence.gather(path, newest, older, here)
+    found = evidence.gather(path, newest, older, own)
     decision = may_take_over(older, found)
     if decision.verdict is not Verdict.WATCH:
         return decision
@@ -88,7 +93,7 @@ def _judge(
         f"{path} is claimed by {owner}, of which nothing can be learned from here; watching its "
         f"heart-beat for up to {LEASES_TO_WATCH * lease:.0f} s"
     )
-    return may_take_over(older, evidence.with_beat(found, evidence.watch(path, older)))
+    return may_take_over(older, replace(found, beat=evidence.watch(path, older)))
 
 
 def _refusal(path: Path, older: WriterClaim | None, newest: int, decision: Decision) -> str:

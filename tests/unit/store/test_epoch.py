@@ -28,8 +28,8 @@ from mpipar.store.evidence import (
     gather,
     is_restarted,
     job_is_over,
-    look_at_process,
     process_evidence,
+    process_state,
     this_process,
     watch,
 )
@@ -192,10 +192,10 @@ def test_this_process_is_alive_and_a_dead_one_is_gone():
     here = this_process(2, IDENTITY)
     assert process_evidence(this_process(1, IDENTITY), here) is OwnerProcess.ALIVE
     child = subprocess.Popen([sys.executable, "-c", ""])
-    _, start = look_at_process(child.pid)
+    _, start = process_state(child.pid)
     claim = replace(here, process=child.pid, process_start=start)
     deadline = time.monotonic() + 30
-    while look_at_process(child.pid)[0] is OwnerProcess.ALIVE:
+    while process_state(child.pid)[0] is OwnerProcess.ALIVE:
         assert time.monotonic() < deadline
         time.sleep(0.01)
     assert process_evidence(claim, here) is OwnerProcess.GONE, "a zombie is dead"
@@ -375,8 +375,8 @@ def test_the_first_beat_of_a_slow_starter_is_a_beat(project):
 
 def test_proc_that_hides_other_peoples_processes_proves_nothing(monkeypatch, tmp_path):
     monkeypatch.setattr(evidence, "_PROC", tmp_path)
-    assert look_at_process(os.getpid())[0] is OwnerProcess.UNKNOWN
-    assert look_at_process(2**22 + 1)[0] is OwnerProcess.GONE
+    assert process_state(os.getpid())[0] is OwnerProcess.UNKNOWN
+    assert process_state(2**22 + 1)[0] is OwnerProcess.GONE
 
 
 def test_the_crash_tests_choose_each_line_once():

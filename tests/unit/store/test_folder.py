@@ -11,7 +11,7 @@ import pytest
 
 from mpipar.errors import DiskFullError, MpiparError, OutputError
 from mpipar.store import Project, next_free
-from mpipar.store.folder import sweep
+from mpipar.store.folder import remove_leftovers
 
 
 def create(path: Path) -> Project:
@@ -154,5 +154,5 @@ def test_sweeping_spares_ones_own_and_later_epochs_and_what_is_counted(tmp_path)
     files |= {"segments/commit-0001.e000003-0001.h5": True, "segments/x": True, "x": True}
     for name in files:
         (path / name).touch()
-    sweep(path, 5, {"commit-0001.e000003-0001.h5"})
+    remove_leftovers(path, 5, {"commit-0001.e000003-0001.h5"})
     assert {name: (path / name).exists() for name in files} == files

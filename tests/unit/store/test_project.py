@@ -278,7 +278,7 @@ def test_the_verdict_is_of_the_latest_run_and_requeue_until_it_says_more(path, m
         project.verdict("done", "")
     with Project.open(path, writer=True):
         found = read_verdict(path)
-        assert (found["verdict"], found["reason"]) == ("requeue", schema.UNENDED)
+        assert (found["verdict"], found["reason"]) == ("requeue", schema.NOT_ENDED)
 
 
 def test_an_export_appears_whole(project):
