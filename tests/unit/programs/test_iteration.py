@@ -68,7 +68,7 @@ def test_no_sum_can_overflow(
     """Not even if all images of a half set are as bright as the brightest, and of one pose."""
     largest, noise = 10.0 ** np.array(exponents), 10.0 ** np.array(spectrum)
     data = dataclasses.replace(
-        made.data, largest=largest, largest_ctf=contrast, half=np.resize([1, 2], 2 * count)
+        made.data, largest=largest, largest_ctf=contrast, half=np.tile([1, 2], count)
     )
     state = dataclasses.replace(made.state, noise=np.stack([noise, noise * 3]))
     scales = iteration.fixed_point(data, state)
