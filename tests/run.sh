@@ -39,7 +39,7 @@ tier() {
 unit() {
     relion
     tier unit "$bin/python" -m pytest --quiet --color=no -m "not crash and not slow" --junitxml="$results/unit/0.xml" \
-        --basetemp="$scratch/unit" tests/test_layers.py tests/test_locks.py tests/unit tests/stateful
+        --basetemp="$scratch/unit" tests/test_*.py tests/unit tests/stateful
 }
 
 # on_ranks NAME COMMAND...: tests/mpi on the ranks that the command starts. Every rank writes its own

@@ -35,6 +35,7 @@ PAGES = [path for path in DOCUMENTS if path.is_relative_to(PACKAGE)]
 COLUMNS = 100
 ROW_COLUMNS = 160  # a row of a table cannot be broken
 ARCHITECTURE_LINES = 130
+PLACEHOLDER = "NAME"
 PAGE_WORDS = 1500  # ten minutes in a foreign language
 
 FILE = re.compile(r"[\w.*-]+(?:/[\w.*-]+)*\.(?:py|md|sh|sbatch|sge)\b")
@@ -48,7 +49,7 @@ each_document = pytest.mark.parametrize("path", DOCUMENTS, ids=NAMES)
 
 
 @each_document
-def test_lines_fit(path):
+def test_lines_fit(path: Path) -> None:
     wide = [
         (number, len(line))
         for number, line in enumerate(text_of(path).splitlines(), 1)
@@ -58,7 +59,7 @@ def test_lines_fit(path):
 
 
 @each_document
-def test_files_and_folders_that_are_named_exist(path):
+def test_files_and_folders_that_are_named_exist(path: Path) -> None:
     text = text_of(path)
     named = [*FILE.findall(re.sub(r"\S*://\S*", "", text)), *FOLDER.findall(text)]
     assert [name for name in named if not is_there(name, path)] == []
@@ -67,8 +68,11 @@ def test_files_and_folders_that_are_named_exist(path):
 def is_there(name: str, document: Path) -> bool:
     """Whether a name leads to something, from any of the places that documents count from.
 
-    A name that can be a user's (squares.py, segments/) is not ours to look for.
+    A name that can be a user's (squares.py, segments/) is not ours to look for; nor is one that
+    the reader is to choose.
     """
+    if PLACEHOLDER in name:
+        return True
     bases = (document.parent, ROOT, PACKAGE, PACKAGE / "runtime")
     first, slash, _ = name.partition("/")
     if not slash and document not in PAGES:
@@ -77,12 +81,13 @@ def is_there(name: str, document: Path) -> bool:
         return True
     places = [base for base in bases if not slash or (base / first).exists()]
     if not slash:
-        return any(list(base.rglob(name)) for base in (*bases[:1], PACKAGE, ROOT / "tests"))
+        folders = (document.parent, PACKAGE, ROOT / "tests")
+        return (ROOT / name).exists() or any(list(folder.rglob(name)) for folder in folders)
     return any(list(base.glob(name.rstrip("/"))) or (base / name).exists() for base in places)
 
 
 @each_document
-def test_links_lead_somewhere(path):
+def test_links_lead_somewhere(path: Path) -> None:
     lost = []
     for target in LINK.findall(text_of(path)):
         if "://" in target:
@@ -101,7 +106,7 @@ def anchors(path: Path) -> set[str]:
 
 
 @each_document
-def test_commands_and_their_options_exist(path):
+def test_commands_and_their_options_exist(path: Path) -> None:
     lost = []
     for name, words in commands_in(path):
         if name not in COMMANDS:
@@ -124,20 +129,25 @@ def commands_in(path: Path) -> Iterator[tuple[str, list[str]]]:
             yield match[1], words[:script]
 
 
+def test_readme_names_every_command() -> None:
+    named = set(re.findall(r"mpipar ([a-z]+)\b", text_of(ROOT / "README.md")))
+    assert set(COMMANDS) <= named
+
+
 @each_document
-def test_modules_to_be_run_exist(path):
+def test_modules_to_be_run_exist(path: Path) -> None:
     modules = MODULE.findall(re.sub(r"\n *", " ", text_of(path)))
     lost = [name for name in modules if importlib.util.find_spec(name.rstrip(".")) is None]
     assert lost == []
 
 
-def test_variables_of_the_environment_are_read():
+def test_variables_of_the_environment_are_read() -> None:
     code = "\n".join(path.read_text(encoding="utf-8") for path in PACKAGE.rglob("*.py"))
     named = {name for path in DOCUMENTS for name in VARIABLE.findall(text_of(path))}
     assert {name for name in named if name not in code} == set()
 
 
-def test_the_protocol_has_every_message():
+def test_the_protocol_has_every_message() -> None:
     _, _, section = text_of(PACKAGE / "runtime" / "PROTOCOL.md").partition("## The messages")
     section, _, _ = section.partition("\n## ")
     told = re.findall(r"\*\*(\w+)\*\*", section)
@@ -145,16 +155,16 @@ def test_the_protocol_has_every_message():
 
 
 @pytest.mark.parametrize("path", PAGES, ids=[str(path.relative_to(PACKAGE)) for path in PAGES])
-def test_a_page_is_short_and_is_installed_with_its_package(path):
+def test_a_page_is_short_and_is_installed_with_its_package(path: Path) -> None:
     assert len(text_of(path).split()) <= PAGE_WORDS or path.name == "ARCHITECTURE.md"
     assert (path.parent / "__init__.py").exists()  # setup.cfg takes *.md of packages
 
 
-def test_architecture_is_two_pages():
+def test_architecture_is_two_pages() -> None:
     assert len(text_of(PACKAGE / "ARCHITECTURE.md").splitlines()) <= ARCHITECTURE_LINES
 
 
-def test_the_version_stands_in_citation_and_changelog():
+def test_the_version_stands_in_citation_and_changelog() -> None:
     citation = (ROOT / "CITATION.cff").read_text(encoding="utf-8")
     assert re.findall(r"^version: (.*)$", citation, re.MULTILINE) == [__version__]
     assert f"\n## [{__version__}]" in text_of(ROOT / "CHANGELOG.md")
