@@ -20,17 +20,16 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from mpipar.errors import OutputError
+from mpipar.runtime.process.environment import THREAD_VARIABLES
 from mpipar.version import __version__
 
 __all__ = ["make_scratch", "prepare_process", "use_scratch"]
 
-# Blocks, not matrix products, are what runs in parallel; and BLAS reserves memory per thread.
-SINGLE_THREADED = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
-
 
 def prepare_process() -> None:
     """Set cache folders and BLAS threads in the environment, except where the user has."""
-    for name in SINGLE_THREADED:
+    # Blocks, not matrix products, are what runs in parallel; and BLAS reserves memory per thread.
+    for name in THREAD_VARIABLES:
         os.environ.setdefault(name, "1")
     if "NUMBA_CACHE_DIR" not in os.environ:
         os.environ["NUMBA_CACHE_DIR"] = str(_cache_folder(_numba_name()))

@@ -4,22 +4,21 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
+
+from mpipar.runtime.process.launcher_variables import (
+    RANK_UNDER_PMIX,
+    SIZE_AND_RANK,
+    SLOTS,
+    SLURM_JOB,
+    SLURM_STEP,
+    SLURM_TASKS,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
 __all__ = ["LaunchEnvironment"]
-
-# Set for each process by what started it. Order matters: mpirun inside a SLURM job starts its
-# daemons with srun, so SLURM's numbers then count daemons.
-STARTED: Final = (
-    ("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK"),
-    ("MV2_COMM_WORLD_SIZE", "MV2_COMM_WORLD_RANK"),
-    ("PMI_SIZE", "PMI_RANK"),
-)
-# Places that a batch system gave to the job; how they are used is the job script's matter.
-SLOTS: Final = ("NSLOTS", "PBS_NP", "LSB_DJOB_NUMPROC")
 
 
 @dataclass(frozen=True)
@@ -29,7 +28,7 @@ class LaunchEnvironment:
     rank: int  # 0 if nothing says otherwise
     started: int | None  # processes started together with this one; None: not by a launcher
     tasks: int  # tasks that a SLURM allocation is for; 1 outside of one
-    slots: int  # places that another batch system gave
+    slots: int  # that another batch system gave to the job; the job script decides on their use
     evidence: str  # the variable that says the largest number, e.g. "PMI_SIZE=4"
     unsized: bool = False  # an MPI launcher started this process but does not say how many
     in_slurm: bool = False  # inside a SLURM allocation, whose nodes srun reaches
@@ -39,16 +38,16 @@ class LaunchEnvironment:
         """Read the environment, by default that of this process."""
         env = os.environ if environ is None else environ
         rank, started, evidence = _launcher(env)
-        tasks = _number(env, "SLURM_NTASKS") or 1
+        tasks = _number(env, SLURM_TASKS) or 1
         slots, name = max(((_number(env, name) or 1, name) for name in SLOTS), key=lambda s: s[0])
         if started in (None, 1) and tasks > 1:
-            evidence = f"SLURM_NTASKS={tasks}"
+            evidence = f"{SLURM_TASKS}={tasks}"
         elif started in (None, 1) and slots > 1:
             evidence = f"{name}={slots}"
-        unsized = started is None and "PMIX_RANK" in env
+        unsized = started is None and RANK_UNDER_PMIX in env
         if unsized:
-            rank = _number(env, "PMIX_RANK") or 0
-        return cls(rank, started, tasks, slots, evidence, unsized, "SLURM_JOB_ID" in env)
+            rank = _number(env, RANK_UNDER_PMIX) or 0
+        return cls(rank, started, tasks, slots, evidence, unsized, SLURM_JOB in env)
 
     @property
     def is_alone(self) -> bool:
@@ -58,14 +57,17 @@ class LaunchEnvironment:
 
 def _launcher(env: Mapping[str, str]) -> tuple[int, int | None, str]:
     """Rank, number of processes and the variable that says so; number None without a launcher."""
-    for size_name, rank_name in STARTED:
+    # mpirun before srun: inside a SLURM job mpirun starts its daemons with srun, whose numbers then
+    # count daemons.
+    for size_name, rank_name in SIZE_AND_RANK:
         size = _number(env, size_name)
         if size is not None:
             return _number(env, rank_name) or 0, size, f"{size_name}={size}"
-    # srun. The batch shell itself has SLURM_PROCID too, but no step number.
-    size = _number(env, "SLURM_STEP_NUM_TASKS")
-    if size is not None and "SLURM_STEP_ID" in env and "SLURM_PROCID" in env:
-        return _number(env, "SLURM_PROCID") or 0, size, f"SLURM_STEP_NUM_TASKS={size}"
+    # The batch shell itself has the own task's number too, but no step.
+    size_name, rank_name, step_name = SLURM_STEP
+    size = _number(env, size_name)
+    if size is not None and step_name in env and rank_name in env:
+        return _number(env, rank_name) or 0, size, f"{size_name}={size}"
     return 0, None, ""
 
 

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Final, NoReturn
 
 from mpipar.errors import LaunchError
 from mpipar.launch.launchers import find_launcher, is_own_mpi
-from mpipar.launch.signal_forwarding import NOTE, supervise
+from mpipar.launch.signal_forwarding import supervise
+from mpipar.runtime.process.launcher_variables import GRID_ENGINE_HOSTS, RELAUNCHED
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -23,12 +24,11 @@ __all__ = ["FAULT_TOLERANT", "relaunch", "tune_own_mpi"]
 
 # For Open MPI from this environment: without these, every start probes fabrics for more than a
 # second, and fault tolerance is dependable on this transport only. A site's MPI knows its fabric.
-TRANSPORT: Final = {
-    "OMPI_MCA_pml": "ob1",
-    "OMPI_MCA_btl": "self,sm,tcp",
-    "PRTE_MCA_state_base_recoverable": "1",  # also when a rank is lost that was spawned
-}
+TRANSPORT: Final = {"OMPI_MCA_pml": "ob1", "OMPI_MCA_btl": "self,sm,tcp"}
 FAULT_TOLERANT: Final = ("--with-ft", "ulfm")
+# For that Open MPI's mpirun: a job goes on also when a rank is lost that was spawned. Never for a
+# rank, since an mpirun in a task would have it too, and wait for the others when a rank crashes.
+RECOVERABLE: Final = {"PRTE_MCA_state_base_recoverable": "1"}
 
 # Open MPI 5 knows nothing of Grid Engine: it must be told how to start its daemons on other hosts.
 GRID_ENGINE: Final = ("--prtemca", "plm_ssh_agent", "qrsh -inherit -nostdin -V")
@@ -43,7 +43,7 @@ def tune_own_mpi() -> None:
 
 def relaunch(asked: Parallel, arguments: Sequence[str], around: LaunchEnvironment) -> NoReturn:
     """Run the same command as ranks of a launcher, and exit with their code."""
-    if NOTE in os.environ:
+    if RELAUNCHED in os.environ:
         raise LaunchError(
             f"started again with --parallel={asked}, but the new process is no part of an MPI "
             "world: mpirun and the MPI library that mpi4py loads do not belong together"
@@ -80,7 +80,7 @@ def _open_mpi_options(launcher: Launcher, ranks: int, around: LaunchEnvironment)
     options = [] if "--bind-to" in launcher.options else ["--bind-to", "none"]
     if launcher.tolerates_faults and FAULT_TOLERANT[0] not in launcher.options:
         options += FAULT_TOLERANT
-    hosts = os.environ.get("PE_HOSTFILE")
+    hosts = os.environ.get(GRID_ENGINE_HOSTS)
     if hosts:
         options += ["--hostfile", _open_mpi_hosts(Path(hosts)), *GRID_ENGINE]
     if ranks > max(around.tasks, around.slots, _cores() if around.slots == 1 else 1):
@@ -92,7 +92,7 @@ def launch_environment(launcher: Launcher, environ: Mapping[str, str]) -> dict[s
     """Environment of the launcher: the user's, completed where nothing is set."""
     environment = dict(environ)
     if launcher.is_open_mpi and is_own_mpi():
-        environment = {**TRANSPORT, **environment}
+        environment = {**TRANSPORT, **RECOVERABLE, **environment}
     if launcher.is_open_mpi and os.geteuid() == 0:
         environment.setdefault("OMPI_ALLOW_RUN_AS_ROOT", "1")
         environment.setdefault("OMPI_ALLOW_RUN_AS_ROOT_CONFIRM", "1")

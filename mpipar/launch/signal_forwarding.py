@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from mpipar.errors import CancelledError, RequeueError, StoppedError, UnavailableError
 from mpipar.runtime.process.environment import grace
+from mpipar.runtime.process.launcher_variables import RELAUNCHED
 from mpipar.runtime.process.signal_wakeup import nudged
 from mpipar.runtime.process.signals import ECHO_SECONDS, SIGNALS
 
@@ -32,9 +33,8 @@ if TYPE_CHECKING:
 
     from typing_extensions import Self
 
-__all__ = ["NOTE", "meant", "ordered", "supervise", "tell_begin", "tell_end"]
+__all__ = ["meant", "ordered", "supervise", "tell_begin", "tell_end"]
 
-NOTE: Final = "MPIPAR_RELAUNCHED"  # names the note; set for ranks of a launcher that we started
 BEGUN, CODE = "begun", "code"
 AFTER_GRACE: Final = 20.0  # seconds for rank 0 to write its verdict and to see the workers off
 BY_FORCE: Final = 10.0  # seconds from SIGTERM to SIGKILL
@@ -51,7 +51,7 @@ def supervise(command: Sequence[str], environment: Mapping[str, str]) -> int:
         try:
             launcher = subprocess.Popen(
                 command,
-                env={**environment, NOTE: str(note)},
+                env={**environment, RELAUNCHED: str(note)},
                 # Beside a shell that reads the same terminal, its input would be taken away.
                 stdin=subprocess.DEVNULL if os.isatty(0) else None,
                 start_new_session=True,  # the terminal's ^C is for this process alone
@@ -155,7 +155,7 @@ def ordered() -> signal.Signals | None:
 
 
 def _own_note() -> Path:
-    return Path(os.environ.get(NOTE, ""))
+    return Path(os.environ.get(RELAUNCHED, ""))
 
 
 def _add(note: Path, line: str) -> None:

@@ -13,8 +13,9 @@ from mpipar.launch.caches import make_scratch, use_scratch
 from mpipar.launch.launchers import check_library
 from mpipar.launch.mpirun import FAULT_TOLERANT, relaunch, tune_own_mpi
 from mpipar.launch.parallel import Parallel
-from mpipar.launch.signal_forwarding import NOTE, ordered, tell_begin, tell_end
+from mpipar.launch.signal_forwarding import ordered, tell_begin, tell_end
 from mpipar.launch.watchdog import bounded_start
+from mpipar.runtime.process.launcher_variables import RELAUNCHED
 from mpipar.runtime.process.signals import check, leave_to_rank_0
 
 if TYPE_CHECKING:
@@ -219,7 +220,7 @@ def _refuse_silently_serial(around: LaunchEnvironment, threads: int) -> None:
     given = around.tasks if around.tasks > 1 else around.slots
     if given <= 1 or (around.tasks == 1 and threads >= around.slots):
         return
-    if NOTE in os.environ:
+    if RELAUNCHED in os.environ:
         raise LaunchError(f"mpirun started one process only, not {given} ({around.evidence})")
     starter = "srun" if around.tasks > 1 else f"mpirun -n {given}"
     raise LaunchError(

@@ -12,7 +12,8 @@ import sys
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final
 
-from mpipar.runtime.process.environment import patience, wants_fault_tolerance
+from mpipar.runtime.process.environment import patience
+from mpipar.runtime.process.launcher_variables import wants_fault_tolerance
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -2,7 +2,9 @@
 
 import os as _os
 
-from mpipar.runtime.process.environment import wants_fault_tolerance as _wants_fault_tolerance
+from mpipar.runtime.process.launcher_variables import (
+    wants_fault_tolerance as _wants_fault_tolerance,
+)
 
 if _wants_fault_tolerance():
     # Read by mpi4py when it is imported. Where a rank may have died, MPI_Finalize can hang; and

@@ -21,7 +21,7 @@ from mpipar.runtime.loops import worker_loop
 from mpipar.runtime.machines.messages import Stop
 from mpipar.runtime.node_memory.sharing_transport import SharingTransport
 from mpipar.runtime.pool import Pool, stop_workers
-from mpipar.runtime.process.environment import calm_process, wants_fault_tolerance
+from mpipar.runtime.process.environment import calm_process
 from mpipar.runtime.process.exits import (
     end_job,
     flush_output,
@@ -30,6 +30,7 @@ from mpipar.runtime.process.exits import (
     kill_ranks,
     leave,
 )
+from mpipar.runtime.process.launcher_variables import wants_fault_tolerance
 from mpipar.runtime.process.signals import leave_to_rank_0
 from mpipar.runtime.transports.mpi_transport import MpiTransport
 

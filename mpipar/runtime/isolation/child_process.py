@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 
 from mpipar.runtime.isolation.child_main import SHOW_STACKS, TaskInput
 from mpipar.runtime.machines.caught_error import CaughtError
-from mpipar.runtime.process.environment import without_launcher
+from mpipar.runtime.process.launcher_variables import without_launcher
 from mpipar.runtime.wire.framing import FrameReader, pack
 
 if TYPE_CHECKING:

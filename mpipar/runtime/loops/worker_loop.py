@@ -31,8 +31,9 @@ from mpipar.runtime.machines.peer_timeouts import PeerTimeouts
 from mpipar.runtime.machines.report_interval import beat_seconds, first_report, report_seconds
 from mpipar.runtime.machines.worker import MOST_RESULTS, WorkerMachine
 from mpipar.runtime.node_memory.shared_arrays import memory_name
-from mpipar.runtime.process.environment import patience, wants_fault_tolerance
+from mpipar.runtime.process.environment import patience
 from mpipar.runtime.process.exits import kill_processes
+from mpipar.runtime.process.launcher_variables import wants_fault_tolerance
 from mpipar.runtime.transports.transport import UnsendableError
 
 if TYPE_CHECKING:

@@ -4,29 +4,20 @@ from __future__ import annotations
 
 import ctypes
 import os
-import re
 import sys
-from typing import TYPE_CHECKING
+from typing import Final
 
 from threadpoolctl import threadpool_limits
 
 from mpipar.errors import UsageError
 from mpipar.runtime.machines.messages import Knobs
 
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-PATIENCE_SECONDS = 120.0
-SWITCH_SECONDS = 5e-4
-GRACE_SECONDS = 3.0
-LAUNCHER = re.compile(
-    r"(OMPI_(?!ALLOW_RUN_AS_ROOT|MCA_(pml|btl)$)|OPAL_USER_PARAMS|PRTE_|PMIX?_|PMI2_|MPI_LOCALN?RANK"
-    r"|MPIPAR_RELAUNCHED$|HYD[IT]_|I_MPI_HYDRA|PALS_|ALPS_APP|MV2_COMM_WORLD|FLUX_(TASK|PMI)|SLURM_(PROCID$|LOCALID$"
-    r"|NODEID$|GTIDS$|TASK_PID$|STEP|NPROCS$|NTASKS$|PMI|SRUN_|LAUNCH_NODE|MPI_TYPE$))"
-)
-"""Variables by which a launcher tells a process its rank and where the others are."""
-MALLOC = {-3: 32 << 20, -1: 256 << 20}  # M_MMAP_THRESHOLD, M_TRIM_THRESHOLD
-FAULT_TOLERANCE = "OMPI_MCA_mpi_ft_enable"  # set for its ranks by `mpirun --with-ft ulfm`
+THREAD_VARIABLES: Final = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+"""Limits of the threads that a library for matrix products starts."""
+PATIENCE_SECONDS: Final = 120.0
+SWITCH_SECONDS: Final = 5e-4
+GRACE_SECONDS: Final = 3.0
+MALLOC: Final = {-3: 32 << 20, -1: 256 << 20}  # M_MMAP_THRESHOLD, M_TRIM_THRESHOLD
 
 
 def calm_process() -> None:
@@ -57,22 +48,6 @@ def keep_memory() -> None:
 def single_threaded_blas() -> None:
     """Limit every BLAS and OpenMP library that is loaded by now, for the life of the process."""
     threadpool_limits(limits=1)
-
-
-def wants_fault_tolerance(env: Mapping[str, str] = os.environ) -> bool:
-    """Whether this rank was started so that Open MPI goes on when a rank dies."""
-    return env.get(FAULT_TOLERANCE, "").lower() in {"1", "true", "yes", "enabled"}
-
-
-def without_launcher(env: Mapping[str, str]) -> dict[str, str]:
-    """Return what a process gets that is no rank: MPI in it finds that it is alone.
-
-    What configures an MPI stays (OMPI_ALLOW_RUN_AS_ROOT, OMPI_MCA_pml, OMPI_MCA_btl).
-    """
-    ours = ("MPI4PY_RC_FINALIZE", "MPI4PY_RC_THREAD_LEVEL") if wants_fault_tolerance(env) else ()
-    return {
-        name: value for name, value in env.items() if name not in ours and not LAUNCHER.match(name)
-    }
 
 
 def patience() -> float:

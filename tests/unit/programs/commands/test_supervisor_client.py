@@ -12,8 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from mpipar.programs.commands.command_environment import inherited, without_launcher
+from mpipar.programs.commands.command_environment import inherited
 from mpipar.programs.commands.supervisor_client import CommandOrder, SupervisorClient
+from mpipar.runtime.process.launcher_variables import without_launcher
 
 ROOT = Path(__file__).parents[4]
 SOON = 10.0

@@ -13,7 +13,6 @@ import pytest
 
 from mpipar.runtime.isolation.isolated_tasks import TaskChild
 from mpipar.runtime.machines.caught_error import StartFailedError
-from mpipar.runtime.process.environment import without_launcher
 from mpipar.runtime.stage import Task
 from tests.support.acts import Acts, tasks
 
@@ -220,19 +219,6 @@ def test_environment_is_that_of_a_process_alone(child_of, monkeypatch):
     assert environment["SLURM_JOB_ID"] == "17"
     assert on_interrupt is signal.SIG_IGN
     assert stdin == ""
-
-
-def test_what_tells_a_rank_is_taken_away_and_what_configures_an_mpi_stays():
-    away = {
-        "OMPI_COMM_WORLD_RANK", "OMPI_MCA_mpi_ft_enable", "PMIX_RANK", "PMIX_SERVER_URI2",
-        "PMI_FD", "PRTE_LAUNCHED", "MPI_LOCALRANKID", "MPI_LOCALNRANKS", "HYDI_CONTROL_FD",
-        "SLURM_STEP_ID", "SLURM_STEPID", "SLURM_NTASKS", "MPI4PY_RC_FINALIZE",
-    }  # fmt: skip
-    stay = {
-        "OMPI_ALLOW_RUN_AS_ROOT", "OMPI_MCA_pml", "OMPI_MCA_btl", "SLURM_JOB_ID",
-        "SLURM_CPUS_PER_TASK", "PATH", "MPIPAR_PATIENCE", "PMIC", "MY_PMI_RANK",
-    }  # fmt: skip
-    assert without_launcher(dict.fromkeys(away | stay, "1")).keys() == stay
 
 
 def test_child_loads_no_more_than_it_needs():
