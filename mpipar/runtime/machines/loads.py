@@ -69,6 +69,14 @@ class WorkerLoads(dict[int, WorkerLoad]):
         load.placed.difference_update(tasks)
         self._shift(rank, before)
 
+    def finish(self, rank: Rank, tasks: Iterable[int]) -> None:
+        """These tasks are held there: what they add to the sums is in the partial of the rank."""
+        load = self[rank]
+        before = len(load.placed)
+        load.placed.difference_update(tasks)
+        load.held.update(tasks)
+        self._shift(rank, before)
+
     def _shift(self, rank: Rank, before: int) -> None:
         after = len(self[rank].placed)
         if after != before:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from mpipar.runtime.machines.loads import WorkerLoads
 from mpipar.runtime.machines.messages import (
+    MASTER,
     POLICY,
     Claim,
     Granted,
@@ -117,15 +118,52 @@ class Scheduler:
             left -= len(shares[rank])
 
     def _place(self, rank: Rank, tasks: Sequence[Task], *, apart: bool = False) -> Send:
-        for task in tasks:
-            self.entries[task.id].move(TaskEvent.ASSIGNED, rank)
-        self.loads.book(rank, [task.id for task in tasks])
-        self._assigned(rank)
-        if tasks:
-            self.market.feed(rank)
+        self._book(TaskEvent.ASSIGNED, rank, [task.id for task in tasks])
         return Send(rank, Place(self.serial, tuple(tasks), apart))
 
+    # Booking
+
+    def _book(
+        self, event: TaskEvent, rank: Rank, tasks: Sequence[int], victim: Rank = MASTER
+    ) -> None:
+        """Enter one event of some tasks in all books: nothing else changes the state of a task.
+
+        The books are the tasks' own states, the loads, the victims and the count of finished tasks.
+
+        rank    the worker on which the tasks are, or come to
+        victim  of MOVED: the worker that had the tasks
+        """
+        for number in tasks:
+            self.entries[number].move(event, rank)
+        match event:
+            case TaskEvent.FINISHED:
+                self.loads.finish(rank, tasks)
+                self.market.note(rank, heard=True)
+                self.finished += len(tasks)
+            case TaskEvent.BANKED:
+                self.loads[rank].held.difference_update(tasks)
+            case TaskEvent.ASSIGNED:
+                self.loads.book(rank, tasks)
+                self._assigned(rank)
+                if tasks:
+                    self.market.feed(rank)
+            case TaskEvent.MOVED:
+                self.loads.unbook(victim, tasks)
+                self.loads.book(rank, tasks)
+                self.market.note(victim)
+                self._assigned(rank)
+            case TaskEvent.FAILED:
+                self.loads.unbook(rank, tasks)
+                self.market.note(rank)
+            case TaskEvent.RANK_LOST:
+                self.finished -= len(self.loads[rank].held)
+                self.market.lose(rank)
+                self.loads.lose(rank)
+            case TaskEvent.GIVEN_UP:
+                self.finished += len(tasks)
+
     def _assigned(self, rank: Rank) -> None:
+        """A worker is sent an assignment: some tasks, or none."""
         load = self.loads[rank]
         load.issued += 1
         load.dry = False
@@ -141,18 +179,11 @@ class Scheduler:
 
     def finish(self, rank: Rank, tasks: Sequence[int], seconds: float) -> list[Send]:
         """Tasks are done; their contributions are in the partial of `rank`."""
-        load = self.loads[rank]
-        for number in tasks:
-            self.entries[number].move(TaskEvent.FINISHED, rank)
-            if not self._sums:
-                self.entries[number].move(TaskEvent.BANKED, rank)
-        if self._sums:
-            load.held.update(tasks)
-        self.loads.unbook(rank, tasks)
         self.loads.count(rank, len(tasks), seconds)
-        self.market.note(rank, heard=True)
-        self.finished += len(tasks)
-        self._acquit(load)
+        self._book(TaskEvent.FINISHED, rank, tasks)
+        if not self._sums:
+            self._book(TaskEvent.BANKED, rank, tasks)
+        self._acquit(self.loads[rank])
         return self._deal_suspects(rank)
 
     def fail(self, rank: Rank, message: TaskFailed) -> list[Send]:
@@ -161,10 +192,8 @@ class Scheduler:
             self.stage_failure = message
             return []
         entry = self.entries[message.task]
-        entry.move(TaskEvent.FAILED, rank)
+        self._book(TaskEvent.FAILED, rank, [message.task])
         entry.failed_on += (rank,)
-        self.loads.unbook(rank, [message.task])
-        self.market.note(rank)
         self._acquit(self.loads[rank])
         if len(entry.failed_on) < self._policy.tries:
             again = self._assign_waiting([entry], apart=True)
@@ -183,9 +212,8 @@ class Scheduler:
     def _give_up(
         self, entry: TrackedTask, kind: str, text: str, traceback: str, ranks: tuple[Rank, ...]
     ) -> None:
-        entry.move(TaskEvent.GIVEN_UP, None)
-        self.finished += 1
         task = entry.task
+        self._book(TaskEvent.GIVEN_UP, ranks[-1], [task.id])
         self.failures.append(GivenUpTask(task.id, kind, text, traceback, ranks, task.block))
 
     def take_failures(self) -> list[GivenUpTask]:
@@ -203,23 +231,20 @@ class Scheduler:
             (granted if mine else refused).append(number)
         if thief != message.victim:
             self.market.raid(thief, None)
-            self._move(message.victim, thief, granted)
         sends = []
         if granted:
-            self._assigned(thief)
+            self._grant(thief, message.victim, granted)
             sends.append(Send(thief, Granted(self.serial, message.claim, tuple(granted))))
         if refused:
             sends.append(Send(thief, Refused(self.serial, message.claim, tuple(refused))))
         return sends + self._feed()
 
-    def _move(self, victim: Rank, thief: Rank, tasks: list[int]) -> None:
-        for number in tasks:
-            self.entries[number].move(TaskEvent.MOVED, thief)
-        if tasks:
-            self.loads.unbook(victim, tasks)
-            self.loads.book(thief, tasks)
-            self.market.note(victim)
-        self.steals += bool(tasks)
+    def _grant(self, thief: Rank, victim: Rank, tasks: list[int]) -> None:
+        if thief == victim:  # it claims back what it gave to a lost thief: nothing moves
+            self._assigned(thief)
+            return
+        self._book(TaskEvent.MOVED, thief, tasks, victim)
+        self.steals += 1
         self.stolen += len(tasks)
 
     def idle(self, rank: Rank, message: Idle) -> list[Send]:
@@ -257,13 +282,11 @@ class Scheduler:
 
     def rank_lost(self, rank: Rank) -> list[Send]:
         """Everything that was on a lost rank, contributions included, is to be done again."""
-        self.market.lose(rank)
-        load = self.loads.lose(rank)
-        back = [self.entries[number] for number in sorted(load.held)]
-        unfinished = [self.entries[number] for number in sorted(load.placed)]
-        for entry in (*back, *unfinished):
-            entry.move(TaskEvent.RANK_LOST, rank)
-        self.finished -= len(back)
+        load = self.loads[rank]
+        held, placed = sorted(load.held), sorted(load.placed)
+        self._book(TaskEvent.RANK_LOST, rank, [*held, *placed])
+        back = [self.entries[number] for number in held]
+        unfinished = [self.entries[number] for number in placed]
         waiting = len(self._suspects)
         for entry in unfinished:
             if load.overdue is None:
@@ -311,7 +334,7 @@ class Scheduler:
         for entry in entries if self.loads else ():
             others = (rank for rank in self.loads.by_need() if rank not in entry.failed_on)
             rank = next(others, next(self.loads.by_need()))
-            self.loads.book(rank, [entry.task.id])
+            self.loads.book(rank, [entry.task.id])  # so that the next choice counts this task
             shares.setdefault(rank, []).append(entry.task)
         return [self._place(rank, tasks, apart=apart) for rank, tasks in shares.items()]
 
@@ -329,6 +352,4 @@ class Scheduler:
     def bank(self) -> None:
         """The sum of all partials has arrived, or there is none to wait for."""
         for rank, load in self.loads.items():
-            for number in load.held:
-                self.entries[number].move(TaskEvent.BANKED, rank)
-            load.held.clear()
+            self._book(TaskEvent.BANKED, rank, list(load.held))

@@ -62,6 +62,7 @@ NEXT: Final = {
 }
 BY_OWNER: Final = frozenset({TaskEvent.FINISHED, TaskEvent.FAILED, TaskEvent.RANK_LOST})
 """Events that only the rank on which the task is can cause."""
+ON_A_RANK: Final = frozenset({TaskState.PLACED, TaskState.HELD, TaskState.DONE})
 
 
 @dataclass(slots=True)
@@ -73,9 +74,9 @@ class TrackedTask:
     rank: Rank | None = None  # owner if PLACED, holder if HELD
     failed_on: tuple[Rank, ...] = ()
     died_on: tuple[Rank, ...] = ()  # ranks that were lost while they had it
-    story: tuple[tuple[TaskEvent, Rank | None], ...] = ()
+    story: tuple[tuple[TaskEvent, Rank], ...] = ()
 
-    def move(self, event: TaskEvent, rank: Rank | None) -> None:
+    def move(self, event: TaskEvent, rank: Rank) -> None:
         """Make a transition, or raise ProtocolError and change nothing."""
         after = NEXT.get((self.state, event))
         if after is None or (event in BY_OWNER and rank != self.rank):
@@ -86,4 +87,4 @@ class TrackedTask:
             )
         self.story += ((event, rank),)
         self.state = after
-        self.rank = None if after is TaskState.WAITING else rank
+        self.rank = rank if after in ON_A_RANK else None
