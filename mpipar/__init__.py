@@ -13,12 +13,12 @@ __all__ = ["Executor", "__version__"]
 
 
 def __getattr__(name: str) -> object:
-    """Load the executor when it is first asked for: most commands never do."""
+    """Return `Executor`, which is imported only when it is asked for: most commands never do."""
     if name != "Executor":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from mpipar.interfaces.executor import executor
-    from mpipar.launch import interfaces
+    from mpipar.launch import interface_workers
 
-    interfaces.offer_own_workers()
+    interface_workers.use_own_workers()
     globals()[name] = executor.Executor
     return executor.Executor

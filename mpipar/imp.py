@@ -22,7 +22,7 @@ from mpipar.interfaces.imp_parallel.manager import (
     WorkerArray,
     _SGEPEWorker,
 )
-from mpipar.launch import interfaces as _interfaces
+from mpipar.launch import interface_workers as _interface_workers
 
 __all__ = [
     "Context",
@@ -45,4 +45,4 @@ __all__ = [
     "_SGEPEWorker",
 ]
 
-_interfaces.offer_own_workers()
+_interface_workers.use_own_workers()

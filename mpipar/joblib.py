@@ -1,6 +1,6 @@
-"""Makes the job's workers a backend of joblib: `joblib.parallel_config(backend="mpipar")`.
+"""The job's workers as a backend of joblib: `joblib.parallel_config(backend="mpipar")`.
 
-It is enough to import this module. See docs/executor.md.
+Importing this module registers the backend. See docs/executor.md.
 """
 
 from __future__ import annotations
@@ -8,9 +8,9 @@ from __future__ import annotations
 from joblib import register_parallel_backend
 
 from mpipar.interfaces.executor.joblib_backend import JoblibBackend
-from mpipar.launch import interfaces as _interfaces
+from mpipar.launch import interface_workers as _interface_workers
 
 __all__ = ["JoblibBackend"]
 
 register_parallel_backend("mpipar", JoblibBackend)
-_interfaces.offer_own_workers()
+_interface_workers.use_own_workers()

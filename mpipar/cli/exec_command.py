@@ -1,4 +1,4 @@
-"""`mpipar exec`."""
+"""`mpipar exec`: a Python script whose calls run on the workers of the job."""
 
 from __future__ import annotations
 
@@ -19,25 +19,23 @@ __all__ = ["COMMAND"]
 
 
 def run(request: Request) -> int:
-    """Run the script on rank 0, its calls on the others."""
+    """Run the script on rank 0, and its calls on the other ranks; return the exit code."""
     if not request.rest:
         raise UsageError("`mpipar exec` needs a script to run (`mpipar exec --help`)")
     settings = request.read(ExecSettings)
-    here = launch.start(request.around, settings.parallel, threads=1, arguments=request.words)
-    if here.rank > 0:
-        return here.serve()
-    return conduct(here, lambda: _run(request, settings, here), raised_at_once)
+    job = launch.start(request.around, settings.parallel, threads=1, arguments=request.words)
+    if job.rank > 0:
+        return job.serve()
+    return conduct(job, lambda: _run_script(request, settings, job), raised_at_once)
 
 
-def _run(request: Request, settings: ExecSettings, here: Launch) -> int:
-    from mpipar.interfaces.calls.registry import (
-        close_all,
-    )
-    from mpipar.launch.interfaces import offer_workers_of
+def _run_script(request: Request, settings: ExecSettings, job: Launch) -> int:
+    from mpipar.interfaces.calls.registry import close_all
+    from mpipar.launch.interface_workers import use_workers_of
 
     name, *arguments = request.rest
     program = module_program(name) if settings.module else file_program(name)
-    offer_workers_of(here, settings)
+    use_workers_of(job, settings)
     try:
         return run_program(program, arguments, lambda: close_all(drop=True))
     finally:

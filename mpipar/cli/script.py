@@ -23,10 +23,10 @@ INTERRUPTED: Final = 130
 
 
 class MainProgram:
-    """Code that is to be `__main__`, and what Python sets for it."""
+    """Code that is to run as `__main__`, and what Python sets for it."""
 
     def __init__(self, code: types.CodeType, file: str, folder: str, **names: Any) -> None:
-        """`names` are further names that the module starts with."""
+        """`names` are names that the module has from the beginning, besides those of Python."""
         self.code = code
         self.file = file  # also sys.argv[0]
         self.folder = folder  # sys.path[0]
@@ -74,7 +74,7 @@ def _spec(name: str) -> ModuleSpec | None:
 def run_program(
     program: MainProgram, arguments: Sequence[str], interrupted: Callable[[], None]
 ) -> int:
-    """Run it to its end, functions registered with atexit included; return its exit code.
+    """Run a program to its end, functions registered with atexit included; return its exit code.
 
     interrupted   called after ^C or a signal like it, before anything is waited for
     """
@@ -83,7 +83,7 @@ def run_program(
     sys.modules["__main__"] = main
     sys.argv[:] = [program.file, *arguments]
     sys.path[0] = program.folder
-    code = _outcome(program.code, main.__dict__)
+    code = _run_code(program.code, main.__dict__)
     if code in {INTERRUPTED, StoppedError.exit_code}:
         interrupted()
     for thread in threading.enumerate():
@@ -93,7 +93,7 @@ def run_program(
     return code
 
 
-def _outcome(code: types.CodeType, names: dict[str, Any]) -> int:
+def _run_code(code: types.CodeType, names: dict[str, Any]) -> int:
     """Run code; show its exception as Python would, and return the exit code that Python would."""
     try:
         exec(code, names)
@@ -108,10 +108,10 @@ def _outcome(code: types.CodeType, names: dict[str, Any]) -> int:
     except BaseException as error:
         sys.stdout.flush()
         trace = error.__traceback__
-        error.__traceback__ = trace and trace.tb_next  # without our own line, which is the first
+        error.__traceback__ = trace and trace.tb_next  # without the first line: that of `exec` here
         sys.excepthook(type(error), error, error.__traceback__)
         for found in (error, error.__cause__):
-            if isinstance(found, MpiparError):  # ours to name: no worker is left, for one
+            if isinstance(found, MpiparError):  # no worker is left, for example
                 return found.exit_code
         return INTERRUPTED if isinstance(error, KeyboardInterrupt) else 1
     return 0

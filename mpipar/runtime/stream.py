@@ -80,6 +80,11 @@ class Stream:
         """Whether the client has been told that it ended."""
         return not self._thread.is_alive()
 
+    @property
+    def is_current_thread(self) -> bool:
+        """Whether this is the thread in which the client is called."""
+        return threading.current_thread() is self._thread
+
     def snapshot(self) -> PoolStatistics:
         """Return how far it is; `total` counts the tasks supplied so far."""
         scheduler = self._run.scheduler

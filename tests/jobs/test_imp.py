@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from mpipar import imp
-from mpipar.interfaces.imp_parallel import sites
+from mpipar.interfaces.imp_parallel import worker_groups
 from tests.support import imp_tasks
 from tests.support.imp_tasks import Arguments, Deadly, Give, NotedSetup, Sleep
 
@@ -281,7 +281,7 @@ def test_last_worker_lost_is_told_and_the_task_stays(manager, tmp_path):
 
 @pytest.mark.crash
 def test_worker_that_hangs_is_given_up(manager, tmp_path, monkeypatch):
-    monkeypatch.setattr(sites, "SHORTEST_SILENCE", 3.0)
+    monkeypatch.setattr(worker_groups, "SHORTEST_SILENCE", 3.0)
     (tmp_path / "deaths").mkdir()
     manager.heartbeat_timeout = 3.0
     for _ in range(2):

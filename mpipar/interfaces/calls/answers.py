@@ -1,4 +1,4 @@
-"""What may become of a call."""
+"""What becomes of a call: its value, or why there is none."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 if TYPE_CHECKING:
     from mpipar.runtime.stage import GivenUpTask
 
-__all__ = ["Answer", "GaveUp", "Raised", "Returned", "SetupRaised", "WorkersGone"]
+__all__ = ["Answer", "CallFailure", "GivenUp", "Raised", "Returned", "SetupRaised", "WorkersGone"]
 
 
 class Returned(NamedTuple):
@@ -25,23 +25,24 @@ class Raised(NamedTuple):
 
 
 class SetupRaised(NamedTuple):
-    """The setup of the context raised on the worker that the call was given to."""
+    """The setup of the queue raised on the worker that was to make the call."""
 
     exception: BaseException
     traceback: str
     where: str
 
 
-class GaveUp(NamedTuple):
-    """The call could not be brought to an end: it took down too many workers, or took too long."""
+class GivenUp(NamedTuple):
+    """The call was given up: it took down too many workers, or took too long."""
 
     failure: GivenUpTask
 
 
 class WorkersGone(NamedTuple):
-    """The workers are gone."""
+    """No worker will make the call: all are lost or closed, or its queue has failed."""
 
     error: BaseException
 
 
-Answer: TypeAlias = Returned | Raised | SetupRaised | GaveUp | WorkersGone
+CallFailure: TypeAlias = Raised | SetupRaised | GivenUp | WorkersGone
+Answer: TypeAlias = Returned | CallFailure

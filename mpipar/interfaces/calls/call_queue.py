@@ -2,149 +2,104 @@
 
 from __future__ import annotations
 
+import threading
 from collections import deque
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING
 
-from mpipar.interfaces.calls.answers import Answer, WorkersGone
-from mpipar.interfaces.calls.batches import BatchSize, CallBatch, CallFeed, SingleCalls
+from mpipar.interfaces.calls.answers import WorkersGone
+from mpipar.interfaces.calls.batches import BatchSize, CallBatch
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
-
+    from mpipar.interfaces.calls.feeds import CallFeed
 
 __all__ = ["CallQueue"]
 
 
-class Router(Protocol):
-    """What a queue of calls needs of the router that it belongs to."""
-
-    @property
-    def workers(self) -> int:
-        """How many there are now."""
-        ...
-
-    def check(self) -> None:
-        """Raise what keeps new calls from being made."""
-        ...
-
-    def wake(self, queue: CallQueue, /) -> None:
-        """A queue may have something to send."""
-        ...
-
-    def forget(self, queue: CallQueue, /) -> None:
-        """A queue is closed and all its calls have been answered."""
-        ...
-
-
 class CallQueue:
-    """Calls that share a setup. Open one with `CallRouter.context`."""
+    """Calls that share a setup: feeds, and batches that must be sent again.
 
-    def __init__(self, crew: Router, number: int, *, has_setup: bool, limit: int | None) -> None:
+    The router (`CallRouter.open_queue`) makes and drives it. Only the methods that say so may be
+    used outside of the stream's thread.
+    """
+
+    def __init__(self, number: int, *, has_setup: bool, limit: int | None) -> None:
         self.number = number
-        self.block = number if has_setup else None
-        self.pace = BatchSize()
-        self._crew = crew
-        self.limit = limit  # bundles under way at once; None: any number
-        self._flying = 0  # bundles; or being made
-        self._again: deque[tuple[CallBatch, bool]] = deque()
+        self.block = number if has_setup else None  # the block with the setup
+        self.limit = limit  # batches under way at once; None: any number
+        self.batch_size = BatchSize()
+        self.closed = False  # whether no feed may be offered any more
+        self.finished = threading.Event()  # set by the router when the queue is over
         self._feeds: dict[CallFeed, None] = {}  # that may have calls, next first
-        self._singles = SingleCalls()
-        self._closing = False
-        self._error: BaseException | None = None  # what all calls are answered with
-
-    def submit(
-        self,
-        function: Callable[..., Any],
-        args: Sequence[Any] = (),
-        kwargs: Mapping[str, Any] | None = None,
-        *,
-        claim: Callable[[], bool],
-        done: Callable[[Answer], None],
-    ) -> None:
-        """Have a function called on some worker.
-
-        claim   asked right before the call goes there: False if it shall not, and be forgotten
-        done    told once what came of it, in the crew's thread
-        """
-        self._singles.put(claim, done, (function, args, kwargs or {}))
-        self.offer(self._singles)
+        self._again: deque[tuple[CallBatch, bool]] = deque()  # to be sent again; call by call?
+        self._under_way = 0  # batches that were taken and are not answered
+        self._error: BaseException | None = None  # with which all calls fail
+        self._lock = threading.Lock()  # held while a feed is asked, and not among the feeds
 
     def offer(self, feed: CallFeed) -> None:
-        """Take calls from this feed, from now on until it has none."""
-        if self._closing:
-            raise RuntimeError("the context is closed")
-        self._crew.check()
+        """Take calls from this feed, from now on until it has none. Any thread."""
         self._feeds[feed] = None
-        self._crew.wake(self)
 
-    def close(self) -> None:
-        """No more calls will come. Those that were made are answered; workers drop the setup."""
-        self._closing = True
-        self._forget_if_done()
+    @property
+    def is_over(self) -> bool:
+        """Whether the queue is closed or failed, and no call is left. Any thread."""
+        if not self.closed and self._error is None:
+            return False
+        with self._lock:
+            waiting = self._again or any(feed.waiting() for feed in list(self._feeds))
+            return not (waiting or self._under_way)
 
-    # Of the crew's thread
-
-    def take(self) -> CallBatch | None:
-        """Return the next bundle; None if there are no calls, or enough under way."""
-        if self._error is not None:  # and somebody has offered calls at that very moment
+    def take(self, workers: int) -> CallBatch | None:
+        """Return the next batch; None if there are no calls, or enough under way."""
+        if self._error is not None:  # a feed was offered at the moment of the failure
             self.fail(self._error)
             return None
-        if self.limit is not None and self._flying >= self.limit:
-            return None
-        self._flying += 1
-        bundle = self._take_again() if self._again else self._take_new()
-        if bundle is None:
-            self.landed()
-        return bundle
+        if self.limit is not None:
+            if self._under_way >= self.limit:
+                return None
+            workers = min(workers, self.limit)
+        with self._lock:
+            batch = self._take_again(workers) if self._again else self._take_new(workers)
+            self._under_way += batch is not None
+        return batch
 
-    def _take_again(self) -> CallBatch:
-        bundle, alone = self._again.popleft()
-        size = 1 if alone else self.pace.size(bundle.size, self._workers)
-        if bundle.size > size:
-            self._again.appendleft((bundle.part(size), alone))
-        return bundle.part(0, size)
+    def _take_again(self, workers: int) -> CallBatch:
+        batch, one_by_one = self._again.popleft()
+        size = 1 if one_by_one else self.batch_size.choose(batch.size, workers)
+        if batch.size > size:
+            self._again.appendleft((batch.part(size), one_by_one))
+        return batch.part(0, size)
 
-    def _take_new(self) -> CallBatch | None:
+    def _take_new(self, workers: int) -> CallBatch | None:
         while feeds := list(self._feeds):  # a copy, made at once: others may add to it meanwhile
             feed = feeds[0]
             del self._feeds[feed]
-            size = max(feed.chunk, self.pace.size(feed.waiting(), self._workers))
+            size = max(feed.chunk, self.batch_size.choose(feed.waiting(), workers))
             keys, calls = feed.take(size)
             if keys:
                 self._feeds[feed] = None  # behind the others
                 return CallBatch(feed, keys, calls)
         return None
 
-    @property
-    def _workers(self) -> int:
-        return min(self._crew.workers, self.limit or self._crew.workers) or 1
+    def send_again(self, batch: CallBatch, *, one_by_one: bool) -> None:
+        """Send the calls of a batch before any new ones; `one_by_one`: in a batch each."""
+        if batch.size:
+            self._again.append((batch, one_by_one))
 
-    def again(self, bundle: CallBatch, *, alone: bool) -> None:
-        """Send these calls once more; `alone`: each for itself."""
-        if bundle.size:
-            self._again.append((bundle, alone))
-
-    def landed(self) -> None:
-        """A bundle is answered."""
-        self._flying -= 1
-        self._forget_if_done()
-
-    def _forget_if_done(self) -> None:
-        waiting = self._again or any(feed.waiting() for feed in list(self._feeds))
-        over = self._closing or self._error is not None
-        if over and not (self._flying or waiting):  # workers may yet ask for the setup of others
-            self._crew.forget(self)
+    def batch_answered(self) -> None:
+        """Count one batch less under way: its calls are answered, or to be sent again."""
+        self._under_way -= 1
 
     def fail(self, error: BaseException) -> None:
-        """Answer all calls that wait, and that will come, with this error."""
-        self._error = error
-        bundles = [bundle for bundle, _ in self._again]
-        self._again.clear()
-        feeds, self._feeds = list(self._feeds), {}
-        bundles += [CallBatch(feed, *feed.take(feed.waiting())) for feed in feeds]
-        for bundle in bundles:
-            for key in bundle.keys:
-                bundle.feed.answered(key, WorkersGone(error))
-        for bundle in bundles:
-            bundle.feed.settle()
-        self._forget_if_done()
+        """Answer all calls that wait, and that will come, with this error. Any thread."""
+        with self._lock:
+            self._error = error
+            batches = [batch for batch, _ in self._again]
+            self._again.clear()
+            while self._feeds:
+                feed, _ = self._feeds.popitem()
+                batches.append(CallBatch(feed, *feed.take(feed.waiting())))
+        for batch in batches:
+            for key in batch.keys:
+                batch.feed.failed(key, WorkersGone(error))
+        for batch in batches:
+            batch.feed.notify_waiters()

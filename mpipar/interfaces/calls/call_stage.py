@@ -1,10 +1,10 @@
 """The stage that calls functions: what happens on a worker with the calls of a user.
 
-    crew: parcel of calls --Task--> CallStage.run: setup once, then each call
-    crew: answers <--Reply(kinds, pieces, where, seconds)----+
+    CallRouter: PackedCalls --Task--> CallStage.run: the setup once, then each call
+    CallRouter: answers <--BatchReply----+
 
-A context is a block, so that its setup reaches each worker once. Exceptions of the user are values
-here: the runtime retries what a lost worker took with it, never what raised.
+The setup of a queue is a block, so that it reaches each worker once. Exceptions of the user are
+values here: the runtime runs again what a lost worker took with it, never what raised.
 """
 
 from __future__ import annotations
@@ -16,75 +16,97 @@ import socket
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from mpipar.interfaces.calls.answers import Answer, Raised, Returned, SetupRaised
 from mpipar.interfaces.calls.pickling import (
-    Pieces,
-    UnreadableValue,
+    PickledObjects,
+    UnreadableObject,
     are_plain,
     is_of_main,
-    pack,
-    unpack_each,
-    whole,
+    object_or_raise,
+    pickle_each,
+    unpickle_each,
 )
 from mpipar.runtime.stage import Block, Stage, Task
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Mapping
+
     from numpy.typing import NDArray
 
     from mpipar.interfaces.calls.user_main import UserMain
 
-__all__ = [
-    "BatchReply",
-    "Call",
-    "CallStage",
-    "answers_of",
-    "is_in_task",
-    "setup_block",
-    "values_of",
-    "with_open",
-]
+__all__ = ["BatchReply", "CallStage", "is_in_call", "setup_block", "with_open_queues"]
 
-Call: TypeAlias = tuple[Callable[..., Any], Sequence[Any], Mapping[str, Any]]
-"""A function, its arguments, its keyword arguments."""
-
-RETURNED, RAISED, SETUP, MAIN = 0, 1, 2, 3
+RETURNED, RAISED, SETUP_RAISED, MAIN_RAISED = 0, 1, 2, 3
 DATA, ENDS, MARKS, PASSES, BUFFER = "data", "ends", "marks", "passes", "buffer"
 OPEN = "open"
-NOTHING: dict[str, Any] = {}
-_inside = threading.local()
+NO_KEYWORDS: dict[str, Any] = {}
+_thread = threading.local()
 
 
-def is_in_task() -> bool:
-    """Whether this thread is running a call of a user."""
-    return bool(getattr(_inside, "task", False))
+def is_in_call() -> bool:
+    """Whether this thread is making a call of a user."""
+    return bool(getattr(_thread, "in_call", False))
 
 
 class BatchReply(NamedTuple):
-    """What became of the calls of a bundle; of its first ones only, if they took too long."""
+    """What became of the calls of a batch; of its first calls only, if they took too long."""
 
-    kinds: bytes  # one for each call; a single SETUP or MAIN stands for all
-    pieces: Pieces  # values; (exception, traceback) of what raised
-    together: bool  # whether the one piece is the list of all values
-    where: str
+    kinds: bytes  # one for each call; a single SETUP_RAISED or MAIN_RAISED stands for all
+    pickled: PickledObjects  # the values; (exception, traceback) of a call that raised
+    together: bool  # whether one pickle is the list of all values
+    where: str  # host and process
     seconds: float
-    unsent: bool  # its arrays are still the worker's own
+    same_process: bool  # as that of the router: the arrays are still the worker's own
 
     def __reduce__(self) -> tuple[Any, ...]:
         return BatchReply, tuple(self)
 
+    def _objects(self) -> list[Any]:
+        return list(unpickle_each(self.pickled, copy=self.same_process))
+
+    def values(self) -> list[Any] | None:
+        """Return the values that the calls returned; None if some call has none."""
+        if any(self.kinds):
+            return None
+        objects = self._objects()
+        if self.together:
+            return list(objects[0])
+        return None if any(type(value) is UnreadableObject for value in objects) else objects
+
+    def answers(self, count: int) -> list[Answer]:
+        """Return what became of the calls of a batch of `count`, or of its first calls."""
+        objects = self._objects()
+        if self.kinds[0] in {SETUP_RAISED, MAIN_RAISED}:
+            failure = SetupRaised if self.kinds[0] == SETUP_RAISED else Raised
+            return [failure(*_error_of(objects[0]), self.where)] * count
+        return [
+            Returned(value)
+            if kind == RETURNED and not isinstance(value, UnreadableObject)
+            else Raised(*_error_of(value), self.where)
+            for kind, value in zip(self.kinds, objects, strict=True)
+        ]
+
+
+def _error_of(value: Any) -> tuple[BaseException, str]:
+    """Return exception and traceback of a call that raised, or whose value cannot be read here."""
+    if isinstance(value, UnreadableObject):
+        return value.error, "".join(traceback.format_exception(value.error))
+    error, text = value
+    return error, text
+
 
 def setup_block(setup: Callable[[], Any], *, passes_setup: bool) -> dict[str, NDArray[Any]]:
-    """Return the block of a context. Raises what pickling its setup raises.
+    """Return the block of a queue. Raises what pickling its setup raises.
 
     setup         run once on each worker
-    passes_setup  functions get what it returns before their own arguments
+    passes_setup  functions get what the setup returns before their own arguments
     """
-    (data, ends, marks, buffers), failed = pack([setup])
+    (data, ends, marks, buffers), failed = pickle_each([setup])
     for _, error in failed:
         raise error
     block: dict[str, NDArray[Any]] = {
@@ -98,54 +120,54 @@ def setup_block(setup: Callable[[], Any], *, passes_setup: bool) -> dict[str, ND
     return block
 
 
-def with_open(block: Block, numbers: Iterable[int]) -> dict[str, NDArray[Any]]:
-    """Return a block that also says which older contexts workers must keep."""
+def with_open_queues(block: Block, numbers: Iterable[int]) -> dict[str, NDArray[Any]]:
+    """Return a block that also says of which queues workers must keep the setup."""
     return {**block, OPEN: np.array(list(numbers), np.int64)}
 
 
-def _pieces_of(block: Block) -> Pieces:
+def _pickled_setup(block: Block) -> PickledObjects:
     count = sum(name.startswith(BUFFER) for name in block)
     buffers = tuple(block[f"{BUFFER}{number}"] for number in range(count))
     ends, marks = tuple(block[ENDS].tolist()), tuple(block[MARKS].tolist())
     return block[DATA].tobytes(), ends, marks, buffers
 
 
-class _WorkerContexts:
-    """One worker's state: the user's main module, and the contexts that were set up here."""
+class _WorkerSetups:
+    """The state of one worker: the user's main module, and the setups that were run here."""
 
     def __init__(self, main: UserMain) -> None:
         self.main = main
         self.where = f"{socket.gethostname()} (process {os.getpid()})"
         self._lock = threading.RLock()
-        self._prefixes: dict[int, tuple[Any, ...] | _CaughtException] = {}
+        self._arguments: dict[int, tuple[Any, ...] | _CaughtException] = {}  # by queue
         main.extend_search()
 
-    def prefix(self, context: int, block: Block | None) -> tuple[Any, ...] | _CaughtException:
-        """What functions get before their own arguments; set up now if that was not done yet."""
+    def arguments(self, queue: int, block: Block | None) -> tuple[Any, ...] | _CaughtException:
+        """Return what functions get before their own arguments; run the setup if it was not yet."""
         if block is None:
             return ()
         with self._lock:  # the other threads of this worker wait for the setup
-            if context not in self._prefixes:
+            if queue not in self._arguments:
                 kept = set(block[OPEN].tolist())
-                for other in list(self._prefixes):
-                    if other < context and other not in kept:
-                        del self._prefixes[other]
-                self._prefixes[context] = self._set_up(block)
-            return self._prefixes[context]
+                for other in list(self._arguments):
+                    if other < queue and other not in kept:
+                        del self._arguments[other]
+                self._arguments[queue] = self._run_setup(block)
+            return self._arguments[queue]
 
-    def _set_up(self, block: Block) -> tuple[Any, ...] | _CaughtException:
+    def _run_setup(self, block: Block) -> tuple[Any, ...] | _CaughtException:
         try:
-            (setup,) = self.read(_pieces_of(block), own=True)
-            made = whole(setup)()
-            return tuple(made) if block[PASSES].item() else ()
-        except BaseException as error:  # also SystemExit: it is an answer, not our end
+            (setup,) = self.unpickle(_pickled_setup(block), copy=True)
+            result = object_or_raise(setup)()
+            return tuple(result) if block[PASSES].item() else ()
+        except BaseException as error:  # also SystemExit: the calls fail, and the worker goes on
             return _CaughtException(error)
 
-    def read(self, pieces: Pieces, *, own: bool) -> Iterator[Any]:
-        """Return the objects; after the user's main module has been run, if they may need it."""
-        if is_of_main(pieces):
+    def unpickle(self, pickled: PickledObjects, *, copy: bool) -> Iterator[Any]:
+        """Return the objects; first run the user's main module, if they may need it."""
+        if is_of_main(pickled):
             self.main.load()
-        return unpack_each(pieces, own=own)
+        return unpickle_each(pickled, copy=copy)
 
 
 class _CaughtException:
@@ -156,10 +178,10 @@ class _CaughtException:
         self.error = error.with_traceback(None)
 
     def picklable(self) -> tuple[BaseException, str]:
-        """Return the exception and its traceback, or what says why the exception cannot travel."""
+        """Return the exception, or an error that says why it cannot be pickled; its traceback."""
         try:
             pickle.loads(pickle.dumps(self.error))
-        except Exception as error:  # any: it runs the user's code
+        except Exception as error:  # any: it comes from the user's code
             what = f"{type(self.error).__name__}: {self.error}"
             text = f"{what} (the exception itself cannot be pickled: {error})"
             return pickle.PicklingError(text), self.text
@@ -172,100 +194,68 @@ class CallStage(Stage):
     def __init__(self, main: UserMain) -> None:
         self.main = main
 
-    def start(self, shared: Mapping[str, Any]) -> _WorkerContexts:
+    def start(self, shared: Mapping[str, Any]) -> _WorkerSetups:
         del shared
-        return _WorkerContexts(self.main)
+        return _WorkerSetups(self.main)
 
-    def run(self, task: Task, block: Block | None, state: _WorkerContexts) -> BatchReply:
-        context, patience, count, together, pieces = task.payload
+    def run(self, task: Task, block: Block | None, state: _WorkerSetups) -> BatchReply:
+        queue, longest, count, together, pickled = task.payload
+        same_process = self.main.is_this_process
         start = time.perf_counter()
-        _inside.task = True
+        _thread.in_call = True
         try:
-            prefix = state.prefix(context, block)
-            if isinstance(prefix, _CaughtException):
-                kinds, made = bytearray([SETUP]), [prefix]
+            first = state.arguments(queue, block)
+            if isinstance(first, _CaughtException):
+                kinds, results = bytearray([SETUP_RAISED]), [first]
             else:
-                objects = state.read(pieces, own=self.main.is_here)
-                start = time.perf_counter()  # of the calls: setup and main module count once only
+                objects = state.unpickle(pickled, copy=same_process)
+                start = time.perf_counter()  # setup and main module do not count as calls
                 functions = list(itertools.islice(objects, count))
-                calls = ((0, each, NOTHING) for each in next(objects)) if together else objects
-                kinds, made = _perform(prefix, functions, calls, start + patience)
+                calls = ((0, each, NO_KEYWORDS) for each in next(objects)) if together else objects
+                kinds, results = _make_calls(first, functions, calls, start + longest)
         except BaseException as error:  # the user's main module cannot be run here
-            kinds, made = bytearray([MAIN]), [_CaughtException(error)]
+            kinds, results = bytearray([MAIN_RAISED]), [_CaughtException(error)]
         finally:
-            _inside.task = False
-        pieces, together = _pack_made(kinds, made)  # which may change the kinds
+            _thread.in_call = False
+        pickled, together = _pickle_results(kinds, results)  # which may change the kinds
         seconds = time.perf_counter() - start
-        return BatchReply(bytes(kinds), pieces, together, state.where, seconds, self.main.is_here)
+        return BatchReply(bytes(kinds), pickled, together, state.where, seconds, same_process)
 
 
-def _perform(
-    prefix: tuple[Any, ...], functions: list[Any], calls: Iterable[Any], until: float
+def _make_calls(
+    first: tuple[Any, ...], functions: list[Any], calls: Iterable[Any], until: float
 ) -> tuple[bytearray, list[Any]]:
-    """Make the calls, as many as there is time for; return their kinds and what came of them."""
-    kinds, made = bytearray(), list[Any]()
+    """Make calls until that time, one at least; return their kinds and values or exceptions."""
+    kinds, results = bytearray(), list[Any]()
     for call in calls:
         try:
-            function, arguments, keywords = whole(call)
+            function, arguments, keywords = object_or_raise(call)
             if type(function) is int:
-                function = whole(functions[function])
-            made.append(function(*prefix, *arguments, **keywords))
+                function = object_or_raise(functions[function])
+            results.append(function(*first, *arguments, **keywords))
             kinds.append(RETURNED)
-        except BaseException as error:  # SystemExit, too, is what became of this call
-            made.append(_CaughtException(error))
+        except BaseException as error:  # also SystemExit: the call fails, and the worker goes on
+            results.append(_CaughtException(error))
             kinds.append(RAISED)
         if time.perf_counter() > until:
             break
-    return kinds, made
+    return kinds, results
 
 
-def _pack_made(kinds: bytearray, made: list[Any]) -> tuple[Pieces, bool]:
-    """Pickle what came of the calls; a result that cannot be becomes the error that says so.
+def _pickle_results(kinds: bytearray, results: list[Any]) -> tuple[PickledObjects, bool]:
+    """Pickle the results of calls; a value that cannot be pickled becomes the error that says so.
 
-    returns   pieces, and whether the one piece is the list of all values
+    returns   the pickles, and whether one pickle is the list of all values
     """
-    if are_plain(made):
-        return pack([made])[0], True
+    if are_plain(results):
+        return pickle_each([results])[0], True
     for position, kind in enumerate(kinds):
         if kind != RETURNED:
-            made[position] = made[position].picklable()
-    pieces, failed = pack(made)
+            results[position] = results[position].picklable()
+    pickled, failed = pickle_each(results)
     if failed:
         for position, error in failed:
             kinds[position] = RAISED
-            made[position] = _CaughtException(error).picklable()
-        pieces, _ = pack(made)
-    return pieces, False
-
-
-def values_of(reply: BatchReply) -> list[Any] | None:
-    """Return the values that the calls returned, if each of them did."""
-    if any(reply.kinds):
-        return None
-    found = list(unpack_each(reply.pieces, own=reply.unsent))
-    if reply.together:
-        return list(found[0])
-    return None if any(type(value) is UnreadableValue for value in found) else found
-
-
-def answers_of(reply: BatchReply, count: int) -> list[Answer]:
-    """Return what became of the calls of a bundle of `count`, or of its first ones."""
-    where = reply.where
-    found = list(unpack_each(reply.pieces, own=reply.unsent))
-    if reply.kinds[0] in {SETUP, MAIN}:
-        told = SetupRaised if reply.kinds[0] == SETUP else Raised
-        return [told(*_pair(found[0]), where)] * count
-    return [
-        Returned(made)
-        if kind == RETURNED and not isinstance(made, UnreadableValue)
-        else Raised(*_pair(made), where)
-        for kind, made in zip(reply.kinds, found, strict=True)
-    ]
-
-
-def _pair(made: Any) -> tuple[BaseException, str]:
-    """Exception and traceback, also of a value that cannot be read back here."""
-    if isinstance(made, UnreadableValue):
-        return made.error, "".join(traceback.format_exception(made.error))
-    error, text = made
-    return error, text
+            results[position] = _CaughtException(error).picklable()
+        pickled, _ = pickle_each(results)
+    return pickled, False

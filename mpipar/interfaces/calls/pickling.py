@@ -1,7 +1,7 @@
-"""Python objects as bytes: many small pickles in one, with the memory of arrays beside them.
+"""Python objects as bytes: many small pickles in a row, with the memory of arrays beside them.
 
-Each object is pickled for itself, so that one that cannot be pickled, or read back, costs no other,
-and no two of them come to share a list. Arrays are never copied into a pickle.
+Each object is pickled for itself. So an object that cannot be pickled, or read back, harms no
+other, and no two objects come to share a list. Arrays are never copied into a pickle.
 """
 
 from __future__ import annotations
@@ -18,26 +18,35 @@ from mpipar.runtime.wire.codec import reduce_array
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
-__all__ = ["Pieces", "UnreadableValue", "are_plain", "is_of_main", "pack", "unpack_each", "whole"]
+__all__ = [
+    "PickledObjects",
+    "UnreadableObject",
+    "are_plain",
+    "is_of_main",
+    "object_or_raise",
+    "pickle_each",
+    "unpickle_each",
+]
 
-Pieces: TypeAlias = tuple[bytes, tuple[int, ...], tuple[int, ...], tuple[Any, ...]]
-"""Pickles in a row; where each ends; which buffer is each one's last; the buffers."""
+PickledObjects: TypeAlias = tuple[bytes, tuple[int, ...], tuple[int, ...], tuple[Any, ...]]
+"""Pickles in a row; the end of each in there; how many buffers there are up to it; the buffers.
 
+The third is empty if there are no buffers."""
 
 PLAIN: Final = frozenset({type(None), bool, int, float, complex, str, bytes})
 
 
 class _Reducers(dict[type, Any]):
-    """How types are taken apart: arrays as below, all others as everywhere."""
+    """How types are pickled: arrays as below, all others as the standard library does."""
 
     def __missing__(self, kind: type) -> Any:
         return copyreg.dispatch_table[kind]
 
 
 def _reduce_array(array: Any) -> Any:
-    """Make it writable first, because what is read back from a read-only buffer is read-only, too.
+    """Pickle an array so that what is read back can be written to, as after any other pickling.
 
-    Elsewhere an array that was pickled and read back can be written to.
+    A read-only array is copied first: an array over a read-only buffer would be read-only.
     """
     flags = array.flags
     if flags.forc and not flags.writeable and not array.dtype.hasobject:
@@ -49,10 +58,12 @@ class _CallPickler(pickle.Pickler):
     dispatch_table = _Reducers({np.ndarray: _reduce_array})
 
 
-def pack(objects: Iterable[Any]) -> tuple[Pieces, list[tuple[int, Exception]]]:
-    """Pickle each object; return the pieces of those that could be, and the others' errors.
+def pickle_each(
+    objects: Iterable[Any],
+) -> tuple[PickledObjects, list[tuple[int, Exception]]]:
+    """Pickle each object for itself.
 
-    returns   pieces, [(position among the objects, error)]; what failed is not in the pieces
+    returns   the pickles of those that could be pickled; [(position, error)] of the others
     """
     stream, buffers = io.BytesIO(), list[pickle.PickleBuffer]()
     pickler = _CallPickler(stream, 5, buffer_callback=buffers.append)
@@ -79,39 +90,32 @@ def are_plain(values: Iterable[Any]) -> bool:
     return PLAIN.issuperset(map(type, values))
 
 
-def unpack_each(pieces: Pieces, *, own: bool) -> Iterator[Any]:
-    """Return the objects again, one by one; instead of one that cannot be read, its exception.
+def unpickle_each(pickled: PickledObjects, *, copy: bool) -> Iterator[Any]:
+    """Yield the objects again; an UnreadableObject for an object that cannot be read back.
 
-    own   copy the arrays' memory: for pieces that were not sent, but still are the packer's
+    copy   copy the memory of arrays: for pickles that were not sent, but are still the pickler's
     """
-    data, ends, marks, buffers = pieces
+    data, ends, marks, buffers = pickled
     view, begin, first = memoryview(data), 0, 0
     for position, end in enumerate(ends):
         last = marks[position] if marks else 0
-        mine: Sequence[Any] = buffers[first:last]
-        if mine:
-            mine = [_writable(buffer, own=own) for buffer in mine]
+        own: Sequence[Any] = buffers[first:last]
+        if own:
+            own = [_writable(buffer, copy=copy) for buffer in own]
         try:
-            yield pickle.loads(view[begin:end], buffers=mine)
-        except Exception as error:  # any: it runs the user's code
-            yield UnreadableValue(error)
+            yield pickle.loads(view[begin:end], buffers=own)
+        except Exception as error:  # any: it comes from the user's code
+            yield UnreadableObject(error)
         begin, first = end, last
 
 
-def _writable(buffer: Any, *, own: bool) -> Any:
-    """An unpickled array can be written to, whatever the pickled one was."""
-    return bytearray(buffer) if own or memoryview(buffer).readonly else buffer
+def _writable(buffer: Any, *, copy: bool) -> Any:
+    """Return the memory of an array that may be written to, whatever the pickled array was."""
+    return bytearray(buffer) if copy or memoryview(buffer).readonly else buffer
 
 
-def whole(found: Any) -> Any:
-    """Return an object that `unpack_each` gave; raise what kept it from being read, if it was."""
-    if isinstance(found, UnreadableValue):
-        raise found.error
-    return found
-
-
-class UnreadableValue:
-    """What stands for an object that could not be read back."""
+class UnreadableObject:
+    """The place of an object that could not be read back."""
 
     __slots__ = ("error",)
 
@@ -119,6 +123,13 @@ class UnreadableValue:
         self.error = error
 
 
-def is_of_main(pieces: Pieces) -> bool:
-    """Whether reading them may need the user's main module."""
-    return b"__main__" in pieces[0] or b"__mp_main__" in pieces[0]
+def object_or_raise(found: Any) -> Any:
+    """Return an object that `unpickle_each` gave; raise the error of an UnreadableObject."""
+    if isinstance(found, UnreadableObject):
+        raise found.error
+    return found
+
+
+def is_of_main(pickled: PickledObjects) -> bool:
+    """Whether reading the objects may need the user's main module."""
+    return b"__main__" in pickled[0] or b"__mp_main__" in pickled[0]

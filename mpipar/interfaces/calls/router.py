@@ -1,10 +1,10 @@
-"""The workers of this process's job, as everything in `interfaces/` uses them.
+"""The router of calls: it brings the calls of all queues to the workers of one pool, and back.
 
-    Executor, Context.submit --feeds--> Context --bundles--> Crew --supply--> Stream --> workers
-    futures, results <--answers-- Crew <--deliver-- Stream
+    feed --take--> CallQueue --batches--> CallRouter --supply--> Stream --> CallStage on a worker
+    feed <--returned, failed------------- CallRouter <--deliver-- Stream <-- BatchReply
 
-A crew is one long-lived stream of one stage. Its users never wait for each other: each context has
-its turn when a worker has room.
+The router has one long-lived stream, of one stage. The queues have their turn one after the other
+when a worker has room, so none waits for the calls of another.
 """
 
 from __future__ import annotations
@@ -18,17 +18,10 @@ from typing import TYPE_CHECKING, Any
 
 from mpipar.errors import UsageError
 from mpipar.interfaces.calls import user_main
-from mpipar.interfaces.calls.answers import GaveUp, Raised, WorkersGone
-from mpipar.interfaces.calls.batches import PATIENCE_SECONDS, CallBatch, CallFeed, pack_calls
+from mpipar.interfaces.calls.answers import GivenUp, Raised, Returned, WorkersGone
+from mpipar.interfaces.calls.batches import LONGEST_BATCH_SECONDS, CallBatch, pack_calls
 from mpipar.interfaces.calls.call_queue import CallQueue
-from mpipar.interfaces.calls.call_stage import (
-    BatchReply,
-    CallStage,
-    answers_of,
-    setup_block,
-    values_of,
-    with_open,
-)
+from mpipar.interfaces.calls.call_stage import BatchReply, CallStage, setup_block, with_open_queues
 from mpipar.runtime.stage import Policy, Task
 
 if TYPE_CHECKING:
@@ -36,6 +29,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from mpipar.interfaces.calls.feeds import CallFeed
     from mpipar.runtime.pool import Pool
     from mpipar.runtime.stream import Stream
 
@@ -43,63 +37,82 @@ __all__ = ["CallRouter"]
 
 
 class CallRouter:
-    """The workers of one pool; used by any number of contexts at once, from any thread."""
+    """Brings calls to the workers of one pool; for any number of queues, from any thread."""
 
     def __init__(self, pool: Pool, policy: Policy) -> None:
-        """`policy` is that of contexts which do not ask for another."""
+        """`policy` is that of queues which do not ask for another."""
         self._pool = pool
         self._policy = policy
-        self._opening = threading.Lock()  # held by who opens a context or closes the crew
-        self._lock = threading.Condition()
-        self._contexts: dict[int, CallQueue] = {}  # open, or with calls on their way
+        self._open_lock = threading.Lock()  # held while a queue is opened or the router closed
+        self._lock = threading.Condition()  # of the five dicts; notified when calls are answered
+        self._queues: dict[int, CallQueue] = {}  # not over
         self._ready: dict[int, CallQueue] = {}  # may have something to send
-        self._flying: dict[int, tuple[CallQueue, CallBatch]] = {}
-        self._blocks: dict[int, dict[str, NDArray[Any]]] = {}
-        self._numbers = itertools.count()
-        self._tasks = itertools.count()
-        self._touched: dict[CallFeed, None] = {}
+        self._setup_blocks: dict[int, dict[str, NDArray[Any]]] = {}
+        self._under_way: dict[int, tuple[CallQueue, CallBatch]] = {}  # by task
+        self._answered_feeds: dict[CallFeed, None] = {}  # whose waiters are not notified yet
+        self._queue_numbers = itertools.count()
+        self._task_numbers = itertools.count()
         self._supplying = False
         self._closed = False
         self._error: BaseException | None = None
         self._stream: Stream | None = None
-        self._running: Policy | None = None
+        self._stream_policy: Policy | None = None
         pool.serve(self)
 
     @property
     def workers(self) -> int:
-        """How many there are now."""
+        """How many workers there are now."""
         return self._pool.workers
 
     @property
-    def description(self) -> str:
-        """Who they are, in a few words."""
-        return self._pool.description
+    def is_delivering(self) -> bool:
+        """Whether this thread brings the answers, and so must not wait for one."""
+        return self._stream is not None and self._stream.is_current_thread
 
-    def context(
+    # Of any thread
+
+    def open_queue(
         self,
-        startup: Callable[[], Any] | None = None,
+        setup: Callable[[], Any] | None = None,
         *,
         passes_setup: bool = False,
         limit: int | None = None,
-        **words: Any,
+        **policy: Any,
     ) -> CallQueue:
-        """Open a context: calls that share a setup.
+        """Open a queue of calls that share a setup.
 
-        startup       run at most once on each worker, before its first call
-        passes_setup  functions get what it returns, a sequence, before their own arguments
-        limit         calls under way at once
-        words         of `Policy`: tries, deaths, timeout, isolate
+        setup         run at most once on each worker, before its first call of the queue
+        passes_setup  functions get what the setup returns, a sequence, before their own arguments
+        limit         batches under way at once
+        policy        of `Policy`: tries, deaths, timeout, isolate
         """
-        block = None if startup is None else setup_block(startup, passes_setup=passes_setup)
-        with self._opening:
+        block = None if setup is None else setup_block(setup, passes_setup=passes_setup)
+        with self._open_lock:
             self.check()
-            self._start(replace(self._policy, **words))
-            context = CallQueue(self, next(self._numbers), has_setup=block is not None, limit=limit)
+            self._start(replace(self._policy, **policy))
+            number = next(self._queue_numbers)
+            queue = CallQueue(number, has_setup=block is not None, limit=limit)
             with self._lock:
-                self._contexts[context.number] = context
+                self._queues[number] = queue
                 if block is not None:
-                    self._blocks[context.number] = block
-            return context
+                    self._setup_blocks[number] = block
+            return queue
+
+    def _start(self, policy: Policy) -> None:
+        """Have a stream of that policy."""
+        if self._stream is not None:
+            if policy == self._stream_policy:
+                return
+            if self._queues:
+                raise UsageError(
+                    "contexts and executors that are open at once on the same workers must agree "
+                    f"on isolate, tries, deaths and timeout: {self._stream_policy} is open, not "
+                    f"{policy}"
+                )
+            self._stream.close()
+        main = user_main.UserMain.here()
+        self._stream_policy = policy
+        self._stream = self._pool.stream(CallStage(main), {}, self, policy=policy)
 
     def check(self) -> None:
         """Raise what keeps new calls from being made."""
@@ -108,24 +121,42 @@ class CallRouter:
         if self._closed:
             raise RuntimeError("cannot schedule new futures after interpreter shutdown")
 
-    def _start(self, policy: Policy) -> None:
-        """Have a stream of that policy."""
-        if self._stream is not None:
-            if policy == self._running:
-                return
-            if self._contexts:
-                raise UsageError(
-                    "contexts and executors that are open at once on the same workers must agree "
-                    f"on isolate, tries, deaths and timeout: {self._running} is open, not {policy}"
-                )
-            self._stream.close()
-        main = user_main.UserMain.here()
-        self._running = policy
-        self._stream = self._pool.stream(CallStage(main), {}, self, policy=policy)
+    def offer(self, queue: CallQueue, feed: CallFeed) -> None:
+        """Have the calls of a feed made, from now on until it has none."""
+        if queue.closed:
+            raise RuntimeError("the context is closed")
+        self.check()
+        queue.offer(feed)
+        with self._lock:
+            if queue.number in self._ready:
+                return  # the stream was notified, and has not asked this queue yet
+            self._ready[queue.number] = queue
+        if self._error is not None:
+            self.fail_queue(queue, self._error)
+        elif self._stream is not None:
+            self._stream.notify()
+
+    def close_queue(self, queue: CallQueue) -> None:
+        """Take no more calls. Those that were taken are answered; then workers drop the setup."""
+        queue.closed = True
+        self.release(queue)
+
+    def fail_queue(self, queue: CallQueue, error: BaseException) -> None:
+        """Answer all calls that wait in a queue, and that will come, with this error."""
+        queue.fail(error)
+        self.release(queue)
+
+    def release(self, queue: CallQueue) -> None:
+        """Forget a queue if it is over: until then a worker may ask for its setup."""
+        if queue.is_over:
+            with self._lock:
+                self._queues.pop(queue.number, None)
+                self._setup_blocks.pop(queue.number, None)
+            queue.finished.set()
 
     def close(self, *, drop: bool = False) -> None:
         """Let the workers go, after all calls have been answered; or `drop` those calls."""
-        with self._opening:
+        with self._open_lock:
             if self._closed:
                 return
             self._closed = True
@@ -139,138 +170,131 @@ class CallRouter:
 
     @property
     def _is_quiet(self) -> bool:
-        return not (self._ready or self._flying or self._supplying)
-
-    # Of contexts
-
-    def wake(self, context: CallQueue) -> None:
-        """A context may have something to send."""
-        with self._lock:
-            if context.number in self._ready:
-                return  # the stream has been told, and has not come for it yet
-            self._ready[context.number] = context
-        if self._error is not None:
-            context.fail(self._error)
-        elif self._stream is not None:
-            self._stream.notify()
-
-    def forget(self, context: CallQueue) -> None:
-        """A context is closed and all its calls have been answered."""
-        with self._lock:
-            self._contexts.pop(context.number, None)
-            self._blocks.pop(context.number, None)
+        return not (self._ready or self._under_way or self._supplying)
 
     # Of the pool's reader
 
     def read(self, block: int) -> dict[str, NDArray[Any]]:
-        """Return what sets up a context on a worker."""
+        """Return the block that sets up a queue on a worker; without a setup if it is released.
+
+        A worker may have asked for the block of a task that another worker has finished.
+        """
         with self._lock:
-            # A closed context's may still be asked for: it was fetched for a task that went away.
-            return with_open(self._blocks.get(block, {}), self._blocks)
+            return with_open_queues(self._setup_blocks.get(block, {}), self._setup_blocks)
 
     # Of the stream
 
     def supply(self, limit: int) -> Sequence[Task]:
-        """Bundle calls of the contexts in turn."""
+        """Return up to `limit` tasks, each a batch of calls, of the queues in turn."""
         tasks = list[Task]()
         with self._lock:
             self._supplying = True
         try:
-            while len(tasks) < limit and (context := self._next()) is not None:
-                bundle = context.take()
-                if bundle is None:
+            while len(tasks) < limit and (queue := self._next_ready()) is not None:
+                batch = queue.take(self.workers or 1)
+                if batch is None:
+                    self.release(queue)
                     continue
                 with self._lock:
-                    self._ready[context.number] = context  # behind the others
-                tasks += self._task_of(context, bundle)
+                    self._ready[queue.number] = queue  # behind the others
+                tasks += self._task_of(queue, batch)
         finally:
             with self._lock:
                 self._supplying = False
                 self._lock.notify_all()
-        self._settle()
+        self._notify_waiters()
         return tasks
 
-    def _next(self) -> CallQueue | None:
+    def _next_ready(self) -> CallQueue | None:
         with self._lock:
             number = next(iter(self._ready), None)
             return None if number is None else self._ready.pop(number)
 
-    def _task_of(self, context: CallQueue, bundle: CallBatch) -> list[Task]:
-        """Make a task of calls; none if they cannot be pickled."""
-        parcel, failed = pack_calls(bundle.calls)
-        self._touched[bundle.feed] = None
-        for at, error in failed:
-            bundle.feed.answered(bundle.keys[at], Raised(error, "", "here, before it was sent"))
+    def _task_of(self, queue: CallQueue, batch: CallBatch) -> list[Task]:
+        """Make a task of a batch; none if no call of it can be pickled."""
+        packed, failed = pack_calls(batch.calls)
         if failed:
-            bundle = bundle.without({at for at, _ in failed})
-        if not bundle.size:
-            context.landed()
-            return []
-        patience = math.inf if bundle.size <= bundle.feed.chunk else PATIENCE_SECONDS
-        task = next(self._tasks)
-        self._flying[task] = context, bundle
-        payload = context.number, patience, parcel.functions, parcel.together, parcel.pieces
-        return [Task(task, context.block, payload)]
+            self._answered_feeds[batch.feed] = None
+            for position, error in failed:
+                failure = Raised(error, "", "here, before it was sent")
+                batch.feed.failed(batch.keys[position], failure)
+            batch = batch.without({position for position, _ in failed})
+            if not batch.size:
+                self._batch_answered(queue)
+                return []
+        seconds = math.inf if batch.size <= batch.feed.chunk else LONGEST_BATCH_SECONDS
+        number = next(self._task_numbers)
+        self._under_way[number] = queue, batch
+        payload = queue.number, seconds, packed.functions, packed.together, packed.pickled
+        return [Task(number, queue.block, payload)]
 
     def deliver(self, results: Sequence[tuple[int, Any]]) -> None:
-        """Hand out what came of bundles."""
+        """Tell feeds what became of the calls of batches."""
         self._tell_losses()
         for task, result in results:
-            context, bundle = self._flying[task]
-            self._touched[bundle.feed] = None
+            queue, batch = self._under_way[task]
+            self._answered_feeds[batch.feed] = None
             if isinstance(result, BatchReply):
-                self._hand_out(context, bundle, result)
-            elif bundle.size > 1:
-                context.again(bundle, alone=True)  # to find the one that fails
+                self._answer(queue, batch, result)
+            elif batch.size > 1:
+                queue.send_again(batch, one_by_one=True)  # to find the call that fails
             else:
-                bundle.feed.answered(bundle.keys[0], GaveUp(result))
-            context.landed()
+                batch.feed.failed(batch.keys[0], GivenUp(result))
+            self._batch_answered(queue)
             with self._lock:
-                self._ready[context.number] = context
-                del self._flying[task]
+                self._ready[queue.number] = queue
+                del self._under_way[task]
                 self._lock.notify_all()
-        self._settle()
+        self._notify_waiters()
 
-    def _hand_out(self, context: CallQueue, bundle: CallBatch, reply: BatchReply) -> None:
-        feed, values = bundle.feed, values_of(reply)
+    def _answer(self, queue: CallQueue, batch: CallBatch, reply: BatchReply) -> None:
+        """Tell a feed what a worker replied; calls that were not made are sent again."""
+        feed, values = batch.feed, reply.values()
         if values is not None:
-            feed.returned(bundle.keys[: len(values)], values)
-            made = len(values)
+            feed.returned(batch.keys[: len(values)], values)
+            answered = len(values)
         else:
-            answers = answers_of(reply, bundle.size)
-            made = len(answers)
-            for key, answer in zip(bundle.keys, answers, strict=False):
-                feed.answered(key, answer)
-        context.pace.note(made, reply.seconds)
-        context.again(bundle.part(made), alone=False)
+            answers = reply.answers(batch.size)
+            answered = len(answers)
+            for key, answer in zip(batch.keys, answers, strict=False):
+                if isinstance(answer, Returned):
+                    feed.returned((key,), (answer.value,))
+                else:
+                    feed.failed(key, answer)
+        queue.batch_size.record(answered, reply.seconds)
+        queue.send_again(batch.part(answered), one_by_one=False)
 
-    def _settle(self) -> None:
-        touched, self._touched = self._touched, {}
-        for feed in touched:
-            feed.settle()
+    def _batch_answered(self, queue: CallQueue) -> None:
+        queue.batch_answered()
+        self.release(queue)
+
+    def _notify_waiters(self) -> None:
+        feeds, self._answered_feeds = self._answered_feeds, {}
+        for feed in feeds:
+            feed.notify_waiters()
 
     def _tell_losses(self) -> None:
-        """Say which workers died: their calls are made again, so nothing else would."""
+        """Say which workers died: their calls are made again, so nothing else tells the user."""
         for loss in self._pool.new_losses():
             sys.stderr.write(f"mpipar: {loss}\n")
 
     def ended(self, error: BaseException | None) -> None:
-        """No more results will come."""
+        """Fail all calls if the stream ended early: no more results will come."""
         self._tell_losses()
-        if error is None and not self._flying:
+        if error is None and not self._under_way:
             return
         error = error or RuntimeError("the calls under way were dropped")
         with self._lock:
             self._error = error
-            flying, self._flying = self._flying, {}
-            contexts = list(self._contexts.values())
+            under_way, self._under_way = self._under_way, {}
+            queues = list(self._queues.values())
             self._ready.clear()
             self._lock.notify_all()
-        for context, bundle in flying.values():
-            self._touched[bundle.feed] = None
-            for key in bundle.keys:
-                bundle.feed.answered(key, WorkersGone(error))
-            context.landed()
-        for context in contexts:
-            context.fail(error)
-        self._settle()
+        for queue, batch in under_way.values():
+            self._answered_feeds[batch.feed] = None
+            for key in batch.keys:
+                batch.feed.failed(key, WorkersGone(error))
+            self._batch_answered(queue)
+        for queue in queues:
+            self.fail_queue(queue, error)
+        self._notify_waiters()

@@ -2,7 +2,7 @@
 
 Functions of a script are pickled as members of `__main__`, which on a worker is another program. As
 multiprocessing does, a worker runs the script once under the name `__mp_main__` (so that what is
-below `if __name__ == "__main__"` does not run) and from then on takes that for `__main__`.
+below `if __name__ == "__main__"` does not run). From then on that module is its `__main__`.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ _loading = threading.local()
 
 
 def is_loading() -> bool:
-    """Whether this thread is just running a user's script for its functions."""
+    """Whether this thread is running a user's script only to get its functions."""
     return bool(getattr(_loading, "now", False))
 
 
 @dataclass(frozen=True)
 class UserMain:
-    """What a worker needs to read pickles of this process."""
+    """What a worker needs to read pickles of the user's process."""
 
     process: int
     search: tuple[str, ...]  # sys.path
@@ -56,19 +56,19 @@ class UserMain:
         return cls(os.getpid(), search, module, path, source)
 
     @property
-    def is_here(self) -> bool:
-        """Whether this is that process."""
+    def is_this_process(self) -> bool:
+        """Whether the user's process is this one."""
         return self.process == os.getpid()
 
     def extend_search(self) -> None:
-        """Let imports find what they find there."""
-        if not self.is_here:
+        """Let imports find the modules that they find in the user's process."""
+        if not self.is_this_process:
             sys.path.extend(entry for entry in self.search if entry not in sys.path)
 
     def load(self) -> None:
-        """Make `__main__` the user's; only the first call does anything."""
+        """Make the user's main module this process's `__main__`. Later calls do nothing."""
         with _lock:
-            if self.is_here or self in _loaded:
+            if self.is_this_process or self in _loaded:
                 return
             _loading.now = True
             try:

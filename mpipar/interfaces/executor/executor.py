@@ -1,7 +1,7 @@
 """`mpipar.Executor`: the standard library's Executor on the workers of the job.
 
-It is what concurrent.futures says an Executor is, and has the extras of mpi4py.futures. Futures are
-the standard library's own, so `wait` and `as_completed` take them.
+The class is what concurrent.futures says an Executor is, and has the extras of mpi4py.futures. Its
+futures are the standard library's own, so `wait` and `as_completed` take them.
 """
 
 from __future__ import annotations
@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from mpipar.errors import StoppedError
 from mpipar.interfaces.calls import registry
-from mpipar.interfaces.calls.batches import BY_REFERENCE
-from mpipar.interfaces.calls.pickling import pack
+from mpipar.interfaces.calls.batches import PICKLED_BY_NAME
+from mpipar.interfaces.calls.feeds import SubmittedCalls
+from mpipar.interfaces.calls.pickling import pickle_each
 from mpipar.interfaces.executor.exceptions import BrokenWorkersError
+from mpipar.interfaces.executor.executor_state import ExecutorState
 from mpipar.interfaces.executor.map_results import MapOptions, MapResults
-from mpipar.interfaces.executor.submissions import SubmittedCalls, UnfinishedCalls
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -31,12 +32,12 @@ if TYPE_CHECKING:
 __all__ = ["BrokenWorkersError", "Executor"]
 
 T = TypeVar("T")
-KEPT_BYTES: Final = 1 << 16
+LARGE_FUNCTION_BYTES: Final = 1 << 16
 """A callable object whose pickle is larger goes to each worker once for each `map`."""
 
 
-def _hold(function: Callable[..., T]) -> tuple[Callable[..., T]]:
-    """The setup of a context whose calls are all of one function."""
+def _function_as_setup(function: Callable[..., T]) -> tuple[Callable[..., T]]:
+    """Return the result of a setup that gives a function to each call."""
     return (function,)
 
 
@@ -67,41 +68,43 @@ class Executor(futures.Executor):
             raise ValueError("max_workers must be greater than 0")
         if initializer is not None and not callable(initializer):
             raise TypeError("initializer must be a callable")
-        crew = registry.crew(parallel, max_workers)
+        router = registry.open_router(parallel, max_workers)
         setup = initializer and functools.partial(initializer, *initargs)
-        limit = max_workers if max_workers and max_workers < crew.workers else None
-        words: dict[str, Any] = {} if isolate is None else {"isolate": isolate}
-        self._crew = crew
-        self._words = words
-        self._may_keep = limit is None and initializer is None
-        self._max_workers = limit or crew.workers
-        self._ledger = UnfinishedCalls(crew.context(setup, limit=limit, **words))
-        self._submissions = SubmittedCalls(self._ledger)
-        self._results: weakref.WeakSet[MapResults] = weakref.WeakSet()
+        limit = max_workers if max_workers and max_workers < router.workers else None
+        self._policy: dict[str, Any] = {} if isolate is None else {"isolate": isolate}
+        self._router = router
+        self._has_limit_or_setup = limit is not None or setup is not None
+        self._max_workers = limit or router.workers
+        queue = router.open_queue(setup, limit=limit, **self._policy)
+        self._state = ExecutorState(router, queue)
+        self._submitted = SubmittedCalls(self._state.exception_of)
+        self._maps: weakref.WeakSet[MapResults] = weakref.WeakSet()
         # An executor that nobody holds any more takes no calls; those that it took are finished.
-        weakref.finalize(self, self._ledger.close).atexit = False
+        weakref.finalize(self, self._state.close).atexit = False
 
     @property
     def num_workers(self) -> int:
         """How many calls can be under way at once; 0 after the shutdown."""
-        over = self._ledger.closed or self._ledger.broken
-        return 0 if over else min(self._max_workers, self._crew.workers)
+        over = self._state.closed or self._state.broken
+        return 0 if over else min(self._max_workers, self._router.workers)
 
     @property
     def _broken(self) -> str:
-        return self._ledger.broken
+        return self._state.broken
 
     def bootup(self, wait: bool = True) -> Self:
         """Return this executor: its workers are there from the beginning."""
         del wait
-        if self._ledger.closed:
+        if self._state.closed:
             raise RuntimeError("cannot boot up after shutdown")
         return self
 
     def submit(self, fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> futures.Future[T]:
         """Have `fn(*args, **kwargs)` called on some worker."""
         future = futures.Future[T]()
-        self._submissions.put(future, (fn, args, kwargs))
+        self._state.check()
+        self._submitted.append(future, (fn, args, kwargs))
+        self._state.offer(self._submitted)
         return future
 
     def map(
@@ -144,29 +147,34 @@ class Executor(futures.Executor):
         fn: Callable[..., T],
         arguments: Iterator[tuple[Any, ...]],
         timeout: float | None,
-        shape: MapOptions,
+        options: MapOptions,
     ) -> Iterator[T]:
         until = None if timeout is None else time.monotonic() + timeout
-        context = None if shape.ahead else self._context_of(fn)
-        if context is None:
-            results = MapResults(self._ledger, fn, arguments, shape)
-        else:
-            results = MapResults(self._ledger, _call, arguments, shape, context)
-        results.fill()
-        self._results.add(results)
+        queue = None if options.ahead else self._queue_for(fn)
+        try:
+            function = fn if queue is None else _call
+            results = MapResults(self._state, function, arguments, options, queue)
+            results.fill()
+        finally:
+            if queue is not None:
+                self._router.close_queue(queue)
+        self._maps.add(results)
         return results.iterate(until)
 
-    def _context_of(self, fn: Callable[..., Any]) -> CallQueue | None:
-        """Return a context that brings a large function, once, to each worker; None for others.
+    def _queue_for(self, fn: Callable[..., Any]) -> CallQueue | None:
+        """Return a queue that brings a large function to each worker once; None for other ones.
 
         Programs give `map` objects and methods that hold all of their data.
         """
-        if not self._may_keep or type(fn) in BY_REFERENCE or self._ledger.closed:
+        if self._has_limit_or_setup or type(fn) in PICKLED_BY_NAME or self._state.closed:
             return None
-        pieces, failed = pack([fn])
-        if failed or len(pieces[0]) + sum(len(view.raw()) for view in pieces[3]) < KEPT_BYTES:
+        (data, _, _, buffers), failed = pickle_each([fn])
+        if failed or len(data) + sum(len(view.raw()) for view in buffers) < LARGE_FUNCTION_BYTES:
             return None
-        return self._crew.context(functools.partial(_hold, fn), passes_setup=True, **self._words)
+        setup = functools.partial(_function_as_setup, fn)
+        queue = self._router.open_queue(setup, passes_setup=True, **self._policy)
+        self._state.add_queue(queue)
+        return queue
 
     def __exit__(
         self,
@@ -183,11 +191,11 @@ class Executor(futures.Executor):
 
         cancel_futures   drop the calls that no worker has got yet
         """
-        self._ledger.closed = True
+        self._state.closed = True
         if cancel_futures:
-            self._submissions.cancel(self._max_workers)
-            for results in list(self._results):
+            self._submitted.cancel(self._max_workers)
+            for results in list(self._maps):
                 results.cancel()
+        self._state.close()
         if wait:
-            self._ledger.wait()
-        self._ledger.close()
+            self._state.wait()

@@ -1,4 +1,4 @@
-"""The results of one `map`: one object for all of its calls, with no future for each."""
+"""The calls and results of one `map`: one object for all calls, with no future for each."""
 
 from __future__ import annotations
 
@@ -10,27 +10,26 @@ from concurrent import futures
 from itertools import islice
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from mpipar.interfaces.calls.answers import Raised, Returned, SetupRaised
+from mpipar.interfaces.calls.answers import Raised, SetupRaised
 from mpipar.interfaces.calls.batches import SameCalls
-from mpipar.interfaces.executor.exceptions import exception_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from mpipar.interfaces.calls.answers import Answer
+    from mpipar.interfaces.calls.answers import CallFailure
     from mpipar.interfaces.calls.call_queue import CallQueue
-    from mpipar.interfaces.calls.call_stage import Call
-    from mpipar.interfaces.executor.submissions import UnfinishedCalls
+    from mpipar.interfaces.calls.feeds import Call
+    from mpipar.interfaces.executor.executor_state import ExecutorState
 
-__all__ = ["MapResults"]
+__all__ = ["MapOptions", "MapResults"]
 
 
 class MapOptions(NamedTuple):
     """How a `map` sends its calls and yields their results."""
 
-    chunk: int
-    ahead: int | None
-    unordered: bool
+    chunk: int  # calls that travel together, however long they take
+    ahead: int | None  # how many calls may be ahead of the results taken; None: all
+    unordered: bool  # whether results are yielded as they come
 
     def check(self) -> None:
         """Raise what the standard library raises."""
@@ -44,82 +43,79 @@ class MapOptions(NamedTuple):
             raise ValueError("buffersize and unordered exclude each other")
 
 
-class RaisedResult(NamedTuple):
-    """In the place of a value: what is raised instead."""
+class FailedResult(NamedTuple):
+    """What is raised in the place of a value."""
 
     error: BaseException
 
 
 class MapResults:
-    """A feed of calls of one function, and the iterator over what they return.
+    """The feed of the calls of one `map`, and the iterator over what they return.
 
-    The caller's thread adds calls and takes results; the crew's takes calls and adds results.
+    The caller's thread adds calls and takes results; the stream's takes calls and adds results.
     """
 
     def __init__(
         self,
-        ledger: UnfinishedCalls,
+        state: ExecutorState,
         function: Callable[..., Any],
         arguments: Iterator[tuple[Any, ...]],
-        shape: MapOptions,
-        own: CallQueue | None = None,
+        options: MapOptions,
+        queue: CallQueue | None = None,
     ) -> None:
-        """`arguments` are read by `fill`, all of them unless `shape` has a bound.
+        """Take the arguments of all calls, one tuple for each; `fill` reads them.
 
-        own   a context of the executor's for these calls alone; not together with a bound
+        queue   a queue for these calls alone; None: that of the executor. Not with `options.ahead`
         """
-        shape.check()
-        ledger.check()
-        self.chunk = shape.chunk
-        self._shape = shape
-        self._ledger = ledger
-        self._own = own
+        options.check()
+        state.check()
+        self.chunk = options.chunk
+        self._options = options
+        self._state = state
+        self._queue = queue
         self._function = function
         self._arguments = arguments
         self._waiting: deque[tuple[Any, ...]] = deque()  # arguments that no worker has got
         self._sent = 0  # calls that went to a worker
-        self._groups: dict[int, list[Any]] = {}  # results that are here, by the first one's call
+        self._groups: dict[int, list[Any]] = {}  # results that came together, by the first call
         self._order: deque[int] = deque()  # in which the groups came; if unordered
-        self._made = 0  # calls
+        self._added = 0  # calls
         self._taken = 0  # results that the caller has got
-        self._answered = 0  # since the last `settle`
-        self._dropped_from = math.inf  # the first call that was cancelled
+        self._cancelled_from: float = math.inf  # the first call that was cancelled
         self._change = threading.Condition(threading.Lock())
 
-    # The caller's
+    # Of the caller's thread
 
     def fill(self) -> None:
-        """Make as many calls as may be made now."""
-        room, ahead = self._shape.ahead, self._made - self._taken
-        calls = list(islice(self._arguments, None if room is None else room - ahead))
+        """Add as many calls as may be added now."""
+        most, ahead = self._options.ahead, self._added - self._taken
+        calls = list(islice(self._arguments, None if most is None else most - ahead))
         if calls:
-            self._ledger.open(len(calls))
-            self._made += len(calls)
+            self._state.check()
+            self._added += len(calls)
             self._waiting.extend(calls)
-            self._ledger.offer(self, len(calls), self._own)
-        if self._own is not None:
-            self._own.close()
+            self._state.offer(self, self._queue)
 
     def iterate(self, until: float | None) -> Iterator[Any]:
         """Yield the results, in order unless told otherwise; raise what a call raised."""
-        bounded = self._shape.ahead is not None
+        bounded = self._options.ahead is not None
         try:
-            while self._taken < self._made:
-                group = self._next(until)
+            while self._taken < self._added:
+                group = self._next_group(until)
                 while group:
                     self._taken += 1
                     if bounded:
                         self.fill()
-                    if type(group[-1]) is RaisedResult:
+                    if type(group[-1]) is FailedResult:
                         raise group.pop().error
                     yield group.pop()  # so that this frame holds no result that it has yielded
         finally:
             self.cancel()
 
-    def _next(self, until: float | None) -> list[Any]:
-        """The next results, backwards."""
+    def _next_group(self, until: float | None) -> list[Any]:
+        """Wait for the next results; return them, the last result first."""
         groups, order, first = self._groups, self._order, self._taken
-        if self._shape.unordered:
+        if self._options.unordered:
             if not order:
                 self._wait(order.__len__, until)
             first = order.popleft()
@@ -130,7 +126,7 @@ class MapResults:
     def _wait(self, is_here: Callable[[], object], until: float | None) -> None:
         with self._change:
             while not is_here():
-                if self._taken >= self._dropped_from:
+                if self._taken >= self._cancelled_from:
                     raise futures.CancelledError
                 left = None if until is None else until - time.monotonic()
                 if left is not None and left <= 0:
@@ -143,15 +139,16 @@ class MapResults:
         while self._waiting:
             try:
                 self._waiting.pop()
-            except IndexError:  # the crew has just taken it
+            except IndexError:  # `take` was faster
                 break
             dropped += 1
         with self._change:
-            self._dropped_from = min(self._dropped_from, self._made - dropped)
+            self._cancelled_from = min(self._cancelled_from, self._added - dropped)
             self._change.notify_all()
-        self._ledger.finish(dropped)
+        if dropped:
+            self._state.calls_dropped()
 
-    # The crew's
+    # Of the stream's thread
 
     def waiting(self) -> int:
         return len(self._waiting)
@@ -161,37 +158,27 @@ class MapResults:
         try:
             for _ in range(min(limit, len(waiting))):
                 arguments.append(waiting.popleft())
-        except IndexError:  # cancelled at this very moment
+        except IndexError:  # `cancel` was faster
             pass
         first = self._sent
         self._sent += len(arguments)
         return range(first, self._sent), SameCalls(self._function, arguments)
 
     def returned(self, keys: Sequence[Any], values: Sequence[Any]) -> None:
-        self._come(keys, values)
-
-    def answered(self, key: Any, answer: Answer) -> None:
-        if isinstance(answer, Returned):
-            self._come((key,), (answer.value,))
-            return
-        if self._own is not None and isinstance(answer, SetupRaised):
-            answer = Raised(*answer)  # it was the function, not an initializer
-        self._ledger.note(answer)
-        self._come((key,), (RaisedResult(exception_of(answer)),))
-
-    def _come(self, keys: Sequence[Any], values: Sequence[Any]) -> None:
-        """Keep results as the groups in which they come, backwards: the first is popped first."""
+        """Keep results as the groups in which they come, the last result first."""
         if not isinstance(keys, range):  # sent again, with others missing between them
             for key, value in zip(keys, values, strict=True):
                 self._groups[key] = [value]
         else:
             self._groups[keys.start] = list(reversed(values))
-        self._answered += len(keys)
-        if self._shape.unordered:
+        if self._options.unordered:
             self._order.extend(keys[:1] if isinstance(keys, range) else keys)
 
-    def settle(self) -> None:
-        answered, self._answered = self._answered, 0
+    def failed(self, key: Any, failure: CallFailure) -> None:
+        if self._queue is not None and isinstance(failure, SetupRaised):
+            failure = Raised(*failure)  # the setup is the function, not an initializer
+        self.returned((key,), (FailedResult(self._state.exception_of(failure)),))
+
+    def notify_waiters(self) -> None:
         with self._change:
             self._change.notify_all()
-        self._ledger.finish(answered)

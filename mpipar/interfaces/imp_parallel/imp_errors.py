@@ -20,7 +20,7 @@ class NoMoreWorkersError(Error):
 
 
 class NetworkError(Error):
-    """No worker has started, or none has been heard of for too long. The tasks stay."""
+    """No worker has started, or all workers have been silent for too long. The tasks stay."""
 
     exit_code = 69
 
@@ -32,7 +32,7 @@ class RemoteError(Error):
         super().__init__(exc, traceback, worker)
         self.exc = exc
         self.traceback = traceback  # as text
-        self.worker = worker  # where it was
+        self.worker = worker  # host and process, as text
 
     def __str__(self) -> str:
         return (

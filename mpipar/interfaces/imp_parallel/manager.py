@@ -13,20 +13,22 @@ import queue
 import threading
 import weakref
 from collections import deque
+from concurrent.futures import Future
 from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from mpipar.errors import MpiparError
 from mpipar.interfaces.calls import registry
-from mpipar.interfaces.calls.answers import GaveUp, Raised, Returned, SetupRaised, WorkersGone
+from mpipar.interfaces.calls.answers import GivenUp, Raised, SetupRaised, WorkersGone
+from mpipar.interfaces.calls.feeds import SubmittedCalls
 from mpipar.interfaces.imp_parallel.imp_errors import (
     Error,
     NetworkError,
     NoMoreWorkersError,
     RemoteError,
 )
-from mpipar.interfaces.imp_parallel.sites import ManagerSettings, MpiRanks, StartedWorkers
+from mpipar.interfaces.imp_parallel.worker_groups import ManagerSettings, MpiRanks, StartedWorkers
 from mpipar.interfaces.imp_parallel.workers import (
     LocalWorker,
     SGEPEWorkerArray,
@@ -41,10 +43,9 @@ if TYPE_CHECKING:
 
     from typing_extensions import Self
 
-    from mpipar.interfaces.calls.answers import Answer
-    from mpipar.interfaces.calls.call_queue import CallQueue as Calls
-    from mpipar.interfaces.imp_parallel.sites import TaskSite
-    from mpipar.runtime.stage import GivenUpTask
+    from mpipar.interfaces.calls.answers import CallFailure
+    from mpipar.interfaces.calls.call_queue import CallQueue
+    from mpipar.interfaces.imp_parallel.worker_groups import WorkerGroup
 
 __all__ = [
     "Context",
@@ -77,7 +78,6 @@ NoMoreSlavesError = NoMoreWorkersError
 
 WATCH_SECONDS = 0.1
 ImpTask: TypeAlias = "Callable[..., Any]"
-Outcome: TypeAlias = Returned | Raised | SetupRaised | GaveUp
 
 
 class Manager:
@@ -87,8 +87,8 @@ class Manager:
     """Seconds in which a worker must connect after it was started."""
     heartbeat_timeout: float = 7200.0
     """Seconds of silence after which a worker counts as dead, and its task is run elsewhere (at
-    least 10, at most MPIPAR_PATIENCE, because a worker says something every second); and in which
-    some worker must connect, unless one is seen to be starting on this machine."""
+    least 10, at most MPIPAR_PATIENCE: a worker sends something every second). Some worker must also
+    connect within that time, unless one is seen to be starting on this machine."""
 
     def __init__(
         self,
@@ -99,8 +99,8 @@ class Manager:
         """Make a manager without workers.
 
         python  shell command that starts the interpreter of the workers; default: this one's
-        host    name or address of this machine as workers see it; "localhost": for no others
-        output  where worker number %d writes what it has to say
+        host    name or address of this machine for workers; "localhost": only workers here connect
+        output  the file into which worker number %d writes what it prints
         """
         try:
             distinct = output % 0 != output % 1
@@ -113,10 +113,10 @@ class Manager:
         self._output = output
         self._all_workers: list[Worker] = []
         self._worker_arrays: list[WorkerArray] = []
-        self._added = False  # whether a worker may not have been started
-        self._site: TaskSite | None = None
+        self._added = False  # whether workers were added since the last start
+        self._group: WorkerGroup | None = None
         self._lock = threading.Lock()
-        self._parting: weakref.finalize[[], Manager] | None = None
+        self._finalizer: weakref.finalize[[], Manager] | None = None  # closes the group
 
     def add_worker(self, worker: Worker | WorkerArray) -> None:
         """Add a worker, or an array of them. They start with the next iteration over results."""
@@ -137,11 +137,11 @@ class Manager:
         return Context(self, startup)
 
     def close(self) -> None:
-        """Let all workers go. Done without being asked when the process ends."""
+        """Let all workers go. The end of the process does so, too."""
         with self._lock:
-            if self._parting is not None:
-                self._parting()
-            self._site = None
+            if self._finalizer is not None:
+                self._finalizer()
+            self._group = None
 
     def __enter__(self) -> Self:
         return self
@@ -149,37 +149,37 @@ class Manager:
     def __exit__(self, *error: object) -> None:
         self.close()
 
-    def _ready_site(self) -> TaskSite:
-        """Start the workers that are not yet; return where tasks can run. Raises Error."""
+    def _start_workers(self) -> WorkerGroup:
+        """Start the workers that are not started yet; return the group of all. Raises Error."""
         with self._lock:
-            if self._site is not None and not self._added:
-                return self._site
+            if self._group is not None and not self._added:
+                return self._group
             self._added = False
             arrays, self._worker_arrays = self._worker_arrays, []
             for array in arrays:
                 self._all_workers.extend(array._get_workers())
             numbered = enumerate(self._all_workers)
             new = [(number, worker) for number, worker in numbered if worker._ready_to_start()]
-            if self._site is None and not new:
+            if self._group is None and not new:
                 raise NoMoreWorkersError(
                     "there are no workers to run tasks; add some: add_worker(LocalWorker())"
                 )
-            if self._site is None or (self._site.is_over and new):
-                self._site = self._new_site()
+            if self._group is None or (self._group.is_over and new):
+                self._group = self._new_group()
             if new:
-                self._site.start(new, arrays)
-            return self._site
+                self._group.start(new, arrays)
+            return self._group
 
-    def _new_site(self) -> TaskSite:
+    def _new_group(self) -> WorkerGroup:
         settings = ManagerSettings(
             self._python, self._host, self._output, self.connect_timeout, self.heartbeat_timeout
         )
-        if self._parting is not None:
-            self._parting()
-        in_world = registry.resolve(workers=len(self._all_workers)).startswith("mpi")
-        site: TaskSite = MpiRanks(settings) if in_world else StartedWorkers(settings)
-        self._parting = weakref.finalize(self, site.close)
-        return site
+        if self._finalizer is not None:
+            self._finalizer()
+        in_mpi_job = registry.resolve(workers=len(self._all_workers)).startswith("mpi")
+        group: WorkerGroup = MpiRanks(settings) if in_mpi_job else StartedWorkers(settings)
+        self._finalizer = weakref.finalize(self, group.close)
+        return group
 
 
 class Context:
@@ -189,13 +189,14 @@ class Context:
         """Made by `Manager.get_context`."""
         self._manager = manager
         self._startup = startup
-        self._tasks: deque[ImpTask] = deque()  # not handed to the crew
-        self._under_way = 0  # handed to the crew, and their answers not taken
-        self._answers: queue.SimpleQueue[tuple[ImpTask, Answer]] = queue.SimpleQueue()
+        self._tasks: deque[ImpTask] = deque()  # that are not submitted
+        self._submitted: dict[Future[Any], ImpTask] = {}  # until their results are taken
+        self._done: queue.SimpleQueue[Future[Any]] = queue.SimpleQueue()
         self._iterators = 0
         self._lock = threading.RLock()
-        self._site: TaskSite | None = None
-        self._calls: Calls | None = None
+        self._group: WorkerGroup | None = None  # to which tasks are submitted, by these two
+        self._queue: CallQueue | None = None
+        self._feed = SubmittedCalls(_exception_of)
 
     def add_task(self, task: ImpTask) -> None:
         """Add a task: a picklable callable, called with what the setup returned.
@@ -204,29 +205,30 @@ class Context:
         """
         with self._lock:
             self._tasks.append(task)
-            if self._iterators and self._calls is not None:
-                self._submit(self._calls)
+            if self._iterators:
+                self._submit()
 
     def get_results_unordered(self) -> Iterator[Any]:
         """Run all tasks; yield what each returns, in the order in which they end.
 
         Raises RemoteError if a task raised: the other tasks are not lost, but go on with the next
-        iteration. NoMoreWorkersError and NetworkError: there is nobody to run them.
+        iteration. NoMoreWorkersError, NetworkError: no worker is left, or none has come.
         """
         with self._iterating():
             while True:
                 with self._lock:
-                    if not (self._tasks or self._under_way):
+                    if not (self._tasks or self._submitted):
                         return
-                site = self._manager._ready_site()  # may take long: no lock of ours is held
+                group = self._manager._start_workers()  # may take long, so without the lock
                 with self._lock:
-                    self._hand_over(site)
-                answer = self._next_answer(site)
-                if answer is not None:
-                    yield _result(answer)
+                    self._submit_to(group)
+                future = self._next_done(group)
+                if future is not None:
+                    yield future.result()
 
     @contextmanager
     def _iterating(self) -> Iterator[None]:
+        """Count an iteration. At the end of the last one, tasks that no worker has got stay."""
         with self._lock:
             self._iterators += 1
         try:
@@ -234,74 +236,74 @@ class Context:
         finally:
             with self._lock:
                 self._iterators -= 1
+                if not self._iterators:
+                    self._take_back()
 
-    def _hand_over(self, site: TaskSite) -> None:
-        """Hand all tasks to the workers of a site. Raises Error if there are none left."""
-        if site.is_over and not self._under_way:
-            raise site.trouble()
-        if self._calls is None or site is not self._site:
-            self._site = site
+    def _submit_to(self, group: WorkerGroup) -> None:
+        """Submit all tasks to a group of workers. Raises Error if it has no worker left."""
+        if group.is_over and not self._submitted:
+            raise group.error()
+        if self._queue is None or group is not self._group:
+            self._group = group
             # In a process of its own a task can crash, or keep the interpreter's lock for hours, as
-            # C++ code may, without its worker seeming dead.
-            self._calls = site.crew.context(
-                self._startup, passes_setup=True, limit=site.limit, isolate=True
+            # C++ code may, and its worker still answers.
+            self._queue = group.router.open_queue(
+                self._startup, passes_setup=True, limit=group.limit, isolate=True
             )
-            weakref.finalize(self, self._calls.close)
-        self._calls.limit = site.limit
-        if not site.is_over:
-            self._submit(self._calls)
+            weakref.finalize(self, group.router.close_queue, self._queue)
+            self._feed = SubmittedCalls(_exception_of)
+        self._queue.limit = group.limit
+        if not group.is_over:
+            self._submit()
 
-    def _submit(self, calls: Calls) -> None:
+    def _submit(self) -> None:
+        """Submit all tasks to the group; they stay if its last worker was lost just now."""
+        if self._group is None or self._queue is None or not self._tasks:
+            return
         while self._tasks:
-            task = self._tasks[0]
-            try:
-                calls.submit(
-                    task,
-                    claim=partial(self._claim, task),
-                    done=partial(self._take_answer, task),
-                )
-            except (MpiparError, RuntimeError):
-                return  # nobody is left: seen when the iteration goes on
-            self._tasks.popleft()
-            self._under_way += 1
-
-    def _take_answer(self, task: ImpTask, answer: Answer) -> None:
-        self._answers.put((task, answer))
-
-    def _claim(self, task: ImpTask) -> bool:
-        """Whether a task may start now: it waits if nobody iterates over results."""
-        with self._lock:
-            if not self._iterators:
-                self._tasks.append(task)
-                self._under_way -= 1
-            return self._iterators > 0
-
-    def _next_answer(self, site: TaskSite) -> Outcome | None:
-        """Wait a little for an answer."""
+            task, future = self._tasks.popleft(), Future[Any]()
+            self._submitted[future] = task
+            future.add_done_callback(partial(_put_unless_cancelled, self._done))
+            self._feed.append(future, (task, (), {}))
         try:
-            task, answer = self._answers.get(timeout=WATCH_SECONDS)
+            self._group.router.offer(self._queue, self._feed)
+        except (MpiparError, RuntimeError):  # seen when the iteration goes on
+            self._take_back()
+
+    def _take_back(self) -> None:
+        """Cancel the tasks that no worker has got, and keep them."""
+        for future, task in list(self._submitted.items()):
+            if future.cancel():
+                del self._submitted[future]
+                self._tasks.append(task)
+
+    def _next_done(self, group: WorkerGroup) -> Future[Any] | None:
+        """Wait a little for a task to end; keep the task if its workers are gone."""
+        try:
+            future = self._done.get(timeout=WATCH_SECONDS)
         except queue.Empty:
-            site.watch()
+            group.watch()
             return None
         with self._lock:
-            self._under_way -= 1
-            if isinstance(answer, WorkersGone):
+            task = self._submitted.pop(future)
+            if isinstance(future.exception(), NoMoreWorkersError):
                 self._tasks.append(task)
                 return None
-        return answer
+        return future
 
 
-def _result(answer: Outcome) -> Any:
-    match answer:
-        case Returned():
-            return answer.value
-        case Raised() | SetupRaised():
-            raise RemoteError(answer.exception, answer.traceback, answer.where)
-        case GaveUp():
-            raise _given_up(answer.failure)
+def _put_unless_cancelled(done: queue.SimpleQueue[Future[Any]], future: Future[Any]) -> None:
+    if not future.cancelled():
+        done.put(future)
 
 
-def _given_up(failure: GivenUpTask) -> RemoteError:
-    """What is raised for a task that took down every process that ran it."""
-    error = Error(f"a task is set aside: {failure.kind}: {failure.text}")
-    return RemoteError(error, failure.traceback, f"the last of {len(failure.ranks)} tries")
+def _exception_of(failure: CallFailure) -> Error:
+    """Return what the future of a task raises."""
+    match failure:
+        case Raised(exception, traceback, where) | SetupRaised(exception, traceback, where):
+            return RemoteError(exception, traceback, where)
+        case GivenUp(task):
+            error = Error(f"a task is set aside: {task.kind}: {task.text}")
+            return RemoteError(error, task.traceback, f"the last of {len(task.ranks)} tries")
+        case WorkersGone(error):
+            return NoMoreWorkersError(str(error))

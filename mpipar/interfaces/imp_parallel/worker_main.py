@@ -1,9 +1,9 @@
-"""What a worker of `mpipar.imp` runs.
+"""The program of a worker of `mpipar.imp`.
 
     python -m mpipar.interfaces.imp_parallel.worker_main HOST PORT KEYFILE ID
 
-It connects to its manager, runs tasks until it is told to stop or the connection breaks, and says
-in its output why it could not.
+The program connects to its manager, and runs tasks until it is told to stop or the connection
+breaks. If it cannot connect, its output says why.
 """
 
 from __future__ import annotations

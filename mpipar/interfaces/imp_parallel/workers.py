@@ -1,6 +1,6 @@
 """IMP.parallel's workers: each is a command that is started somewhere and connects back.
 
-A new kind of worker is a subclass with its own `_start(command, unique_id, output)`: it has the
+A new kind of worker is a subclass with its own `_start(command, unique_id, output)`, which has the
 shell command `<command> <unique_id>` run where the worker is to be, with its output in `output`.
 """
 
@@ -31,12 +31,12 @@ __all__ = [
     "WorkerState",
 ]
 
-BATCH_SECONDS: Final = 120.0  # for a command of the batch system
+QSUB_SECONDS: Final = 120.0  # for a qsub or qdel
 TAIL_CHARACTERS: Final = 500  # of a worker's output, quoted when it did not start
 
 
 class WorkerState(Enum):
-    """What a worker is up to."""
+    """What is known of a worker."""
 
     INIT = "not started"
     STARTED = "started, but has not connected"
@@ -60,11 +60,11 @@ class Worker:
         self.update_contact_time()
 
     def update_contact_time(self) -> None:
-        """The worker has been heard of."""
+        """Note that a message of the worker has come now."""
         self.last_contact_time = time.time()
 
     def get_contact_timed_out(self, timeout: float) -> bool:
-        """Whether it has not been heard of for so many seconds."""
+        """Whether no message of the worker has come for so many seconds."""
         return time.time() - self.last_contact_time > timeout
 
     def _ready_to_start(self) -> bool:
@@ -79,10 +79,10 @@ class Worker:
         return False
 
     def _stop(self, patience: float) -> None:
-        """End the command if it does not end of its own accord in so many seconds."""
+        """End the command if it does not end by itself within so many seconds."""
 
-    def _last_words(self) -> str:
-        """Return the end of its output."""
+    def _end_of_output(self) -> str:
+        """Return a text that quotes the end of the worker's output; empty if there is none."""
         with suppress(OSError):
             text = Path(self._output).read_text(errors="replace").strip()
             if text:
@@ -94,14 +94,14 @@ class WorkerArray:
     """Several workers that are started together. Abstract."""
 
     def _get_workers(self) -> Sequence[Worker]:
-        """Return its workers, which are then started one by one."""
+        """Return the workers of this array, which are then started one by one."""
         raise NotImplementedError
 
     def _start(self, command: str) -> None:
-        """All its workers have been started; do what is to be done for them together."""
+        """Start what belongs to all workers together. Called after `_start` of each worker."""
 
     def _stop(self) -> None:
-        """End what has been started for them together."""
+        """End what was started for all workers together."""
 
 
 class _ProcessWorker(Worker):
@@ -115,7 +115,7 @@ class _ProcessWorker(Worker):
         except OSError as error:
             raise Error(f"cannot write the output of a worker: {error}") from error
         with stream:
-            # A session of its own: ^C is for us to act on, and the whole of it can be ended.
+            # In a session of its own: ^C does not reach it, and all its processes can be ended.
             self._child = subprocess.Popen(
                 line,
                 shell=True,
@@ -187,9 +187,9 @@ class SGEPEWorkerArray(WorkerArray):
             lines = Path(name).read_text().splitlines()
         except OSError as error:
             raise Error(f"SGEPEWorkerArray: cannot read the host file: {error}") from error
-        places = [line.split() for line in lines if line.strip()]
-        hosts = [host for host, slots, *_ in places for _ in range(int(slots))]
-        # We are in the first slot ourselves, so SGE would not start anything there.
+        rows = [line.split() for line in lines if line.strip()]
+        hosts = [host for host, slots, *_ in rows for _ in range(int(slots))]
+        # This process is in the first slot itself, so SGE would not start anything there.
         first: list[Worker] = [LocalWorker()] if hosts else []
         return first + [_SGEPEWorker(host) for host in hosts[1:]]
 
@@ -216,7 +216,7 @@ class SGEQsubWorkerArray(WorkerArray):
     standard_options = "-j y -cwd -r n -o sge-errors"
 
     def __init__(self, numworker: int, options: str) -> None:
-        """So many workers; `options` are further ones of qsub, such as "-l mem_free=1G"."""
+        """Make `numworker` workers; `options` are added to those of qsub: "-l mem_free=1G"."""
         self._options = options
         self._workers = [_SGEQsubWorker(self) for _ in range(numworker)]
         self._starting_workers: list[tuple[str, str, _SGEQsubWorker]] = []
@@ -233,8 +233,8 @@ class SGEQsubWorkerArray(WorkerArray):
         if not starting:
             return
         line = f"qsub -S /bin/sh {self._options} {self.standard_options} -t 1-{len(starting)}"
-        said = _batch(line, self._script(command, starting))
-        number = re.search(r"\d+", said)
+        answer = _run_sge(line, self._script(command, starting))
+        number = re.search(r"\d+", answer)
         if number is not None:
             self._jobid = int(number.group())
             for index, (_, _, worker) in enumerate(starting, 1):
@@ -242,7 +242,7 @@ class SGEQsubWorkerArray(WorkerArray):
 
     @staticmethod
     def _script(command: str, starting: list[tuple[str, str, _SGEQsubWorker]]) -> str:
-        """Return what each task of the array runs; for any /bin/sh, which may have no arrays."""
+        """Return the script that each task of the array job runs; for any /bin/sh."""
         lines = ["#!/bin/sh"]
         if path := _environment().get("PYTHONPATH"):
             lines.append(f"PYTHONPATH={shlex.quote(path)}; export PYTHONPATH")
@@ -256,11 +256,11 @@ class SGEQsubWorkerArray(WorkerArray):
         waiting = any(worker._state is not WorkerState.CONNECTED for worker in self._workers)
         if self._jobid is not None and waiting:  # the others have been told to stop
             with suppress(NetworkError):  # it may be over
-                _batch(f"qdel {self._jobid}", "")
+                _run_sge(f"qdel {self._jobid}", "")
 
 
 def _environment() -> dict[str, str]:
-    """Return the environment of workers, which must find this very mpipar, installed or not."""
+    """Return the environment of workers: they must import this same mpipar, installed or not."""
     paths = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
     root = str(Path(__file__).parents[3])
     if "-packages" not in root and root not in paths:
@@ -268,8 +268,8 @@ def _environment() -> dict[str, str]:
     return os.environ | ({"PYTHONPATH": os.pathsep.join(paths)} if paths else {})
 
 
-def _batch(line: str, text: str) -> str:
-    """Run a command of the batch system with this input; return what it says."""
+def _run_sge(line: str, text: str) -> str:
+    """Run a command of SGE with this input; return what it prints. Raises NetworkError."""
     try:
         done = subprocess.run(
             line,
@@ -278,11 +278,11 @@ def _batch(line: str, text: str) -> str:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            timeout=BATCH_SECONDS,
+            timeout=QSUB_SECONDS,
             check=False,
         )
     except subprocess.TimeoutExpired:
-        raise NetworkError(f"{line}: no answer within {BATCH_SECONDS:.0f} s") from None
+        raise NetworkError(f"{line}: no answer within {QSUB_SECONDS:.0f} s") from None
     if done.returncode:
         raise NetworkError(
             f"{line}: ended with code {done.returncode}: {done.stdout.strip()}; qsub must be in "

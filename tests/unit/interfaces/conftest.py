@@ -1,10 +1,11 @@
-"""A crew of threads of this process, as `--parallel=serial` is one; without `launch`."""
+"""Workers that are threads of this process, as with `--parallel=serial`; without `launch`."""
 
 from __future__ import annotations
 
 import pytest
 
-from mpipar.interfaces.calls import registry, router
+from mpipar.interfaces.calls import registry
+from mpipar.interfaces.calls.router import CallRouter
 from mpipar.runtime.clusters import thread_cluster
 from mpipar.runtime.stage import Policy
 
@@ -17,17 +18,17 @@ def pool():
 
 
 @pytest.fixture
-def crew(pool):
-    """Their crew."""
-    crew = router.CallRouter(pool, Policy())
-    yield crew
-    crew.close()
+def router(pool):
+    """Their router."""
+    router = CallRouter(pool, Policy())
+    yield router
+    router.close()
 
 
 @pytest.fixture
-def installed(crew, monkeypatch):
-    """That crew is the one of this process."""
+def installed(router, monkeypatch):
+    """That router is the one of this process."""
     monkeypatch.setattr(registry, "_opener", lambda text: pytest.fail(f"opened {text}"))
     monkeypatch.setattr(registry, "_resolver", lambda text, workers: text or "test")
-    monkeypatch.setattr(registry, "_crews", {"test": crew})
-    return crew
+    monkeypatch.setattr(registry, "_routers", {"test": router})
+    return router

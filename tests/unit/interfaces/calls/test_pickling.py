@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from mpipar.interfaces.calls.pickling import UnreadableValue, pack, unpack_each
+from mpipar.interfaces.calls.pickling import UnreadableObject, pickle_each, unpickle_each
 
 
 class Unwilling:
@@ -30,49 +30,49 @@ class Unwelcome:
     ids=["plain", "strided", "Fortran", "window", "empty"],
 )
 def test_memory_of_an_array_is_never_inside_the_pickle(array):
-    pieces, failed = pack([{"array": array}])
+    pickled, failed = pickle_each([{"array": array}])
     assert failed == []
-    assert len(pieces[0]) < 300
-    assert sum(memoryview(buffer).nbytes for buffer in pieces[3]) == array.nbytes
-    (back,) = unpack_each(pieces, own=True)
+    assert len(pickled[0]) < 300
+    assert sum(memoryview(buffer).nbytes for buffer in pickled[3]) == array.nbytes
+    (back,) = unpickle_each(pickled, copy=True)
     np.testing.assert_array_equal(back["array"], array)
 
 
-@pytest.mark.parametrize("own", [True, False])
-def test_arrays_that_come_out_can_be_written_to(own):
+@pytest.mark.parametrize("copy", [True, False])
+def test_arrays_that_come_out_can_be_written_to(copy):
     array = np.arange(5.0)
     array.flags.writeable = False
-    (back,) = unpack_each(pack([array])[0], own=own)
+    (back,) = unpickle_each(pickle_each([array])[0], copy=copy)
     back += 1
     assert array[0] == 0
 
 
-def test_own_copies_do_not_share_memory_with_the_packer():
+def test_copies_do_not_share_memory_with_the_pickled_array():
     array = np.zeros(3)
-    (back,) = unpack_each(pack([array])[0], own=True)
+    (back,) = unpickle_each(pickle_each([array])[0], copy=True)
     back += 1
     assert array.tolist() == [0, 0, 0]
 
 
 def test_what_cannot_be_pickled_costs_no_other():
     objects = [np.arange(3), [np.arange(4), Unwilling()], "a", lambda: 0, np.arange(5)]
-    pieces, failed = pack(objects)
+    pickled, failed = pickle_each(objects)
     assert [position for position, _ in failed] == [1, 3]
     assert isinstance(failed[0][1], ZeroDivisionError)
-    first, second, third = unpack_each(pieces, own=False)
+    first, second, third = unpickle_each(pickled, copy=False)
     assert (len(first), second, len(third)) == (3, "a", 5)
 
 
 def test_what_cannot_be_read_costs_no_other():
-    pieces, _ = pack([np.arange(3), Unwelcome(), np.arange(4)])
-    first, second, third = unpack_each(pieces, own=False)
-    assert isinstance(second, UnreadableValue)
+    pickled, _ = pickle_each([np.arange(3), Unwelcome(), np.arange(4)])
+    first, second, third = unpickle_each(pickled, copy=False)
+    assert isinstance(second, UnreadableObject)
     assert isinstance(second.error, ZeroDivisionError)
     assert (first.size, third.size) == (3, 4)
 
 
 def test_no_two_objects_share_a_list():
     shared = [1]
-    first, second = unpack_each(pack([(shared, 1), (shared, 2)])[0], own=False)
+    first, second = unpickle_each(pickle_each([(shared, 1), (shared, 2)])[0], copy=False)
     first[0].append(2)
     assert second == ([1], 2)

@@ -1,10 +1,11 @@
-"""Contexts on a crew of threads: setup, turns, limits, failures, the end."""
+"""Queues of calls on workers that are threads: setup, turns, limits, failures, the end."""
 
 from __future__ import annotations
 
 import operator
 import queue
 import threading
+from concurrent.futures import Future
 from functools import partial
 from typing import Any
 
@@ -12,31 +13,50 @@ import numpy as np
 import pytest
 
 from mpipar.errors import UsageError
-from mpipar.interfaces.calls.answers import GaveUp, Raised, Returned, SetupRaised, WorkersGone
+from mpipar.interfaces.calls.answers import GivenUp, Raised, Returned, SetupRaised, WorkersGone
+from mpipar.interfaces.calls.batches import pack_calls
 from mpipar.interfaces.calls.call_stage import BatchReply, CallStage
+from mpipar.interfaces.calls.feeds import SubmittedCalls
+from mpipar.interfaces.calls.router import CallRouter
 from mpipar.interfaces.calls.user_main import UserMain
-from mpipar.runtime.stage import GivenUpTask, Task
+from mpipar.runtime.stage import GivenUpTask, Policy, Task
 from tests.support import functions
 
 PATIENCE = 20
 
 
-class Caller:
-    """Submits to a context and collects the answers."""
+class FailedError(Exception):
+    """What a future raises: holds the failure."""
 
-    def __init__(self, context):
-        self.context = context
+
+class Caller:
+    """Submits to a queue of calls and collects the answers."""
+
+    def __init__(self, router, calls):
+        self.router = router
+        self.calls = calls
+        self.feed = SubmittedCalls(FailedError)
         self.answers = queue.Queue()
 
-    def submit(self, function, *arguments, claim=lambda: True):
-        self.context.submit(function, arguments, claim=claim, done=self.answers.put)
+    def submit(self, function, *arguments, cancelled=False):
+        future = Future()
+        if cancelled:
+            future.cancel()
+        future.add_done_callback(self._put_answer)
+        self.feed.append(future, (function, arguments, {}))
+        self.router.offer(self.calls, self.feed)
+
+    def _put_answer(self, future):
+        if not future.cancelled():
+            error = future.exception()
+            self.answers.put(error.args[0] if error else Returned(future.result()))
 
     def take(self, count):
         return [self.answers.get(timeout=PATIENCE) for _ in range(count)]
 
 
-def test_calls_return_raise_and_refuse_to_be_pickled(crew):
-    caller = Caller(crew.context())
+def test_calls_return_raise_and_refuse_to_be_pickled(router):
+    caller = Caller(router, router.open_queue())
     caller.submit(functions.square, 3)
     (answer,) = caller.take(1)
     assert answer == Returned(9)
@@ -53,10 +73,10 @@ def test_calls_return_raise_and_refuse_to_be_pickled(crew):
     assert "in raise_needs_two" in answer.traceback
 
 
-def test_setup_runs_once_on_each_worker_and_is_handed_to_each_call(crew):
+def test_setup_runs_once_on_each_worker_and_is_handed_to_each_call(router):
     functions.setups.clear()
-    context = crew.context(partial(functions.remember, "lattice"), passes_setup=True)
-    caller = Caller(context)
+    calls = router.open_queue(partial(functions.remember, "lattice"), passes_setup=True)
+    caller = Caller(router, calls)
     for number in range(300):
         caller.submit(functions.pair, number)
     values = sorted(answer.value[0] for answer in caller.take(300))
@@ -65,36 +85,38 @@ def test_setup_runs_once_on_each_worker_and_is_handed_to_each_call(crew):
     assert len(threads) == len(set(threads)) <= 3
 
 
-def test_contexts_do_not_mix_and_a_closed_one_finishes(crew):
+def test_queues_do_not_mix_and_a_closed_one_finishes(router):
     callers = [
-        Caller(crew.context(partial(functions.remember, name), passes_setup=True))
+        Caller(router, router.open_queue(partial(functions.remember, name), passes_setup=True))
         for name in ("first", "second")
     ]
     for number in range(50):
         for caller in callers:
             caller.submit(functions.pair, number)
     for caller in callers:
-        caller.context.close()
+        router.close_queue(caller.calls)
         with pytest.raises(RuntimeError, match="closed"):
             caller.submit(functions.pair)
     for caller, name in zip(callers, ("first", "second"), strict=True):
         assert {answer.value[0][0] for answer in caller.take(50)} == {name}
 
 
-def test_workers_drop_the_setups_of_closed_contexts(crew):
+def test_workers_drop_the_setups_of_closed_queues(router):
     stage = CallStage(UserMain.here())
-    site = stage.start({})
-    contexts = [crew.context(partial(functions.remember, n), passes_setup=True) for n in range(3)]
-    site.prefix(0, crew.read(0))
-    site.prefix(1, crew.read(1))
-    contexts[0].close()
-    site.prefix(2, crew.read(2))
-    assert sorted(site._prefixes) == [1, 2]
-    assert list(crew.read(0)) == ["open"]  # as for a block that was fetched for nothing
+    setups = stage.start({})
+    queues = [
+        router.open_queue(partial(functions.remember, n), passes_setup=True) for n in range(3)
+    ]
+    setups.arguments(0, router.read(0))
+    setups.arguments(1, router.read(1))
+    router.close_queue(queues[0])
+    setups.arguments(2, router.read(2))
+    assert sorted(setups._arguments) == [1, 2]
+    assert list(router.read(0)) == ["open"]  # as for a block that was fetched for nothing
 
 
-def test_setup_that_raises_is_told_to_every_call(crew):
-    caller = Caller(crew.context(functions.refuse))
+def test_setup_that_raises_is_told_to_every_call(router):
+    caller = Caller(router, router.open_queue(functions.refuse))
     for _ in range(5):
         caller.submit(functions.square, 1)
     for answer in caller.take(5):
@@ -103,7 +125,7 @@ def test_setup_that_raises_is_told_to_every_call(crew):
         assert "in refuse" in answer.traceback
 
 
-def test_never_more_than_the_limit_at_once(crew):
+def test_never_more_than_the_limit_at_once(router):
     lock, running, most = threading.Lock(), set(), []
 
     def enter(number):
@@ -116,7 +138,7 @@ def test_never_more_than_the_limit_at_once(crew):
 
     vars(functions)["enter"] = enter  # found there by name: the workers are of this process
     enter.__module__, enter.__qualname__ = functions.__name__, "enter"
-    caller = Caller(crew.context(limit=2))
+    caller = Caller(router, router.open_queue(limit=2))
     for number in range(40):
         caller.submit(enter, number)
     caller.take(40)
@@ -124,23 +146,21 @@ def test_never_more_than_the_limit_at_once(crew):
     assert max(most) == 2
 
 
-def test_call_that_is_not_claimed_is_neither_made_nor_told(crew):
-    caller = Caller(crew.context())
-    caller.submit(functions.square, 2, claim=lambda: False)
+def test_call_that_is_cancelled_is_neither_made_nor_answered(router):
+    caller = Caller(router, router.open_queue())
+    caller.submit(functions.square, 2, cancelled=True)
     caller.submit(functions.square, 3)
     assert caller.take(1) == [Returned(9)]
     assert caller.answers.empty()
 
 
-def test_one_slow_call_of_a_bundle_sends_the_rest_back():
+def test_one_slow_call_of_a_batch_sends_the_rest_back():
     stage = CallStage(UserMain.here())
-    site = stage.start({})
+    setups = stage.start({})
     calls = [(functions.nap, (seconds,), {}) for seconds in (0.0, 0.05, 0.0, 0.0)]
-    from mpipar.interfaces.calls.batches import pack_calls
-
-    parcel, _ = pack_calls(calls)
-    payload = 0, 0.02, parcel.functions, parcel.together, parcel.pieces
-    reply = stage.run(Task(0, None, payload), None, site)
+    packed, _ = pack_calls(calls)
+    payload = 0, 0.02, packed.functions, packed.together, packed.pickled
+    reply = stage.run(Task(0, None, payload), None, setups)
     assert isinstance(reply, BatchReply)
     assert list(reply.kinds) == [0, 0]
 
@@ -175,9 +195,6 @@ class Script:
 
 @pytest.fixture
 def script():
-    from mpipar.interfaces.calls.router import CallRouter
-    from mpipar.runtime.stage import Policy
-
     pool: Any = Script()
     return pool, CallRouter(pool, Policy())
 
@@ -186,24 +203,24 @@ def died(task):
     return task.id, GivenUpTask(task.id, "Quarantined", "it took down 3 ranks", "", (1, 2, 1))
 
 
-def test_failed_bundle_is_sent_again_call_by_call(script):
-    pool, crew = script
-    context = crew.context()
-    context.pace.note(1000, 0.0001)
-    caller = Caller(context)
+def test_failed_batch_is_sent_again_call_by_call(script):
+    pool, router = script
+    calls = router.open_queue()
+    calls.batch_size.record(1000, 0.0001)
+    caller = Caller(router, calls)
     for number in range(64):
         caller.submit(functions.square, number)
-    (bundle,) = pool.client.supply(1)
-    pool.client.deliver([died(bundle)])
+    (batch,) = pool.client.supply(1)
+    pool.client.deliver([died(batch)])
     assert caller.answers.empty()
     singles = pool.client.supply(8)
     pool.client.deliver([died(task) for task in singles])
-    assert [type(answer) for answer in caller.take(8)] == [GaveUp] * 8
+    assert [type(answer) for answer in caller.take(8)] == [GivenUp] * 8
 
 
 def test_lost_worker_is_told_once(script, capsys):
-    pool, crew = script
-    crew.context()
+    pool, router = script
+    router.open_queue()
     pool.losses.append("rank 2 is lost")
     pool.client.deliver([])
     pool.client.deliver([])
@@ -211,8 +228,8 @@ def test_lost_worker_is_told_once(script, capsys):
 
 
 def test_end_of_the_stream_breaks_what_is_under_way_and_what_waits(script):
-    pool, crew = script
-    caller = Caller(crew.context())
+    pool, router = script
+    caller = Caller(router, router.open_queue())
     for number in range(6):
         caller.submit(functions.square, number)
     pool.client.supply(2)
@@ -220,31 +237,31 @@ def test_end_of_the_stream_breaks_what_is_under_way_and_what_waits(script):
     assert [type(answer) for answer in caller.take(6)] == [WorkersGone] * 6
     with pytest.raises(ConnectionError):
         caller.submit(functions.square, 1)
-    assert not crew._contexts, "their setups are let go"
-    crew._closed = True  # nothing is left to be closed
+    assert not router._queues, "their setups are let go"
+    router._closed = True  # nothing is left to be closed
 
 
 def test_setup_stays_as_long_as_a_worker_may_ask_for_it(script):
-    pool, crew = script
-    context = crew.context(functions.refuse)
-    caller = Caller(context)
+    pool, router = script
+    calls = router.open_queue(functions.refuse)
+    caller = Caller(router, calls)
     for number in range(6):
         caller.submit(functions.square, number)
     under_way = pool.client.supply(2)
-    context.fail(LookupError("another worker has answered"))
+    router.fail_queue(calls, LookupError("another worker has answered"))
     assert [type(answer) for answer in caller.take(4)] == [WorkersGone] * 4
-    assert "data" in crew.read(0)
-    caller.submit(functions.square, 1)  # by who has not heard of it yet
+    assert "data" in router.read(0)
+    caller.submit(functions.square, 1)  # by a thread that does not know it yet
     assert pool.client.supply(2) == []
     assert [type(answer) for answer in caller.take(1)] == [WorkersGone]
     pool.client.deliver([died(task) for task in under_way])
-    assert [type(answer) for answer in caller.take(2)] == [GaveUp] * 2
-    assert list(crew.read(0)) == ["open"]
+    assert [type(answer) for answer in caller.take(2)] == [GivenUp] * 2
+    assert list(router.read(0)) == ["open"]
 
 
-def test_contexts_have_their_turn(script):
-    pool, crew = script
-    callers = [Caller(crew.context()) for _ in range(3)]
+def test_queues_have_their_turn(script):
+    pool, router = script
+    callers = [Caller(router, router.open_queue()) for _ in range(3)]
     for caller in callers:
         for number in range(10):
             caller.submit(operator.neg, number)
@@ -252,19 +269,19 @@ def test_contexts_have_their_turn(script):
     assert [task.payload[0] for task in tasks] == [0, 1, 2, 0, 1, 2]
 
 
-def test_open_contexts_agree_on_the_policy_and_later_ones_may_choose(script):
-    pool, crew = script
-    first = crew.context()
+def test_open_queues_agree_on_the_policy_and_later_ones_may_choose(script):
+    pool, router = script
+    first = router.open_queue()
     with pytest.raises(UsageError, match="isolate"):
-        crew.context(isolate=True)
-    first.close()
-    crew.context(isolate=True)
+        router.open_queue(isolate=True)
+    router.close_queue(first)
+    router.open_queue(isolate=True)
     assert pool.policy.isolate
 
 
-def test_arrays_of_a_setup_reach_the_worker_as_arrays_of_the_block(crew):
+def test_arrays_of_a_setup_reach_the_worker_as_arrays_of_the_block(router):
     data = np.arange(100_000.0)
-    crew.context(partial(functions.remember, data))
-    block = crew.read(0)
+    router.open_queue(partial(functions.remember, data))
+    block = router.read(0)
     assert block["buffer0"].nbytes == data.nbytes
     assert sum(array.nbytes for array in block.values()) < data.nbytes + 1000

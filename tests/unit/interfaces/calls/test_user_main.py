@@ -12,7 +12,7 @@ import pytest
 from mpipar.interfaces.calls import user_main
 from mpipar.interfaces.calls.user_main import UserMain
 
-ROOT = Path(__file__).parents[3]
+ROOT = Path(__file__).parents[4]
 SCRIPT = """
 import dataclasses, sys
 runs = globals().get("runs", 0) + 1

@@ -188,7 +188,7 @@ def test_large_callable_object_reaches_each_worker_once_for_a_map(size, most):
         assert list(executor.map(model, range(60))) == [size * n for n in range(60)]
         assert 1 <= len(functions.setups) <= most
         assert list(executor.map(model.__call__, [2.0])) == [2.0 * size]
-    assert not executor._crew._blocks
+    assert not executor._router._setup_blocks
 
 
 def test_large_callable_object_that_no_worker_can_read_breaks_nothing(monkeypatch):

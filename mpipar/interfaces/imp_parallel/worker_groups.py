@@ -1,9 +1,11 @@
-"""Where the tasks of a manager run: on workers that it has started, or on the ranks of the job.
+"""The workers of a manager as a group: commands that it has started, or the ranks of the job.
 
-    Manager --start--> Fleet --_start--> worker's command ... connects back --> Hub -- Pool -- Crew
+In any process: each worker is a command (`worker_main.py`), and gets tasks once it has connected.
 
-Any process: each worker is a command (`imp_workers.py`), and joins the crew when it connects.
-A rank of an MPI job: the other ranks are the crew, and the workers say how many of them to use.
+    Manager --start--> StartedWorkers --_start--> the worker's command
+    CallRouter -- Pool -- HubTransport <--connects-- the worker
+
+In an MPI job: the other ranks get the tasks; the workers say how many ranks to use.
 """
 
 from __future__ import annotations
@@ -43,10 +45,10 @@ if TYPE_CHECKING:
     from mpipar.interfaces.imp_parallel.workers import WorkerArray
     from mpipar.runtime.machines.messages import Rank
 
-__all__ = ["ManagerSettings", "MpiRanks", "StartedWorkers", "TaskSite"]
+__all__ = ["ManagerSettings", "MpiRanks", "StartedWorkers", "WorkerGroup"]
 
-SHORTEST_SILENCE = 10.0  # workers say something once a second, if their host is not overloaded
-UNWATCHED: Final = 2.0  # seconds without a look at the workers, after which silence proves nothing
+SHORTEST_SILENCE = 10.0  # seconds; workers send something once a second, unless overloaded
+UNWATCHED_SECONDS: Final = 2.0  # after so long without `watch`, silence proves nothing
 NOTE_SECONDS: Final = 30.0  # until the user is told that no worker has connected
 ENDING_SECONDS: Final = 2.0  # for workers that were told to stop, before they are killed
 NAMED: Final = 5  # workers in a message
@@ -54,7 +56,7 @@ NAMED: Final = 5  # workers in a message
 
 @dataclass(frozen=True)
 class ManagerSettings:
-    """How a manager was made."""
+    """The arguments and time limits of a manager."""
 
     python: str | None
     host: str | None
@@ -63,11 +65,11 @@ class ManagerSettings:
     heartbeat_timeout: float
 
 
-class TaskSite(Protocol):
-    """Where tasks run."""
+class WorkerGroup(Protocol):
+    """The workers that run the tasks of a manager."""
 
     @property
-    def crew(self) -> CallRouter: ...
+    def router(self) -> CallRouter: ...
 
     @property
     def limit(self) -> int | None:
@@ -80,15 +82,15 @@ class TaskSite(Protocol):
         ...
 
     def start(self, workers: Sequence[tuple[int, Worker]], arrays: Sequence[WorkerArray]) -> None:
-        """Put workers, each with its number, and arrays of them to work."""
+        """Start workers, each with its number, and arrays of workers."""
         ...
 
     def watch(self) -> None:
-        """Look after the workers. Called often while a result is awaited."""
+        """Find out which workers are lost. Called often while a result is awaited."""
         ...
 
-    def trouble(self) -> Error:
-        """Say why there are no workers (any more)."""
+    def error(self) -> Error:
+        """Return the error that says why no worker is left, or none has come."""
         ...
 
     def close(self) -> None:
@@ -100,40 +102,36 @@ class MpiRanks:
     """The ranks of this MPI job."""
 
     def __init__(self, settings: ManagerSettings) -> None:
-        self.crew = registry.crew()
+        self.router = registry.open_router()
         self._settings = settings
-        self._used: int | None = 0
-
-    @property
-    def limit(self) -> int | None:
-        return self._used
+        self.limit: int | None = 0
 
     @property
     def is_over(self) -> bool:
-        return _has_failed(self.crew)
+        return _has_failed(self.router)
 
     def start(self, workers: Sequence[tuple[int, Worker]], arrays: Sequence[WorkerArray]) -> None:
         for number, worker in workers:
             worker._state = WorkerState.CONNECTED
-            with suppress(OSError):  # it is only a courtesy
+            with suppress(OSError):  # nothing depends on that file
                 Path(self._settings.output % number).write_text(
-                    f"{worker!r} stands for one of the {self.crew.workers} worker ranks of the MPI "
-                    "job; what tasks print is in the output of that job\n"
+                    f"{worker!r} stands for one of the {self.router.workers} worker ranks of the "
+                    "MPI job; what tasks print is in the output of that job\n"
                 )
-            if self._used is not None:
-                self._used += 1
+            if self.limit is not None:
+                self.limit += 1
         if any(isinstance(array, SGEPEWorkerArray) for array in arrays):
-            self._used = None  # the whole allocation
-        if self._used is not None and self._used < self.crew.workers:
+            self.limit = None  # the whole allocation
+        if self.limit is not None and self.limit < self.router.workers:
             sys.stderr.write(
-                f"mpipar: {self._used} workers were added to the manager, so no more of the "
-                f"{self.crew.workers} of this MPI job work at once\n"
+                f"mpipar: {self.limit} workers were added to the manager, so no more of the "
+                f"{self.router.workers} of this MPI job work at once\n"
             )
 
     def watch(self) -> None:
-        """The runtime looks after ranks."""
+        """The runtime watches the ranks."""
 
-    def trouble(self) -> Error:
+    def error(self) -> Error:
         return NoMoreWorkersError("ran out of workers to run tasks: no worker rank is left")
 
     def close(self) -> None:
@@ -149,23 +147,23 @@ class StartedWorkers:
         self._settings = settings
         self._key = tcp_handshake.new_key()
         self._hub = HubTransport(self._key)
-        # A worker says something every second, whatever its task does.
+        # A worker sends something every second, whatever its task does.
         asked = min(settings.heartbeat_timeout, environment.patience())
         self._patience = max(SHORTEST_SILENCE, asked)
         self._pool = tcp_cluster.open_pool(self._hub, patience=self._patience)
-        self.crew = CallRouter(self._pool, Policy())
-        self._key_files: dict[bool, str] = {}
-        self._ports: dict[bool, int] = {}
+        self.router = CallRouter(self._pool, Policy())
+        self._key_files: dict[bool, str] = {}  # for workers on this machine (True), and on others
+        self._ports: dict[bool, int] = {}  # likewise
         self._workers: dict[Rank, tuple[int, Worker]] = {}
         self._arrays: list[WorkerArray] = []
-        self._reasons: list[str] = []
-        self._missed = False  # whether a worker did not connect, or was silent for too long
-        self._began = self._looked = time.monotonic()
+        self._reasons: list[str] = []  # why workers are dead
+        self._timed_out = False  # whether a worker did not connect, or was silent for too long
+        self._began = self._watched = time.monotonic()
         self._note_after = NOTE_SECONDS
 
     @property
     def is_over(self) -> bool:
-        return _has_failed(self.crew) or self._hub.is_deserted
+        return _has_failed(self.router) or self._hub.is_deserted
 
     # Starting
 
@@ -175,7 +173,7 @@ class StartedWorkers:
             for number, worker in workers:
                 self._start_one(number, worker)
             for array in arrays:
-                array._start(self._command(near=False))
+                array._start(self._command(local=False))
         except BaseException:
             for rank, (number, worker) in self._workers.items():
                 if (number, worker) in workers:
@@ -184,23 +182,26 @@ class StartedWorkers:
             raise
 
     def _start_one(self, number: int, worker: Worker) -> None:
-        near = isinstance(worker, LocalWorker) and self._settings.python is None
+        local = isinstance(worker, LocalWorker) and self._settings.python is None
         letters = "".join(secrets.choice(string.ascii_uppercase) for _ in range(8))
         unique_id = f"{number}:{letters}"
         self._workers[self._hub.expect(unique_id)] = number, worker
-        worker._start(self._command(near=near), unique_id, self._settings.output % number)
+        worker._start(self._command(local=local), unique_id, self._settings.output % number)
 
-    def _command(self, *, near: bool) -> str:
-        """Return what starts a worker, but for its id; `near`: on this machine for sure."""
+    def _command(self, *, local: bool) -> str:
+        """Return the command of a worker, but for its id; `local`: the worker is on this machine.
+
+        The first such command also listens for the workers, and writes the key for them.
+        """
         given, python = self._settings.host, self._settings.python
-        if near not in self._ports:
-            self._ports[near] = self._listen("127.0.0.1" if near and not given else given or "")
-            self._key_files[near] = self._write_key(None if near else str(Path.cwd()))
-        host = given or ("127.0.0.1" if near else _primary_address())
+        if local not in self._ports:
+            self._ports[local] = self._listen("127.0.0.1" if local and not given else given or "")
+            self._key_files[local] = self._write_key(None if local else str(Path.cwd()))
+        host = given or ("127.0.0.1" if local else _primary_address())
         interpreter = shlex.quote(sys.executable) if python is None else python
         return (
             f"{interpreter} -m mpipar.interfaces.imp_parallel.worker_main {shlex.quote(host)} "
-            f"{self._ports[near]} {shlex.quote(self._key_files[near])}"
+            f"{self._ports[local]} {shlex.quote(self._key_files[local])}"
         )
 
     def _listen(self, host: str) -> int:
@@ -213,7 +214,7 @@ class StartedWorkers:
             ) from error
 
     def _write_key(self, folder: str | None) -> str:
-        """Write the key where workers can read it, and nobody else."""
+        """Write the key into a file that only this user can read; return its name."""
         try:
             handle, name = tempfile.mkstemp(".key", ".mpipar-imp-", folder)
         except OSError as error:
@@ -225,13 +226,13 @@ class StartedWorkers:
     # Watching
 
     def watch(self) -> None:
-        self._look()
-        self._note()
+        self._update_states()
+        self._tell_if_none_connected()
 
-    def _look(self) -> None:
-        """Find out which workers have come, and which are lost."""
+    def _update_states(self) -> None:
+        """Find out which workers have connected, and which are lost."""
         now = time.monotonic()
-        rested, self._looked = now - self._looked > UNWATCHED, now
+        unwatched, self._watched = now - self._watched > UNWATCHED_SECONDS, now
         present, absent = self._hub.present, self._hub.absent
         for rank, (number, worker) in list(self._workers.items()):
             if worker._state is WorkerState.DEAD:
@@ -240,40 +241,41 @@ class StartedWorkers:
                 worker.last_contact_time = self._hub.heard[rank]
                 worker._state = WorkerState.CONNECTED
             if rank in absent:
-                self._watch_absent(rank, worker, number, rested=rested)
+                self._check_absent(rank, worker, number, unwatched=unwatched)
             elif rank not in present:
-                self._bury(worker, number, self._why_lost(worker))
+                self._mark_dead(worker, number, self._why_lost(worker))
 
-    def _watch_absent(self, rank: Rank, worker: Worker, number: int, *, rested: bool) -> None:
+    def _check_absent(self, rank: Rank, worker: Worker, number: int, *, unwatched: bool) -> None:
+        """Give up a worker that has not connected if it has ended, or takes too long."""
         ended = worker._why_ended()
         bound = self._settings.connect_timeout
-        if not (self._hub.heard or worker._is_running()):  # nobody has come so far
+        if not (self._hub.heard or worker._is_running()):  # no worker has connected so far
             bound = min(bound, self._settings.heartbeat_timeout)
         if ended:
-            reason = f"{ended} before it had connected{worker._last_words()}"
-        elif worker.get_contact_timed_out(bound) and not rested:
-            reason = f"has not connected within {bound:g} s{worker._last_words()}"
+            reason = f"{ended} before it had connected{worker._end_of_output()}"
+        elif worker.get_contact_timed_out(bound) and not unwatched:
+            reason = f"has not connected within {bound:g} s{worker._end_of_output()}"
         else:
             return
-        self._missed = True
+        self._timed_out = True
         self._hub.give_up(rank)
-        self._bury(worker, number, reason)
+        self._mark_dead(worker, number, reason)
 
     def _why_lost(self, worker: Worker) -> str:
         ended = worker._why_ended()
         if ended:
-            return f"{ended}{worker._last_words()}"
+            return f"{ended}{worker._end_of_output()}"
         if worker.get_contact_timed_out(self._patience):
-            self._missed = True
+            self._timed_out = True
             return f"was not heard of for {self._patience:g} s"
         return "its connection broke"
 
-    def _bury(self, worker: Worker, number: int, reason: str) -> None:
+    def _mark_dead(self, worker: Worker, number: int, reason: str) -> None:
         worker._state = WorkerState.DEAD
         self._reasons.append(f"worker {number} {worker!r}: {reason}")
 
-    def _note(self) -> None:
-        """Tell the user once in a while that nothing goes on."""
+    def _tell_if_none_connected(self) -> None:
+        """Tell the user, at ever longer intervals, that no worker has connected."""
         seconds = time.monotonic() - self._began
         if self._hub.present or seconds < self._note_after:
             return
@@ -285,24 +287,24 @@ class StartedWorkers:
             f"({self._settings.output % 0}) and the queue\n"
         )
 
-    def trouble(self) -> Error:
-        self._look()
+    def error(self) -> Error:
+        self._update_states()
         reasons = self._reasons[-NAMED:]
         if len(self._reasons) > NAMED:
             reasons.insert(0, f"of {len(self._reasons)}, the last")
-        told = "; ".join(reasons) or "all workers were lost"
+        text = "; ".join(reasons) or "all workers were lost"
         if self._hub.turned_away:
-            told += f"; {self._hub.turned_away} connections of strangers were refused"
+            text += f"; {self._hub.turned_away} connections of strangers were refused"
         if not self._hub.heard:
-            return NetworkError(f"no worker has started: {told}")
-        if self._missed:
-            return NetworkError(f"no worker is left that can be heard: {told}")
-        return NoMoreWorkersError(f"ran out of workers to run tasks: {told}")
+            return NetworkError(f"no worker has started: {text}")
+        if self._timed_out:
+            return NetworkError(f"no worker is left that can be heard: {text}")
+        return NoMoreWorkersError(f"ran out of workers to run tasks: {text}")
 
     # The end
 
     def close(self) -> None:
-        self._look()
+        self._update_states()
         self._pool.close()
         for array in self._arrays:
             array._stop()
@@ -316,9 +318,9 @@ class StartedWorkers:
                 Path(name).unlink()
 
 
-def _has_failed(crew: CallRouter) -> bool:
+def _has_failed(router: CallRouter) -> bool:
     try:
-        crew.check()
+        router.check()
     except (MpiparError, RuntimeError):
         return True
     return False

@@ -8,7 +8,7 @@ import pytest
 
 from mpipar.errors import LaunchError, UsageError
 from mpipar.interfaces.calls import registry
-from mpipar.launch import interfaces
+from mpipar.launch import interface_workers
 from mpipar.launch.parallel import Parallel
 from mpipar.launch.start import Launch
 from mpipar.settings import ExecSettings
@@ -30,7 +30,7 @@ def resolve(text=None, workers=None):
 
 
 def test_alone_an_executor_has_as_many_processes_as_it_wants():
-    interfaces.offer_own_workers()
+    interface_workers.use_own_workers()
     assert resolve() == f"thread:{len(os.sched_getaffinity(0))}"
     assert resolve(workers=5) == "thread:5"
     assert resolve("threads:2", workers=5) == "thread:2"
@@ -38,13 +38,14 @@ def test_alone_an_executor_has_as_many_processes_as_it_wants():
 
 
 def test_what_exec_was_told_wins_over_what_an_executor_wants():
-    interfaces.offer_workers_of(Launch(Parallel("thread", 3)), ExecSettings(parallel="thread:3"))
-    interfaces.offer_own_workers()  # as the first use of mpipar.Executor does
+    job = Launch(Parallel("thread", 3))
+    interface_workers.use_workers_of(job, ExecSettings(parallel="thread:3"))
+    interface_workers.use_own_workers()  # as the first use of mpipar.Executor does
     assert resolve(workers=5) == "thread:3"
 
 
 def test_exec_in_one_process_without_a_word_leaves_the_choice():
-    interfaces.offer_workers_of(Launch(Parallel("serial")), ExecSettings())
+    interface_workers.use_workers_of(Launch(Parallel("serial")), ExecSettings())
     assert resolve(workers=4) == "thread:4"
 
 
@@ -56,7 +57,7 @@ def test_exec_in_one_process_without_a_word_leaves_the_choice():
     ],
 )
 def test_what_cannot_be_had_is_said(text, error, says):
-    interfaces.offer_own_workers()
+    interface_workers.use_own_workers()
     with pytest.raises(error, match=says):
         resolve(text)
 
@@ -64,11 +65,11 @@ def test_what_cannot_be_had_is_said(text, error, says):
 def test_one_of_several_processes_gets_no_workers_of_its_own(monkeypatch):
     monkeypatch.setenv("OMPI_COMM_WORLD_SIZE", "4")
     monkeypatch.setenv("OMPI_COMM_WORLD_RANK", "2")
-    interfaces.offer_own_workers()
+    interface_workers.use_own_workers()
     with pytest.raises(LaunchError, match="mpirun -n N python -m mpipar exec"):
         resolve()
 
 
-def test_crew_says_so_when_nothing_was_offered():
+def test_registry_says_so_when_nothing_was_installed():
     with pytest.raises(LaunchError, match="nothing says"):
-        registry.crew()
+        registry.open_router()
