@@ -9,7 +9,8 @@ import sys
 import pytest
 
 from mpipar.runtime.process.launcher_variables import without_launcher
-from tests.jobs.test_launch import MPIRUN, PATIENCE, environment, mpirun, run
+from tests.support.installed import MPIRUN, mpirun
+from tests.support.jobs import PATIENCE, environment, run
 
 pytestmark = pytest.mark.skipif(not MPIRUN.exists(), reason="this environment brings no MPI")
 
@@ -71,9 +72,9 @@ def clean_environment():
 @pytest.mark.parametrize("options", [[], ["--with-ft", "ulfm"]], ids=["plain", "tolerant"])
 def test_all_that_mpirun_adds_is_taken_away_and_settings_stay(options):
     before = clean_environment()
-    first, *rest = mpirun(1)
+    first, *rest = mpirun()
     done = subprocess.run(
-        [*map(str, [first, *options, *rest]), sys.executable, "-c", SHOW],
+        [first, *options, *rest, "-n", "1", sys.executable, "-c", SHOW],
         env=before,
         capture_output=True,
         text=True,
@@ -91,11 +92,11 @@ def test_all_that_mpirun_adds_is_taken_away_and_settings_stay(options):
 def test_mpirun_in_an_isolated_task_of_a_job_starts_a_world_of_its_own(script):
     faked = [f"{name}={value}" for name, value in FOUR_NODES.items()]
     execute = [sys.executable, "-m", "mpipar", "exec", "--isolate=yes", script, MPIRUN]
-    done = run([*mpirun(2), "env", *faked, *execute])
+    done = run(line=[*mpirun(), "-n", 2, "env", *faked, *execute])
     assert done.stdout.splitlines()[-1] == "0 ['2', '1'] ['SLURM_JOB_ID'] 137", done
     assert done.returncode == 0
 
 
 def test_mpirun_in_an_isolated_task_of_threads_does_not_take_the_allocation(script):
-    done = run([sys.executable, script, MPIRUN, "thread:1"], **FOUR_NODES)
+    done = run(line=[sys.executable, script, MPIRUN, "thread:1"], env=FOUR_NODES)
     assert done.stdout == "0 ['2', '1'] ['SLURM_JOB_ID'] 137\n", done
