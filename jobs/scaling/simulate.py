@@ -4,11 +4,11 @@
     python jobs/scaling/simulate.py --ranks 64 1024 --tasks 20 --durations 0.3:0.5
 
 Nothing of the scheduler is modelled: `MasterMachine` and `WorkerMachine` are those that run
-under MPI, and what rank 0 takes to handle a message is the processor time that its Python code
-takes here, measured at each message (and corrected for a busy machine, see Clock). Modelled are
-the tasks (log-normal durations), the network (one latency), when a worker's loop looks for
-messages (`transport.Backoff`), and what MPI and pickle cost rank 0 for each message (see
-RECEIVE, SEND).
+under MPI, beats and the watch for silent workers included, and what rank 0 takes to handle a
+message is the processor time that its Python code takes here, measured at each message (and
+corrected for a busy machine, see Clock). Modelled are the tasks (log-normal durations), the network
+(one latency), when a worker's loop looks for messages (`transport.Backoff`), and what MPI and
+pickle cost rank 0 for each message (see RECEIVE, SEND).
 """
 
 from __future__ import annotations
@@ -31,8 +31,9 @@ if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from mpipar.runtime.loops.master_loop import TICK_SECONDS
+from mpipar.runtime.machines.liveness import Leave, LostWorker
 from mpipar.runtime.machines.master import MasterMachine
-from mpipar.runtime.machines.messages import MASTER, Knobs, Send, Welcome
+from mpipar.runtime.machines.messages import MASTER, Beat, Hello, Knobs, Send, Welcome
 from mpipar.runtime.machines.orders import (
     Compute,
     Computed,
@@ -40,14 +41,14 @@ from mpipar.runtime.machines.orders import (
     Prepare,
     Prepared,
 )
-from mpipar.runtime.machines.report_interval import beat_seconds, first_report, report_seconds
 from mpipar.runtime.machines.worker import WorkerMachine
 from mpipar.runtime.stage import Stage, Task
 from mpipar.runtime.transports.transport import Backoff
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
+    from mpipar.runtime.machines.master import MasterAction
     from mpipar.runtime.stage import Block
 
 LATENCY = 30e-6
@@ -58,8 +59,11 @@ SEND = 11e-6
 much again as `MpiTransport` takes when it talks to itself (Open MPI 5.0.11 and MPICH 5.0.2)."""
 HANDLE = 40e-6
 """Seconds of a worker for a message."""
+INFINITY = float("inf")
+PATIENCE = 120.0
+"""Seconds that a worker may be silent, as by default."""
 
-ARRIVAL, TURN, DONE, FLUSH, TICK = range(5)
+ARRIVAL, TURN, DONE, TIMER, TICK = range(5)
 
 
 @dataclass(frozen=True)
@@ -88,8 +92,8 @@ class Verdict:
     static: float  # the same, without stealing
     load: float  # share of the run for which rank 0 is busy
     wait: float  # longest time for which a message waited for rank 0, in seconds
-    messages: float  # to rank 0, per task
-    handling: float  # microseconds of the scheduler per message
+    messages: float  # to rank 0, per task, without beats
+    handling: float  # microseconds of the scheduler per message that is no beat
     steals: int
 
 
@@ -114,7 +118,7 @@ class Clock:
         self._slower = 1.0
         self._left = 0
 
-    def measure(self, act: Callable[[], list[Send]]) -> tuple[list[Send], float]:
+    def measure(self, act: Callable[[], Iterable[MasterAction]]) -> tuple[list[Send], float]:
         """Return what `act` returns, and the seconds that it takes."""
         if self._left == 0:
             self._left = self.EVERY
@@ -123,8 +127,13 @@ class Clock:
             self._slower = now / self._fastest
         self._left -= 1
         start = time.thread_time()
-        sends = act()
-        return sends, (time.thread_time() - start) / self._slower
+        actions = act()
+        seconds = (time.thread_time() - start) / self._slower
+        return [self._as_send(action) for action in actions], seconds
+
+    def _as_send(self, action: MasterAction) -> Send:
+        assert not isinstance(action, LostWorker), "no worker is silent here"
+        return action
 
     def _probe(self) -> float:
         start = time.thread_time()
@@ -145,13 +154,16 @@ class Simulation:
         self.clock = Clock()
         knobs = Knobs()
         ranks = range(1, case.ranks + 1)
-        self.master = MasterMachine(ranks, threads=1, knobs=knobs)
-        self.workers = [WorkerMachine(rank, Welcome(1, 1 << 20, knobs, 1.0)) for rank in ranks]
+        hellos = {rank: Hello(f"host {rank}", rank, 1) for rank in ranks}
+        self.master = MasterMachine(hellos, threads=1, knobs=knobs, patience=PATIENCE)
+        welcome = Welcome(1, 1 << 20, knobs, 1.0)
+        self.workers = [
+            WorkerMachine(rank, welcome, size=case.ranks, patience=PATIENCE) for rank in ranks
+        ]
         self.inboxes: list[deque[tuple[int, Any]]] = [deque() for _ in ranks]
         self.turning = [False] * case.ranks  # whether its next turn is in the list
-        self.due = report_seconds(case.ranks)
-        self.reported = [-first_report(rank, case.ranks) for rank in ranks]  # when it last did
-        self.waiting = [False] * case.ranks  # whether it will when that is due
+        self.ticked = [0.0] * case.ranks  # until when its machine knows that time has passed
+        self.timer = [INFINITY] * case.ranks  # when its loop wakes up if nothing happens
         self.active = [0.0] * case.ranks  # when it last had anything to do
         self.orders: list[deque[Compute]] = [deque() for _ in ranks]
         self.events: list[tuple[float, int, int, int, Any]] = []
@@ -174,8 +186,8 @@ class Simulation:
                 self._turn(rank)
             elif kind == DONE:
                 self._done(rank, item)
-            elif kind == FLUSH:
-                self._flush(rank)
+            elif kind == TIMER:
+                self._wake(rank)
             elif kind == TICK:
                 self._tick()
             elif rank == MASTER:
@@ -194,9 +206,10 @@ class Simulation:
         idle = self.now - self.free
         begin = self.now + self._unnoticed(idle, Backoff.CAP) if idle > 0 else self.free
         self.longest = max(self.longest, begin - self.now)
-        self.received += 1
         sends, spent = self.clock.measure(lambda: self.master.handle(source, message))
-        self.handled += spent
+        if not isinstance(message, Beat):
+            self.received += 1
+            self.handled += spent
         self._say(begin + RECEIVE, spent, sends)
         self.busy += RECEIVE
 
@@ -239,21 +252,25 @@ class Simulation:
             when += HANDLE
             if self.case.steal or message.__class__.__name__ != "StealFrom":
                 self._act(rank, when, worker.handle(source, message))
-        self._act(rank, when, self._report(rank, worker))
+        self._end_turn(rank, when, [])
 
-    def _report(self, rank: int, worker: WorkerMachine) -> list[Any]:
-        last = self.reported[rank - 1]
-        messages = worker.report(due=self.now >= last + self.due)
-        if messages:
-            self.reported[rank - 1] = self.now
-        elif worker.run is not None and worker.run.finished and not self.waiting[rank - 1]:
-            self.waiting[rank - 1] = True
-            self._note(last + self.due, FLUSH, rank, None)
-        return [Send(MASTER, message) for message in messages]
+    def _end_turn(self, rank: int, when: float, actions: Sequence[Any]) -> None:
+        """Report, act, let time pass for the machine, and note when it wants to be woken."""
+        worker = self.workers[rank - 1]
+        seconds, self.ticked[rank - 1] = self.now - self.ticked[rank - 1], self.now
+        ticked = worker.tick(seconds)
+        reports = [Send(MASTER, message) for message in worker.report()]
+        self._act(rank, when, [*reports, *actions, *ticked])
+        if worker.run is not None:
+            timer = self.now + max(Backoff.LIMIT, worker.seconds_to_tick)
+            if timer < self.timer[rank - 1]:
+                self.timer[rank - 1] = timer
+                self._note(timer, TIMER, rank, None)
 
-    def _flush(self, rank: int) -> None:
-        self.waiting[rank - 1] = False
-        self._act(rank, self.now + HANDLE, self._report(rank, self.workers[rank - 1]))
+    def _wake(self, rank: int) -> None:
+        if self.now >= self.timer[rank - 1]:
+            self.timer[rank - 1] = INFINITY
+            self._end_turn(rank, self.now + HANDLE, [])
 
     def _done(self, rank: int, event: Computed | Prepared) -> None:
         worker = self.workers[rank - 1]
@@ -261,8 +278,7 @@ class Simulation:
             self.orders[rank - 1].popleft()
             self._start(rank)
         self.active[rank - 1] = self.now
-        actions = worker.react(event)
-        self._act(rank, self.now + HANDLE, [*self._report(rank, worker), *actions])
+        self._end_turn(rank, self.now + HANDLE, worker.react(event))
 
     def _act(self, rank: int, when: float, actions: Sequence[Any]) -> None:
         for action in actions:
@@ -275,6 +291,7 @@ class Simulation:
                 if len(self.orders[rank - 1]) == 1:
                     self._start(rank)
             else:
+                assert not isinstance(action, Leave), "rank 0 is not silent here"
                 assert isinstance(action, Drop)
 
     def _start(self, rank: int) -> None:
@@ -313,7 +330,6 @@ def simulate(case: Case) -> Verdict:
     finally:
         gc.enable()
     work = float(durations.sum())
-    beats = float(np.floor(durations / beat_seconds(case.ranks)).sum()) * RECEIVE
     assert simulation.master.run is not None
     return Verdict(
         ranks=case.ranks,
@@ -324,7 +340,7 @@ def simulate(case: Case) -> Verdict:
         efficiency=work / case.ranks / seconds,
         free=work / case.ranks / one_queue(case.ranks, durations.tolist()),
         static=work / case.ranks / float(durations.reshape(case.ranks, -1).sum(1).max()),
-        load=(simulation.busy + beats) / seconds,
+        load=simulation.busy / seconds,
         wait=simulation.longest,
         messages=simulation.received / durations.size,
         handling=1e6 * simulation.handled / simulation.received,

@@ -96,16 +96,16 @@ class Pool:
             self.hosts,
             threads=threads,
             knobs=knobs,
-            hosts=self._memories(),
+            memories=self._memories(),
             patience=patience,
         )
-        self._loop = MasterLoop(transport, self._master, self.hosts, self.losses, patience)
+        self._loop = MasterLoop(transport, self._master, self.losses, patience)
         self._stream: Stream | None = None
         self._closed = False
         self._replacer: RespawnedWorkers | None = None
         welcome = partial(self._welcome_to, knobs=knobs, cache_bytes=cache_bytes)
         if isinstance(newcomers, ExternalWorkers):
-            self._loop.newcomers = WelcomedWorkers(newcomers, welcome)
+            self._loop.late_workers = WelcomedWorkers(newcomers, welcome)
         elif newcomers is not None:
             self._replacer = RespawnedWorkers(newcomers, welcome, self._patience)
 
@@ -133,7 +133,7 @@ class Pool:
 
     def replace_lost(self) -> bool:
         """From now on start a new worker for each one lost; False if that cannot be done here."""
-        self._loop.newcomers = self._replacer
+        self._loop.late_workers = self._replacer
         return self._replacer is not None
 
     # Greeting
@@ -172,7 +172,7 @@ class Pool:
         return Welcome(self.threads, cache_bytes, knobs, crowding)
 
     def _memories(self) -> dict[Rank, str]:
-        """Say alike for ranks of one host that can map each other's memory."""
+        """Return a name for each rank; ranks with the same one can map each other's memory."""
         names = {rank: f"{hello.host} {hello.memory}" for rank, hello in self.hosts.items()}
         return {**names, MASTER: f"{socket.gethostname()} {memory_name()}"}
 
@@ -221,7 +221,7 @@ class Pool:
             assert run is not None
             self._wait(run, start, watch)
         finally:
-            loop.send(self._master.end())
+            loop.perform(self._master.end())
         loop.drain()
         if run.error is not None:
             raise run.error
@@ -255,7 +255,7 @@ class Pool:
         if policy.isolate and stage.has_sums:
             raise ValueError("the sums of an isolated stage would be lost with its process")
         self._loop.turn()  # who was lost since the last run gets no task
-        if self._loop.is_deserted:
+        if self._master.is_deserted:
             raise RequeueError("no worker is left; resume the run to go on")
 
     def _check_tasks(self, tasks: Sequence[Task]) -> None:

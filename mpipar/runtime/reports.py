@@ -5,29 +5,20 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from mpipar.runtime.machines.liveness import LostWorker, name_of
+
 if TYPE_CHECKING:
     from mpipar.runtime.machines.messages import Hello, Rank
     from mpipar.runtime.stage import Sums
 
-
-@dataclass(frozen=True)
-class LostWorker:
-    """A worker that died or hangs, while the job goes on without it."""
-
-    rank: Rank
-    hello: Hello | None  # None: it died before it had greeted
-    tasks: int  # that others run again
-    left: int  # workers
-    reason: str = ""  # empty: it is dead
-
-    def __str__(self) -> str:
-        name = name_of(self.rank, self.hello)
-        if not self.left:
-            why = f" ({self.reason})" if self.reason else ""
-            return f"{name} is lost{why}, and no worker is left"
-        again = {0: "no task is", 1: "1 task is"}.get(self.tasks, f"{self.tasks} tasks are")
-        why = f": {self.reason}" if self.reason else ""
-        return f"{name} is lost{why}; {again} run again by the {self.left} left"
+__all__ = [
+    "CANNOT_REPLACE",
+    "LostWorker",
+    "NewWorker",
+    "PoolStatistics",
+    "RunResult",
+    "StageStatistics",
+]
 
 
 @dataclass(frozen=True)
@@ -39,12 +30,6 @@ class NewWorker:
 
     def __str__(self) -> str:
         return f"{name_of(self.rank, self.hello)} has been started in the place of a lost one"
-
-
-def name_of(rank: Rank, hello: Hello | None) -> str:
-    """Which worker that is, for a reader."""
-    where = "" if hello is None else f" on {hello.host} (process {hello.process})"
-    return f"rank {rank}{where}"
 
 
 @dataclass(frozen=True)

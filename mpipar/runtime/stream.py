@@ -44,9 +44,9 @@ class Stream:
 
     def __init__(self, loop: MasterLoop, client: StreamClient, *, threads: int) -> None:
         """The master has begun the run; each worker has so many compute threads."""
-        assert loop.master.run is not None
+        assert loop.machine.run is not None
         self._loop = loop
-        self._run = loop.master.run
+        self._run = loop.machine.run
         self._client = client
         self._threads = threads
         self._supplied = 0
@@ -110,14 +110,14 @@ class Stream:
         except BaseException as caught:  # the client must hear of it, whatever it is
             error = caught
         try:
-            loop.send(loop.master.end())
+            loop.perform(loop.machine.end())
             loop.drain()
         except BaseException as caught:
             error = error or caught
         self._client.ended(error)
 
     def _deliver(self) -> bool:
-        results = self._loop.master.take_results()
+        results = self._loop.machine.take_results()
         if results:
             self._delivered += len(results)
             self._wanted = True
@@ -136,9 +136,9 @@ class Stream:
         if tasks:
             self._wanted = True
             self._supplied += len(tasks)
-            self._loop.send(self._loop.master.add(tasks))
+            self._loop.perform(self._loop.machine.add(tasks))
         elif closing and not self._run.sealed:
-            self._loop.send(self._loop.master.seal())
+            self._loop.perform(self._loop.machine.seal())
         return bool(tasks)
 
     def _window(self) -> int:
@@ -149,4 +149,4 @@ class Stream:
             each = 1
         else:
             each = most if mean == 0 else min(most, max(fewest, int(AHEAD_SECONDS / mean)))
-        return len(self._loop.master.ranks) * self._threads * each
+        return len(self._loop.machine.ranks) * self._threads * each

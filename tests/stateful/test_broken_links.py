@@ -51,12 +51,6 @@ def test_of_two_hosts_that_are_apart_one_stays_whole(seed):
     assert hosts.count("host 1") == 3
 
 
-def hear(cluster, rank):
-    """What rank 0 has said to a worker comes, its Place too, before others have run all."""
-    while cluster.wires[0, rank]:
-        cluster.deliver((0, rank))
-
-
 def test_host_that_has_missed_begin_gets_it_from_rank_0_ever_after():
     """Ranks 4 and 10 are on a host that Begin reaches over rank 1."""
     cluster = Cluster(12, hosts=6, broken=[(1, 4)], patience=PATIENCE)
@@ -64,8 +58,7 @@ def test_host_that_has_missed_begin_gets_it_from_rank_0_ever_after():
         run = cluster.begin(Ledger(TASKS), make_tasks(TASKS, with_blocks=False))
         begins = [any(isinstance(m, Begin) for m in cluster.wires[0, rank]) for rank in (4, 10)]
         assert begins == [is_known, False]
-        hear(cluster, 4)
-        hear(cluster, 10)
+        cluster.deliver_all()
         for _ in range(0 if is_known else 3):
             cluster.tick()
         cluster.finish(run, random.Random(1))

@@ -2,7 +2,8 @@
 
 Master and workers are the pure machines of the runtime. Messages wait on a wire for each pair of
 ranks, in order; compute threads and the I/O thread are lists of orders. Whoever drives the cluster
-chooses what happens next, so any order of events can be had, and had again.
+chooses what happens next, so any order of events can be had, and had again. Time passes when it is
+told to; a Beat arrives at once, so that a cluster in which only time can pass has no busy wire.
 """
 
 from __future__ import annotations
@@ -18,16 +19,20 @@ from mpipar.runtime.machines.broadcast import is_neighbour
 from mpipar.runtime.machines.caught_error import (
     CaughtError,
 )
+from mpipar.runtime.machines.liveness import LONGEST_STEP, Leave, LostWorker
 from mpipar.runtime.machines.master import MasterMachine
 from mpipar.runtime.machines.messages import (
     MASTER,
+    Beat,
     Begin,
     Finished,
+    Gone,
+    Hello,
     Knobs,
     Message,
     NeedArrays,
     Send,
-    Unreachable,
+    Stop,
     Welcome,
 )
 from mpipar.runtime.machines.orders import (
@@ -41,7 +46,6 @@ from mpipar.runtime.machines.orders import (
     Prepare,
     Prepared,
 )
-from mpipar.runtime.machines.peer_timeouts import PeerTimeouts, who_leaves
 from mpipar.runtime.machines.reduction import check_sums
 from mpipar.runtime.machines.worker import WorkerMachine
 from mpipar.runtime.stage import Policy, Stage, Task
@@ -50,7 +54,7 @@ if TYPE_CHECKING:
     import random
     from collections.abc import Collection, Iterable, Mapping, Sequence
 
-    from mpipar.runtime.machines.master import MasterRun
+    from mpipar.runtime.machines.master import MasterAction, MasterRun
 
 FORGIVING = Policy(deaths=1000)
 """However many ranks die, it is no task's fault."""
@@ -88,6 +92,7 @@ class Threads:
 
     orders: deque[Prepare | Compute | Gather] = field(default_factory=deque)
     stages: dict[int, tuple[Stage, Any]] = field(default_factory=dict)
+    stuck: tuple[int, float] | None = None  # a task that takes for ever, and when it began
 
     def perform(self, order: Order) -> None:
         if isinstance(order, Drop):
@@ -136,27 +141,38 @@ class Cluster:
     ) -> None:
         """Ranks are dealt out to hosts; `blind` ones cannot map what others have lodged there.
 
-        What one rank of a `broken` pair sends to the other does not arrive, either way.
+        What one rank of a `broken` pair sends to the other does not arrive, either way; see
+        `lose_what_is_sent` for one way.
         """
         knobs = Knobs(shuffle=shuffle)
-        self.welcome = welcome = Welcome(threads, cache_bytes, knobs, 1.0)
+        self.welcome = Welcome(threads, cache_bytes, knobs, 1.0)
         self.newest = workers
         self.expected = 0  # workers that rank 0 believes may still come
         ranks = range(1, workers + 1)
+        self.patience = patience
         self.names = names = {rank: f"host {rank % hosts}" for rank in range(workers + 1)}
         self.master = MasterMachine(
-            ranks, threads=threads, knobs=knobs, hosts=names, patience=patience
+            {rank: Hello(names[rank], rank, 1) for rank in ranks},
+            threads=threads,
+            knobs=knobs,
+            memories=names,
+            patience=patience,
         )
         self.broken = {*broken, *((b, a) for a, b in broken)}
-        self.waits = {rank: PeerTimeouts(patience) for rank in ranks}
         self.blind = blind
-        self.welcome = welcome
-        self.workers = {rank: WorkerMachine(rank, welcome) for rank in ranks}
+        self.workers = {rank: self._worker(rank) for rank in ranks}
         self.threads = {rank: Threads() for rank in ranks}
         self.wires: dict[tuple[int, int], deque[Message]] = {}
         self.reading: list[int] = []
         self.delivered = 0
         self.unnoticed: list[int] = []  # dead, but rank 0 does not know yet
+        self.hung: set[int] = set()  # stopped processes: they do nothing, and may go on later
+        self.losses: list[LostWorker] = []
+        self.cut_off: dict[int, str] = {}  # workers given up by rank 0, and why
+        self.left: dict[int, str] = {}  # workers that have left by themselves, and why
+
+    def _worker(self, rank: int) -> WorkerMachine:
+        return WorkerMachine(rank, self.welcome, patience=self.patience)
 
     # What can happen
 
@@ -171,48 +187,59 @@ class Cluster:
         sends = self.master.begin(stage, {}, tasks, policy, sealed=sealed)
         run = self.master.run
         assert run is not None
-        self._post(MASTER, sends)
+        self._perform(sends)
         return run
 
     def add(self, tasks: Sequence[Task]) -> None:
-        self._post(MASTER, self.master.add(tasks))
+        self._perform(self.master.add(tasks))
 
     def seal(self) -> None:
-        self._post(MASTER, self.master.seal())
+        self._perform(self.master.seal())
 
     def busy_wires(self) -> list[tuple[int, int]]:
-        return sorted(wire for wire, waiting in self.wires.items() if waiting)
+        busy = (wire for wire, waiting in self.wires.items() if waiting)
+        return sorted(wire for wire in busy if wire[1] not in self.hung)
 
     def busy_threads(self) -> list[int]:
-        return [rank for rank, threads in self.threads.items() if threads.orders]
+        return [
+            rank
+            for rank, threads in self.threads.items()
+            if threads.orders and threads.stuck is None and rank not in self.hung
+        ]
 
     def deliver(self, wire: tuple[int, int]) -> None:
         """Hand over the oldest message of a wire."""
         source, target = wire
         message: Any = self.wires[wire].popleft()
         self.delivered += 1
+        self._hand_over(source, target, message)
+
+    def deliver_all(self) -> None:
+        """All that has been sent arrives, but at ranks that hang; nobody computes meanwhile."""
+        while wires := self.busy_wires():
+            self.deliver(wires[0])
+
+    def _hand_over(self, source: int, target: int, message: Any) -> None:
         if target == MASTER:
-            self._post(MASTER, self.master.handle(source, message))
+            if source in self.cut_off:
+                return
+            self._perform(self.master.handle(source, message))
             while (block := self.master.files.next_read()) is not None:
                 self.reading.append(block)
-            if isinstance(message, Unreachable):
-                self._part(source, message.rank)
         elif target in self.workers and self._is_unreadable(source, target, message):
             self._post(target, [Send(MASTER, NeedArrays(message.serial, source))])
         elif target in self.workers:
             self._act(target, self.workers[target].handle(source, message))
+            if isinstance(message, Gone):
+                self.wires.pop((message.rank, target), None)
+            elif isinstance(message, Stop):
+                self._leave(target, message.reason)
 
     def _is_unreadable(self, source: int, target: int, message: Message) -> bool:
         """Whether `sharing` would ask the master for the arrays."""
         if not isinstance(message, Begin) or message.plain or target not in self.blind:
             return False
         return is_neighbour(source, target, message.tree)
-
-    def _part(self, rank: int, other: int) -> None:
-        """Give up one of two workers, as the loop does."""
-        if {rank, other} <= self.workers.keys():
-            hosts = {each: self.names[each] for each in self.master.ranks}
-            self.lose(who_leaves(rank, other, hosts))
 
     def work(self, rank: int, position: int = 0, *, fails: bool = False) -> None:
         """Let a compute thread carry out one of the orders that the threads may be at."""
@@ -226,19 +253,71 @@ class Cluster:
         """Let the I/O thread finish a block."""
         block = self.reading.pop(position)
         arrays = {"x": np.full(4, 7 * block, np.int64)}
-        self._post(MASTER, self.master.loaded(self.master.files.generation, block, arrays))
+        self._perform(self.master.loaded(self.master.files.generation, block, arrays))
         while (block_now := self.master.files.next_read()) is not None:
             self.reading.append(block_now)
 
     def tick(self, seconds: float = 10.0) -> None:
-        self._post(MASTER, self.master.tick(seconds))
-        for rank, worker in self.workers.items():
-            if rank in self.waits:
-                self._post(rank, self.waits[rank].pass_time(worker, seconds))
+        """Let time pass, in steps short enough for all to say in time that they live."""
+        step = min(LONGEST_STEP, self.patience / 10)
+        while seconds > 0:
+            self._step_in_time(min(seconds, step))
+            seconds -= step
+
+    def _step_in_time(self, seconds: float) -> None:
+        for rank in sorted(self.workers.keys() - self.hung):
+            stuck = self.threads[rank].stuck
+            running = () if stuck is None else (stuck,)
+            for action in self.workers[rank].tick(seconds, running):
+                if isinstance(action, Leave):
+                    self._leave(rank, action.reason)
+                else:
+                    self._post(rank, [action])
+        self._perform(self.master.tick(seconds))
+
+    def stick(self, rank: int) -> int:
+        """Let the task that a worker is to run next take for ever; return its number."""
+        order = self.threads[rank].orders[0]
+        assert isinstance(order, Compute)
+        ((task, _),) = order.work
+        self.threads[rank].stuck = task.id, 0.0
+        return task.id
+
+    def hang(self, rank: int) -> None:
+        """A worker's process is stopped; what it has sent may still arrive."""
+        self.hung.add(rank)
+
+    def go_on(self, rank: int) -> None:
+        """A worker that hung goes on."""
+        self.hung.discard(rank)
+
+    def lose_what_is_sent(self, source: int, target: int) -> None:
+        """From now on nothing arrives of what one rank sends to another."""
+        self.broken.add((source, target))
+        self.wires.pop((source, target), None)
+
+    def mend(self, source: int, target: int) -> None:
+        """What one rank sends to another arrives again; what has been lost is lost."""
+        self.broken.discard((source, target))
+        if source == MASTER and target in self.cut_off:
+            self._post(MASTER, [Send(target, Stop(self.cut_off[target]))])
+
+    def _leave(self, rank: int, reason: str) -> None:
+        """A worker ends by itself: it has nothing more to say that anybody listens to."""
+        self.left[rank] = reason
+        self._remove(rank)
+        for wire in [wire for wire in self.wires if rank in wire]:
+            del self.wires[wire]
+        if rank in self.master.ranks:
+            self.unnoticed.append(rank)
+
+    def _remove(self, rank: int) -> None:
+        del self.workers[rank], self.threads[rank]
+        self.hung.discard(rank)
 
     def die(self, rank: int, dice: random.Random | None = None) -> None:
         """A worker dies. What it has sent may still arrive; with dice, only the first of it."""
-        del self.workers[rank], self.threads[rank]
+        self._remove(rank)
         for (source, target), waiting in list(self.wires.items()):
             if target == rank:
                 del self.wires[source, target]
@@ -249,15 +328,15 @@ class Cluster:
 
     def notice(self) -> None:
         """Rank 0 learns of the death that has been unknown longest."""
-        lost = self.unnoticed.pop(0)
-        self._post(MASTER, self.master.rank_lost(lost, expected=self.expected))
+        self.master.expected = self.expected
+        self._perform(self.master.rank_lost(self.unnoticed.pop(0)))
 
     def join(self) -> None:
         """A worker comes, with a number that no other had."""
         rank = self.newest = self.newest + 1
-        self.workers[rank] = WorkerMachine(rank, self.welcome)
+        self.workers[rank] = self._worker(rank)
         self.threads[rank] = Threads()
-        self._post(MASTER, self.master.rank_joined(rank))
+        self._perform(self.master.rank_joined(rank, Hello(f"new host {rank}", rank, 1)))
 
     def lose(self, rank: int) -> None:
         """A worker dies, and rank 0 knows at once."""
@@ -266,7 +345,7 @@ class Cluster:
             self.notice()
 
     def end(self) -> None:
-        self._post(MASTER, self.master.end())
+        self._perform(self.master.end())
 
     # Driving
 
@@ -287,21 +366,29 @@ class Cluster:
         return True
 
     def finish(self, run: MasterRun, dice: random.Random) -> None:
-        """Let things happen until the run is over."""
-        for _ in range(STEPS):
+        """Let things happen until the run is over; where a link is broken, they take time."""
+        for number in range(STEPS):
             if run.over:
                 return
+            if self.is_disturbed and number % 10 == 0:
+                self.tick(0.1)
             if not self.step(dice):
                 if self.unnoticed:
                     self.notice()
                     continue
-                for _ in range(PATIENT_TICKS if self.broken else 1):
+                for _ in range(PATIENT_TICKS if self.is_disturbed else 1):
                     self.tick()
                     if self.busy_wires() or self.reading or run.over:
                         break
                 else:
                     raise AssertionError("the cluster has hung")
         raise AssertionError(f"no end after {STEPS} steps")
+
+    @property
+    def is_disturbed(self) -> bool:
+        """Whether something may go on only when somebody has lost patience."""
+        stuck = any(threads.stuck for threads in self.threads.values())
+        return bool(self.broken or self.hung or stuck)
 
     # What must always be true
 
@@ -326,11 +413,28 @@ class Cluster:
 
     # Inside
 
+    def _perform(self, actions: Iterable[MasterAction]) -> None:
+        """Do what rank 0's machine wants done, as its loop and transport do."""
+        for action in actions:
+            if isinstance(action, Send):
+                if action.rank not in self.cut_off:
+                    self._post(MASTER, [action])
+                continue
+            self.losses.append(action)
+            if action.reason:
+                rank = action.rank
+                self.cut_off[rank] = action.reason
+                self.wires.pop((MASTER, rank), None)
+                self._post(MASTER, [Send(rank, Stop(action.reason))])
+
     def _post(self, source: int, sends: Iterable[Send]) -> None:
         for send in sends:
             if (source, send.rank) in self.broken:
                 continue
-            if send.rank == MASTER or send.rank in self.workers:
+            if isinstance(send.message, Beat):
+                if send.rank not in self.hung:
+                    self._hand_over(source, send.rank, send.message)
+            elif send.rank == MASTER or send.rank in self.workers:
                 self.wires.setdefault((source, send.rank), deque()).append(send.message)
 
     def _act(self, rank: int, actions: Iterable[Send | Order]) -> None:

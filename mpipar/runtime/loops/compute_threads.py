@@ -37,7 +37,7 @@ from mpipar.runtime.process.environment import single_threaded_blas
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from mpipar.runtime.loops.prepared_stage import Running
+    from mpipar.runtime.machines.orders import RunningTask
 
 
 class ComputeThreads:
@@ -84,7 +84,7 @@ class ComputeThreads:
                     found.append(Computed(serial, results, 0.0, more=True))
         return found
 
-    def running(self, serial: int) -> list[Running]:
+    def running(self, serial: int) -> list[RunningTask]:
         """Return which tasks of a run the threads are at, and since when."""
         stage = self._stages.get(serial)
         return [] if stage is None else stage.running()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Protocol
 
 from mpipar.runtime.machines.caught_error import CaughtError
 
@@ -13,10 +13,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from mpipar.runtime.isolation.isolated_tasks import TaskChild
+    from mpipar.runtime.machines.orders import RunningTask
     from mpipar.runtime.stage import Block, Stage, Sums, Task
-
-Running: TypeAlias = tuple[int, float]
-"""A task, and when it began."""
 
 LONGEST_BURST = 0.01
 """Seconds after which no further task of one burst is begun."""
@@ -53,7 +51,7 @@ class PreparedStage(Protocol):
         """Run the tasks; what comes of each is in `burst` at once."""
         ...
 
-    def running(self) -> list[Running]:
+    def running(self) -> list[RunningTask]:
         """Return the tasks being run that nobody here can stop."""
         ...
 
@@ -70,7 +68,7 @@ class InProcessStage:
     def __init__(self, stage: Stage, shared: Mapping[str, Any], slowdown: float) -> None:
         self._stage = stage
         self._slowdown = slowdown
-        self._running: dict[int, Running] = {}  # by thread
+        self._running: dict[int, RunningTask] = {}  # by thread
         self._state = stage.start(shared)
 
     def run(
@@ -96,7 +94,7 @@ class InProcessStage:
         burst.seconds = now - start
         running.pop(thread, None)
 
-    def running(self) -> list[Running]:
+    def running(self) -> list[RunningTask]:
         return list(self._running.values())
 
     def sums(self) -> Sums | None:
@@ -131,7 +129,7 @@ class IsolatedStage:
                 burst.troubles.append((ran.task, ran.trouble))
         burst.left = [task for task, _ in work if task.id not in ended]
 
-    def running(self) -> list[Running]:
+    def running(self) -> list[RunningTask]:
         return []  # the child processes are watched over
 
     def sums(self) -> Sums | None:

@@ -9,26 +9,23 @@ import time
 import traceback
 from collections import deque
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from mpipar.errors import UnavailableError
 from mpipar.runtime.loops.compute_threads import ComputeThreads
+from mpipar.runtime.machines.liveness import Leave
 from mpipar.runtime.machines.messages import (
     MASTER,
-    Beat,
     Bye,
     Crashed,
     Finished,
     Gone,
     Hello,
-    Overdue,
     Send,
     Stop,
     TaskFailed,
     Welcome,
 )
-from mpipar.runtime.machines.peer_timeouts import PeerTimeouts
-from mpipar.runtime.machines.report_interval import beat_seconds, first_report, report_seconds
 from mpipar.runtime.machines.worker import MOST_RESULTS, WorkerMachine
 from mpipar.runtime.node_memory.shared_arrays import memory_name
 from mpipar.runtime.process.environment import patience
@@ -39,10 +36,8 @@ from mpipar.runtime.transports.transport import UnsendableError
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from mpipar.runtime.loops.prepared_stage import Running
     from mpipar.runtime.machines.messages import Message, Rank
     from mpipar.runtime.machines.worker import Action
-    from mpipar.runtime.machines.worker_run import WorkerRun
     from mpipar.runtime.transports.transport import Transport
 
 REPORT_BYTES = 1 << 17
@@ -53,11 +48,8 @@ LAST_TASK_SECONDS = 1.0
 FLUSH_SECONDS = 5.0
 CRASH_EXIT = 70
 ORPHAN_EXIT = 75
-BEATS_PER_PATIENCE = 4
 GREETING_PATIENCES = 30
 """Rank 0 may read a large input before it opens the pool."""
-ORPHAN_PATIENCES = 10
-"""In a run rank 0 is heard four times per patience, unless it is very busy, gone, or cut off."""
 
 
 @dataclass(frozen=True)
@@ -91,16 +83,10 @@ class _WorkerLoop:
         self._transport = transport
         self._inbox: deque[tuple[Rank, Message]] = deque()  # arrived, but not handled yet
         self._engine: ComputeThreads | None = None
-        self._spoke = self._turned = time.monotonic()
-        self._unheard = 0.0  # seconds in which rank 0 said nothing
+        self._ticked = time.monotonic()
         self._patience = patience()
-        self._reported = self._spoke - first_report(transport.rank, transport.size)
-        self._beat_seconds = min(beat_seconds(transport.size), self._patience / BEATS_PER_PATIENCE)
-        self._report_seconds = report_seconds(transport.size)
         self._parted = False
         self._reason = ""
-        self._waits = PeerTimeouts(self._patience)
-        self._ages: dict[Running, float] = {}  # seconds for which tasks have been seen to run
 
     def run(self) -> Departure:
         """Greet, then loop until told to stop."""
@@ -113,7 +99,9 @@ class _WorkerLoop:
         transport.crowd(welcome.crowding)
         slowdown = welcome.knobs.slowdown(transport.rank)
         engine = self._engine = ComputeThreads(welcome.threads, slowdown, transport.wake)
-        worker = WorkerMachine(transport.rank, welcome)
+        worker = WorkerMachine(
+            transport.rank, welcome, size=transport.size, patience=self._patience
+        )
         while not worker.stopped:
             moved = self._turn(worker, engine)
             transport.pause(moved=moved, relaxed=worker.is_computing)
@@ -182,47 +170,33 @@ class _WorkerLoop:
         actions = [action for event in events for action in worker.react(event)]
         self._report(worker)
         self._perform(engine, actions)
-        self._keep_time(worker, engine)
+        self._tick(worker, engine)
         return moved or bool(events)
 
     def _report(self, worker: WorkerMachine) -> None:
         """Send results, and learn from it how large they are."""
-        now = time.monotonic()
-        for message in worker.report(due=now - self._reported >= self._report_seconds):
-            self._reported = now
+        for message in worker.report():
             before = self._transport.backlog()
             self._send(MASTER, message)
             each = (self._transport.backlog() - before) / len(message.results)
             worker.most_results = max(1, min(MOST_RESULTS, int(REPORT_BYTES / max(each, 1.0))))
 
-    def _keep_time(self, worker: WorkerMachine, engine: ComputeThreads) -> None:
+    def _tick(self, worker: WorkerMachine, engine: ComputeThreads) -> None:
+        """Let time pass for the machine."""
         now = time.monotonic()
-        # If this process was stopped for a while, that says nothing about rank 0.
-        seconds, self._turned = min(now - self._turned, 1.0), now
-        if worker.run is None:
-            self._unheard = 0.0
-            return
-        self._unheard += seconds
-        if self._unheard > ORPHAN_PATIENCES * self._patience:
-            sys.stderr.write(
-                f"mpipar: rank {self._transport.rank} on {socket.gethostname()} leaves: nothing "
-                f"was heard of rank 0 for {self._unheard:.0f} s\n"
-            )
-            raise _OrphanedError
-        if now - self._spoke > self._beat_seconds:
-            self._send(MASTER, Beat(worker.run.serial))
-        self._perform(engine, self._waits.pass_time(worker, seconds))
-        if worker.run.timeout is not None:
-            self._find_overdue(worker.run, engine, seconds)
+        seconds, self._ticked = now - self._ticked, now
+        run = worker.run
+        running = engine.running(run.serial) if run is not None and run.timeout else ()
+        for action in worker.tick(seconds, running):
+            if isinstance(action, Leave):
+                self._leave(action)
+            self._send(action.rank, action.message)
 
-    def _find_overdue(self, run: WorkerRun, engine: ComputeThreads, seconds: float) -> None:
-        """Report a task that has run for longer than it may while this process was running."""
-        running = engine.running(run.serial)
-        self._ages = {task: self._ages.get(task, 0.0) + seconds for task in running}
-        for (number, _), age in self._ages.items():
-            if run.timeout is not None and age > run.timeout:
-                self._send(MASTER, Overdue(run.serial, number))
-                run.timeout = None  # once is enough: this rank will be told to stop
+    def _leave(self, action: Leave) -> NoReturn:
+        """Leave a job that seems to be dead, or that this worker is cut off from."""
+        rank, host = self._transport.rank, socket.gethostname()
+        sys.stderr.write(f"mpipar: rank {rank} on {host} leaves: {action.reason}\n")
+        raise _OrphanedError
 
     def _on_stop(self, message: Stop) -> None:
         if wants_fault_tolerance():  # else MPI would end the job because of it
@@ -240,8 +214,6 @@ class _WorkerLoop:
         # Of other ranks the master tells us, so that all of us learn it in the same order.
         if MASTER in self._transport.lost():
             raise _OrphanedError
-        if any(source == MASTER for source, _ in arrived):
-            self._unheard = 0.0
         return arrived
 
     def _perform(self, engine: ComputeThreads, actions: Iterable[Action]) -> None:
@@ -252,9 +224,7 @@ class _WorkerLoop:
                 engine.perform(action)
 
     def _send(self, rank: Rank, message: Message) -> None:
-        if rank == MASTER:
-            self._spoke = time.monotonic()
-            self._parted = self._parted or isinstance(message, Bye)
+        self._parted = self._parted or isinstance(message, Bye)
         try:
             self._transport.send(rank, message)
         except UnsendableError as error:

@@ -1,15 +1,16 @@
 """Rank 0's machine: it sorts what workers say to scheduler, file server and reduction.
 
-      Pool --begin, tick, cancel--> Master --Send--> workers
-                                    |  |  |
-             who owns each task: Scheduler |  Root: adds up the partials
-                                    FileServer: which block to read for whom
+      loop --begin, handle, tick--> MasterMachine --Send--> workers
+                                    |   |   |   +--LostWorker--> loop: whom to cut off
+             who owns each task: Scheduler  |  RootReduction: adds up the partials
+                                        FileServer: which block to read for whom
 
     A run:  PLACING --all HELD--> COLLECTING --all layouts known--> REDUCING --sum here--> OVER
                ^                       |                                |
                +------- rank lost -----+--------------------------------+
 
-Pure: messages in, sends out. Without sums a run goes from PLACING to OVER directly.
+Pure: messages and the passing of time in; out comes what to send and which worker to give up.
+Without sums a run goes from PLACING to OVER directly.
 """
 
 from __future__ import annotations
@@ -18,11 +19,17 @@ import math
 import random
 from bisect import insort
 from enum import Enum, auto
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from mpipar.errors import MpiparError, ProtocolError, RequeueError, TaskFailedError
 from mpipar.runtime.machines.broadcast import BroadcastRoutes
 from mpipar.runtime.machines.file_server import FileServer
+from mpipar.runtime.machines.liveness import (
+    LONGEST_STEP,
+    LostWorker,
+    WorkerLiveness,
+    who_leaves,
+)
 from mpipar.runtime.machines.messages import (
     POLICY,
     Beat,
@@ -55,9 +62,11 @@ from mpipar.runtime.machines.reduction import RootReduction, heaps_of_hosts
 from mpipar.runtime.machines.scheduler import Scheduler
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
     from mpipar.runtime.stage import Block, Policy, Stage, Sums, Task
+
+MasterAction: TypeAlias = Send | LostWorker
 
 
 class RunPhase(Enum):
@@ -101,19 +110,22 @@ class MasterMachine:
 
     def __init__(
         self,
-        ranks: Iterable[Rank],
+        hellos: dict[Rank, Hello],
         *,
         threads: int,
         knobs: Knobs,
-        hosts: Mapping[Rank, str] | None = None,
+        memories: Mapping[Rank, str] | None = None,
         patience: float = math.inf,
     ) -> None:
         """What this object needs to know.
 
-        hosts     ranks, the master included, that say the same have their memory in common
+        hellos    of all workers; those of later ones are added, and those of lost ones are kept
+        memories  ranks, the master included, with the same name can map each other's memory
         patience  seconds that a worker may be silent
         """
-        self.ranks = sorted(ranks)
+        self.hellos = hellos
+        self.ranks = sorted(hellos)
+        self.expected = 0  # workers that may still come; the loop keeps it up to date
         self._alive = set(self.ranks)
         self.files = FileServer()
         self.run: MasterRun | None = None
@@ -121,8 +133,9 @@ class MasterMachine:
         self._threads = threads
         self._dice = None if knobs.shuffle is None else random.Random(knobs.shuffle)
         self._plain = not knobs.node_memory
-        self._routes = BroadcastRoutes(hosts or {})
+        self._routes = BroadcastRoutes(memories or {})
         self._patience = patience
+        self._liveness = WorkerLiveness(self.ranks, patience)
         self._within_hosts = False  # whether sums go over trees within hosts
         self._serial = 0
 
@@ -144,6 +157,7 @@ class MasterMachine:
     ) -> list[Send]:
         """Start a run; the one before must be over. If it is not sealed, tasks can be added."""
         self._serial += 1
+        self._liveness.begin()
         tree = self._routes.plan(self.ranks)
         begin = Begin(self._serial, self.files.generation, stage, shared, tree, policy, self._plain)
         scheduler = Scheduler(
@@ -186,10 +200,18 @@ class MasterMachine:
         self.files.drop_requests()
         return [Send(rank, Forget(serial)) for rank in self.ranks]
 
-    def tick(self, seconds: float) -> list[Send]:
-        """Time has passed."""
+    def tick(self, seconds: float) -> list[MasterAction]:
+        """Time has passed; a worker that has been silent for too long is given up."""
         run = self.run
-        return run.scheduler.tick(seconds) + self._watch_sum(run, seconds) if run else []
+        if run is None:
+            return []
+        actions: list[MasterAction] = [*run.scheduler.tick(seconds)]
+        actions += self._watch_sum(run, seconds)
+        for rank, silence in self._liveness.tick(seconds).items():
+            actions += self.rank_lost(rank, f"silent for {silence:.3g} s, so hung or cut off")
+        if self._liveness.beat_is_due():
+            actions += [Send(rank, Beat(run.begin.serial)) for rank in self.ranks]
+        return actions
 
     # From the I/O thread
 
@@ -204,17 +226,18 @@ class MasterMachine:
 
     # From workers
 
-    def handle(self, source: Rank, message: ToMaster) -> list[Send]:
-        """Take one message; return what to send."""
+    def handle(self, source: Rank, message: ToMaster) -> Sequence[MasterAction]:
+        """Take one message; return what to do."""
         if source not in self._alive:
-            return []  # lost, but not as dead as it seemed
+            return []  # a worker that was given up has come back: the transport tells it to leave
+        self._liveness.heard(source)
         match message:
             case BlockRequest():
                 self.files.request(source, message)
             case Crashed():
                 raise ProtocolError(f"worker rank {source} crashed\n{message.text}")
-            case Hello() | Bye() | Beat() | Unreachable():
-                pass  # being heard at all is what counts; about the last the loop decides
+            case Hello() | Bye() | Beat():
+                pass  # being heard at all is what counts
             case _:
                 run = self.run
                 if run is None or run.begin.serial != message.serial:
@@ -228,26 +251,41 @@ class MasterMachine:
         self,
         run: MasterRun,
         source: Rank,
-        message: Started | Finished | TaskFailed | Overdue | Idle | Claim | Collected | Partial,
-    ) -> list[Send]:
+        message: Started
+        | Finished
+        | TaskFailed
+        | Overdue
+        | Unreachable
+        | Idle
+        | Claim
+        | Collected
+        | Partial,
+    ) -> Sequence[MasterAction]:
+        actions: Sequence[MasterAction] = ()
         match message:
-            case Started() | Overdue():
+            case Started():
                 run.scheduler.note(source, message)
-                return []
             case Finished():
-                sends = self._on_finished(run, source, message)
+                actions = self._on_finished(run, source, message)
             case TaskFailed():
-                sends = run.scheduler.fail(source, message)
+                actions = run.scheduler.fail(source, message)
                 self._note_failures(run, source)
+                actions = [*actions, *self._advance(run)]
             case Idle():
-                return run.scheduler.idle(source, message)
+                actions = run.scheduler.idle(source, message)
             case Claim():
-                return run.scheduler.claim(source, message)
+                actions = run.scheduler.claim(source, message)
             case Collected():
-                return self._on_collected(run, source, message)
+                actions = self._on_collected(run, source, message)
             case Partial():
-                return self._on_partial(run, source, message)
-        return sends + self._advance(run)
+                actions = self._on_partial(run, source, message)
+            case Overdue():
+                run.scheduler.note(source, message)
+                why = f"task {message.task} took longer than {run.begin.policy.timeout:g} s"
+                actions = self.rank_lost(source, why)
+            case Unreachable():
+                actions = self._part(source, message.rank)
+        return actions
 
     def _on_finished(self, run: MasterRun, source: Rank, message: Finished) -> list[Send]:
         numbers = [task for task, _ in message.results]
@@ -258,7 +296,7 @@ class MasterMachine:
         run.results.update(message.results)
         if not run.is_stream:
             self._note_homes(run, source, numbers)
-        return sends
+        return sends + self._advance(run)
 
     def _note_homes(self, run: MasterRun, source: Rank, tasks: Sequence[int]) -> None:
         for task in tasks:
@@ -329,7 +367,7 @@ class MasterMachine:
 
     def _watch_sum(self, run: MasterRun, seconds: float) -> list[Send]:
         """Begin a reduction again that does not go on, with another tree; give up a second time."""
-        run.waited += min(seconds, 1.0)  # if this process was stopped, that says nothing
+        run.waited += min(seconds, LONGEST_STEP)
         if run.phase is not RunPhase.REDUCING or run.waited <= LONG * self._patience:
             return []
         if self._within_hosts:
@@ -349,10 +387,12 @@ class MasterMachine:
 
     # Gain and loss
 
-    def rank_joined(self, rank: Rank) -> list[Send]:
+    def rank_joined(self, rank: Rank, hello: Hello) -> list[Send]:
         """A worker has come: it takes part in the run under way, though not in its tree."""
+        self.hellos[rank] = hello
         insort(self.ranks, rank)
         self._alive.add(rank)
+        self._liveness.heard(rank)
         run = self.run
         if run is None or run.over:
             return []
@@ -360,34 +400,58 @@ class MasterMachine:
         begin = self._routes.alone(run.begin, rank)
         return [begin, *run.scheduler.rank_joined(rank), *self._advance(run)]
 
-    def nobody_comes(self) -> None:
-        """There is no worker, and none can be expected: the run cannot go on."""
-        if self.run is not None and not self.run.over:
-            self.run.error = RequeueError("the last worker is lost; resume the run to go on")
+    @property
+    def is_deserted(self) -> bool:
+        """Whether there is no worker, and none can be expected."""
+        return not (self.ranks or self.expected)
 
-    def rank_lost(self, rank: Rank, *, expected: int = 0) -> list[Send]:
+    def end_if_deserted(self, why: str = "the last worker is lost") -> None:
+        """End the run with an error if there is no worker, and none can be expected."""
+        if self.is_deserted and self.run is not None and not self.run.over:
+            self.run.error = RequeueError(f"{why}; resume the run to go on")
+
+    def rank_lost(self, rank: Rank, reason: str = "") -> list[MasterAction]:
         """A worker is lost: its tasks go elsewhere, and a reduction under way starts again.
 
-        If it was the last one, they wait for those expected, if any.
+        If it was the last one, they wait for those expected, if any. `reason`: why a worker that
+        may still live is given up.
         """
         if rank not in self._alive:
             return []
         self.ranks.remove(rank)
         self._alive.remove(rank)
+        self._liveness.lost(rank)
         self.files.rank_lost(rank)
         self._routes.rank_lost(rank)
         self.home = {block: r for block, r in self.home.items() if r != rank}
-        sends = [Send(other, Gone(rank)) for other in self.ranks]
         run = self.run
-        if run is None or run.over:
-            return sends
-        if not (self.ranks or expected):
-            self.nobody_comes()
-            return sends
+        before = run.scheduler.rerun if run else 0
+        sends = [*(Send(r, Gone(rank)) for r in self.ranks), *self._go_on_without(rank)]
+        again = run.scheduler.rerun - before if run else 0
+        loss = LostWorker(rank, self.hellos[rank], again, len(self.ranks), reason)
+        self.end_if_deserted(str(loss) if reason else "the last worker is lost")
+        return [loss, *sends]
+
+    def _go_on_without(self, rank: Rank) -> list[Send]:
+        """Do again in the run under way what a lost worker has had."""
+        run = self.run
+        if run is None or run.over or self.is_deserted:
+            return []
         # Its children in the broadcast tree may still be waiting for it to pass Begin on.
-        sends += self._routes.adopt(run.begin, rank, self._alive)
+        sends = self._routes.adopt(run.begin, rank, self._alive)
         sends += run.scheduler.rank_lost(rank)
         self._note_failures(run, rank)
         run.phase = RunPhase.PLACING
         run.root = None
         return sends + self._advance(run)
+
+    def _part(self, rank: Rank, other: Rank) -> list[MasterAction]:
+        """Two workers do not reach each other: go on without one of them."""
+        if other not in self._alive:
+            return []
+        hosts = {each: self.hellos[each].host for each in self.ranks}
+        leaves = who_leaves(rank, other, hosts)
+        stays = other if leaves == rank else rank
+        return self.rank_lost(
+            leaves, f"it and rank {stays} on {hosts[stays]} do not reach each other"
+        )

@@ -51,6 +51,9 @@ class Drop:
     serial: int
 
 
+RunningTask: TypeAlias = tuple[int, float]
+"""A task that a compute thread is at, and when it began, by a clock of the worker's own."""
+
 Order: TypeAlias = Prepare | Compute | Gather | Drop
 
 

@@ -3,21 +3,23 @@
     messages --> Worker --Send--> master, workers
                  |  |  |
              Deque  |  Branch: its part in the reduction
-             BlockCache, and the blocks on their way
+             WorkerBlocks: cached, or on their way
                  |
                  +--Prepare, Compute, Gather--> Engine (compute threads) --events--> Worker
 
-Pure: messages and events in, actions out. `runtime/serving.py` is the loop around it.
+Pure: messages, events and the passing of time in, actions out. `loops/worker_loop.py` is the loop
+around it.
 """
 
 from __future__ import annotations
 
+import math
 import random
 from itertools import islice
 from typing import TYPE_CHECKING, TypeAlias
 
-from mpipar.runtime.machines.block_cache import BlockCache
 from mpipar.runtime.machines.broadcast import children_of
+from mpipar.runtime.machines.liveness import LONGEST_STEP, Leave, MasterLiveness
 from mpipar.runtime.machines.messages import (
     MASTER,
     Beat,
@@ -33,6 +35,7 @@ from mpipar.runtime.machines.messages import (
     Gone,
     Granted,
     More,
+    NeedArrays,
     Partial,
     Place,
     Rank,
@@ -46,6 +49,7 @@ from mpipar.runtime.machines.messages import (
     Stop,
     TaskFailed,
     ToWorker,
+    Unreachable,
     Welcome,
 )
 from mpipar.runtime.machines.orders import (
@@ -59,13 +63,18 @@ from mpipar.runtime.machines.orders import (
     Prepare,
     Prepared,
 )
+from mpipar.runtime.machines.peer_timeouts import PeerTimeouts, PeerWait
+from mpipar.runtime.machines.report_interval import first_report, report_seconds
+from mpipar.runtime.machines.task_deque import StealState
+from mpipar.runtime.machines.worker_blocks import WorkerBlocks
 from mpipar.runtime.machines.worker_run import WorkerRun
 
 if TYPE_CHECKING:
     from collections import deque
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from mpipar.runtime.machines.caught_error import CaughtError
+    from mpipar.runtime.machines.orders import RunningTask
     from mpipar.runtime.stage import Task
 
 Action: TypeAlias = Send | Order
@@ -78,13 +87,14 @@ AHEAD = 2
 class WorkerMachine:
     """All of one worker's decisions."""
 
-    def __init__(self, rank: Rank, welcome: Welcome) -> None:
+    def __init__(
+        self, rank: Rank, welcome: Welcome, *, size: int = 1, patience: float = math.inf
+    ) -> None:
+        """`size`: the number of ranks; `patience`: that of rank 0, in seconds."""
         self.rank = rank
         self.stopped = False
         self.run: WorkerRun | None = None
-        self.cache = BlockCache(welcome.cache_bytes)
-        self.generation = 0
-        self.fetching: dict[int, Rank] = {}  # block -> whom it was asked of
+        self.blocks = WorkerBlocks(welcome.cache_bytes)
         self.congested = False
         self.most_results = MOST_RESULTS  # that one message, so one burst of tasks, may have
         self._threads = welcome.threads
@@ -92,12 +102,16 @@ class WorkerMachine:
         self._dice = None if seed is None else random.Random(f"{seed} {rank}")
         self._latest = 0
         self._gone: set[Rank] = set()
+        self._liveness = MasterLiveness(size, patience)
+        self._peer_timeouts = PeerTimeouts(patience)
+        self._report_seconds = report_seconds(size)
+        self._since_report = first_report(rank, size)  # seconds since the last report
 
     @property
     def is_computing(self) -> bool:
         """Whether every thread has a task, and nothing is awaited from another rank."""
         run = self.run
-        return run is not None and run.bursts >= self._threads and not self.fetching
+        return run is not None and run.bursts >= self._threads and not self.blocks.fetching
 
     def congest(self, congested: bool) -> list[Action]:
         """Much waits to leave this rank, or no longer: begin no task meanwhile."""
@@ -108,13 +122,21 @@ class WorkerMachine:
         """Take one message; return what to do."""
         if source in self._gone:
             return []
+        if source == MASTER:
+            self._liveness.heard()
         match message:
             case BlockRequest() | BlockReply() | BlockMiss():
-                return self._on_block(source, message)
+                return self._note_speech(self._on_block(source, message))
             case Gone() | Stop() | Beat() | Welcome() | Forget():
-                return self._on_word(message)
+                return self._note_speech(self._on_word(message))
             case _:
-                return self._in_run(source, message)
+                return self._note_speech(self._in_run(source, message))
+
+    def _note_speech(self, actions: list[Action]) -> list[Action]:
+        """Take note that rank 0 hears of this worker by one of these actions."""
+        if any(isinstance(action, Send) and action.rank == MASTER for action in actions):
+            self._liveness.spoke()
+        return actions
 
     def _on_word(self, message: Gone | Stop | Beat | Welcome | Forget) -> list[Action]:
         """Take a word of the master that is not about one run's tasks."""
@@ -163,9 +185,8 @@ class WorkerMachine:
             case Begin():
                 actions += self._on_begin(run, message)
             case Place():
-                actions += run.deque.place(
-                    message.tasks, self.cache.__contains__, apart=message.apart
-                )
+                is_cached = self.blocks.cache.__contains__
+                actions += run.deque.place(message.tasks, is_cached, apart=message.apart)
             case Collect() | Reduce() | Partial() | More():
                 actions += self._on_sum(run, message)
             case _:
@@ -179,10 +200,7 @@ class WorkerMachine:
             return []
         run.timeout = message.policy.timeout
         run.begun = True  # the message itself is not kept: its arrays may be large
-        if message.generation != self.generation:
-            self.generation = message.generation
-            self.cache.clear()
-            self.fetching.clear()
+        self.blocks.renew(message.generation)
         children = children_of(self.rank, message.tree)
         forwards = [Send(child, message) for child in children if child not in self._gone]
         prepare = Prepare(message.serial, message.stage, message.shared, message.policy)
@@ -193,15 +211,12 @@ class WorkerMachine:
             self._latest = max(self._latest, serial)
             return []
         self.run = None
-        self.fetching.clear()  # the master answers no request of an old run
+        self.blocks.fetching.clear()  # the master answers no request of an old run
         return [Drop(serial)]
 
     def _on_gone(self, message: Gone) -> list[Action]:
         self._gone.add(message.rank)
-        actions: list[Action] = []
-        for block, rank in list(self.fetching.items()):
-            if rank == message.rank:
-                actions += self._ask(block, MASTER)
+        actions: list[Action] = [*self.blocks.rank_lost(message.rank)]
         if self.run is not None:
             actions += self.run.deque.gone(self.rank, message.rank)
             actions += self._feed(self.run)
@@ -230,7 +245,7 @@ class WorkerMachine:
     def _start(self, run: WorkerRun, tasks: Sequence[Task]) -> Compute:
         run.running.update(task.id for task in tasks)
         run.bursts += 1
-        get = self.cache.get
+        get = self.blocks.cache.get
         work = [(task, None if task.block is None else get(task.block)) for task in tasks]
         return Compute(run.serial, tuple(work))
 
@@ -245,7 +260,7 @@ class WorkerMachine:
     def _pick(self, tasks: deque[Task]) -> Task | None:
         """Take the next task whose block is here."""
         for position, task in enumerate(islice(tasks, self._threads + AHEAD)):
-            if task.block is None or task.block in self.cache:
+            if task.block is None or task.block in self.blocks.cache:
                 del tasks[position]
                 return task
         return None
@@ -259,17 +274,12 @@ class WorkerMachine:
         return {task.block for task in upcoming if task.block is not None}
 
     def _fetch_ahead(self, run: WorkerRun) -> list[Action]:
-        actions: list[Action] = []
-        for block in sorted(self._soon(run)):
-            if block not in self.cache and block not in self.fetching:
-                actions += self._ask(block, run.peers.pop(block, MASTER))
-        return actions
-
-    def _ask(self, block: int, rank: Rank) -> list[Action]:
-        if rank in self._gone:
-            rank = MASTER
-        self.fetching[block] = rank
-        return [Send(rank, BlockRequest(self.generation, block))]
+        blocks = self.blocks
+        return [
+            blocks.ask(block, run.peers.pop(block, MASTER))
+            for block in sorted(self._soon(run))
+            if block not in blocks.cache and block not in blocks.fetching
+        ]
 
     def react(self, event: EngineEvent) -> list[Action]:
         """Take an event of the compute threads; return what to do."""
@@ -286,7 +296,7 @@ class WorkerMachine:
                 actions = self._on_computed(run, event)
             case Gathered():
                 actions = self._on_gathered(run, event)
-        return actions + self._feed(run)
+        return self._note_speech(actions + self._feed(run))
 
     def _on_trouble(
         self, run: WorkerRun, task: int | None, trouble: CaughtError | None
@@ -311,16 +321,73 @@ class WorkerMachine:
             for action in self._on_trouble(run, task, trouble)
         ]
 
-    def report(self, *, due: bool = True) -> list[Finished]:
+    def report(self) -> list[Finished]:
         """Return messages for all tasks finished since the last ones.
 
-        Unless due, a few can wait for more while there are tasks to start. The loop sends them
-        before the other messages of a turn: an Idle must not overtake the results that led to it.
+        A few results wait for more, not for long, while there are tasks to start. The loop sends
+        them before the other messages of a turn: an Idle must not overtake the results that led to
+        it.
         """
         run = self.run
-        if run is None or (not due and run.deque.tasks and len(run.finished) < self.most_results):
+        if run is None or not run.finished:
             return []
+        is_due = self._since_report >= self._report_seconds
+        if not is_due and run.deque.tasks and len(run.finished) < self.most_results:
+            return []
+        self._since_report = 0.0
+        self._liveness.spoke()
         return run.report(self.most_results)
+
+    # Time
+
+    def tick(self, seconds: float, running: Iterable[RunningTask] = ()) -> list[Send | Leave]:
+        """Time has passed; return what to do, except for reports that have become due.
+
+        running   what the compute threads are at, if a time-out is on it
+        """
+        self._since_report += seconds
+        run = self.run
+        if run is None:
+            self._liveness.heard()
+            return []
+        if (leave := self._liveness.tick(seconds)) is not None:
+            return [leave]
+        seconds = min(seconds, LONGEST_STEP)
+        late = self._peer_timeouts.tick(self._awaited(run), seconds)
+        sends = [self._ask_elsewhere(run, wait) for wait in late]
+        if (overdue := run.find_overdue(running, seconds)) is not None:
+            sends.append(Send(MASTER, overdue))
+        if sends:
+            self._liveness.spoke()
+        elif self._liveness.seconds_to_beat == 0:
+            sends.append(Send(MASTER, Beat(run.serial)))
+            self._liveness.spoke()
+        return [*sends]
+
+    @property
+    def seconds_to_tick(self) -> float:
+        """After how long, if nothing happens, a Beat is due, or results that wait are."""
+        left = self._liveness.seconds_to_beat
+        if self.run is not None and self.run.finished:
+            left = min(left, self._report_seconds - self._since_report)
+        return max(0.0, left)
+
+    def _awaited(self, run: WorkerRun) -> Iterator[PeerWait]:
+        """Return what is awaited of other workers."""
+        if not run.begun:
+            yield PeerWait("begin", self.rank, ())  # the same in every run until one has begun
+        if run.deque.thief is StealState.ASKING and run.deque.victim is not None:
+            yield PeerWait("steal", run.deque.victim, (run.serial, run.deque.asked))
+        yield from self.blocks.awaited_of_peers()
+
+    def _ask_elsewhere(self, run: WorkerRun, wait: PeerWait) -> Send:
+        """Tell rank 0 of something that another worker has not sent in time."""
+        if wait.kind == "begin":
+            return Send(MASTER, NeedArrays(run.serial, self.rank))
+        if wait.kind == "block":
+            (block,) = wait.which
+            return self.blocks.ask(block, MASTER)
+        return Send(MASTER, Unreachable(run.serial, wait.rank))
 
     # Blocks
 
@@ -329,33 +396,23 @@ class WorkerMachine:
     ) -> list[Action]:
         match message:
             case BlockRequest():
-                return self._on_block_request(source, message)
+                return [self.blocks.answer(source, message)]
             case BlockReply():
                 return self._on_block_reply(source, message)
             case BlockMiss():
-                return self._on_block_miss(message)
-
-    def _on_block_request(self, source: Rank, message: BlockRequest) -> list[Action]:
-        arrays = self.cache.get(message.block) if message.generation == self.generation else None
-        if arrays is None:
-            return [Send(source, BlockMiss(message.generation, message.block))]
-        return [Send(source, BlockReply(message.generation, message.block, arrays))]
-
-    def _on_block_miss(self, message: BlockMiss) -> list[Action]:
-        if message.generation != self.generation or message.block not in self.fetching:
-            return []
-        return self._ask(message.block, MASTER)
+                return [*self.blocks.missed(message)]
 
     def _on_block_reply(self, source: Rank, message: BlockReply) -> list[Action]:
-        if message.generation != self.generation:
+        blocks = self.blocks
+        if message.generation != blocks.generation:
             return []
-        self.fetching.pop(message.block, None)
+        blocks.fetching.pop(message.block, None)
         run = self.run
         if run is None:
-            self.cache.put(message.block, message.arrays)
+            blocks.cache.put(message.block, message.arrays)
             return []
         run.peer_blocks += source != MASTER
-        self.cache.put(message.block, message.arrays, keep=self._soon(run))
+        blocks.cache.put(message.block, message.arrays, keep=self._soon(run))
         return self._feed(run)
 
     # Stealing
@@ -370,7 +427,7 @@ class WorkerMachine:
             case StealFrom():
                 return run.deque.steal_from(message)
             case StealRequest():
-                return run.deque.give(source, message, self.cache.__contains__)
+                return run.deque.give(source, message, self.blocks.cache.__contains__)
             case StealReply():
                 run.peers.update(dict.fromkeys(message.cached, source))
                 return run.deque.loot(source, message)

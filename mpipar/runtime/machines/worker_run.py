@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from mpipar.runtime.machines.messages import Finished
+from mpipar.runtime.machines.messages import Finished, Overdue
 from mpipar.runtime.machines.reduction import WorkerReduction
 from mpipar.runtime.machines.task_deque import TaskDeque
 
 if TYPE_CHECKING:
     import random
+    from collections.abc import Iterable
 
     from mpipar.runtime.machines.messages import Rank
+    from mpipar.runtime.machines.orders import RunningTask
 
 BURST_SECONDS = 0.002
 """Short tasks are handed to the compute threads in bursts of about this length."""
@@ -36,6 +38,7 @@ class WorkerRun:
         self.finished: list[tuple[int, Any]] = []
         self.unreported = 0.0
         self.peer_blocks = 0
+        self._ages: dict[RunningTask, float] = {}  # seconds for which tasks have been seen to run
 
     def burst(self) -> int:
         """Return how many tasks one order has: one, or more if they are short."""
@@ -56,3 +59,18 @@ class WorkerRun:
             messages.append(Finished(self.serial, results, seconds, blocks))
             seconds, blocks = 0.0, 0
         return messages
+
+    def find_overdue(self, running: Iterable[RunningTask], seconds: float) -> Overdue | None:
+        """Return word of a task that has run for longer than it may, once in a run.
+
+        running   the tasks that the compute threads are at
+        seconds   that have passed since the last call, in which this process was running
+        """
+        if self.timeout is None:
+            return None
+        self._ages = {task: self._ages.get(task, 0.0) + seconds for task in running}
+        for (number, _), age in self._ages.items():
+            if age > self.timeout:
+                self.timeout = None  # once is enough: this rank will be told to stop
+                return Overdue(self.serial, number)
+        return None

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from mpipar.errors import InputError, ProtocolError, RequeueError, TaskFailedError
+from mpipar.runtime.machines.liveness import LostWorker
 from mpipar.runtime.machines.master import MasterMachine, RunPhase
 from mpipar.runtime.machines.messages import (
     Begin,
@@ -14,6 +15,7 @@ from mpipar.runtime.machines.messages import (
     Finished,
     Forget,
     Gone,
+    Hello,
     Idle,
     Knobs,
     Partial,
@@ -41,8 +43,13 @@ def tasks(count):
     return [Task(number, number, None) for number in range(count)]
 
 
+def hello(rank):
+    return Hello(f"node{rank}", 4710 + rank, 1)
+
+
 def begun(count, stage=None, workers=2):
-    master = MasterMachine(range(1, workers + 1), threads=1, knobs=Knobs())
+    hellos = {rank: hello(rank) for rank in range(1, workers + 1)}
+    master = MasterMachine(hellos, threads=1, knobs=Knobs())
     sends = master.begin(stage or Plain(), {}, tasks(count))
     return master, sends
 
@@ -155,7 +162,8 @@ def test_crashed_worker_is_a_protocol_error_with_its_traceback():
 
 def test_loss_is_told_and_the_lost_ranks_children_get_begin():
     master, _ = begun(4, workers=8)
-    sends = master.rank_lost(1)
+    loss, *sends = master.rank_lost(1)
+    assert loss == LostWorker(1, hello(1), 1, 7)
     gone = [send.rank for send in sends if send.message == Gone(1)]
     begin = [send.rank for send in sends if isinstance(send.message, Begin)]
     assert gone == [2, 3, 4, 5, 6, 7, 8]
@@ -170,7 +178,8 @@ def test_loss_during_the_reduction_starts_it_again():
     master.handle(2, Finished(1, ((1, None),), 0.1))
     master.handle(1, Collected(1, 1, LAYOUT))
     master.handle(2, Collected(1, 1, LAYOUT))
-    sends = master.rank_lost(1)
+    loss, *sends = master.rank_lost(1)
+    assert (loss.rank, loss.tasks, loss.left) == (1, 1, 1)
     assert [type(send.message) for send in sends] == [Gone, Place]
     assert master.run.phase is RunPhase.PLACING
     assert master.handle(2, Partial(1, 1, 0, np.array([10, 20]))) == []
@@ -189,9 +198,10 @@ def test_loss_of_the_last_worker_is_temporary_trouble():
 
 def test_loss_of_the_last_worker_is_none_while_another_may_come():
     master, _ = begun(2, workers=1)
-    assert master.rank_lost(1, expected=1) == []
+    master.expected = 1
+    assert master.rank_lost(1) == [LostWorker(1, hello(1), 2, 0)]
     assert not master.run.over
-    sends = master.rank_joined(2)
+    sends = master.rank_joined(2, hello(2))
     assert [type(send.message) for send in sends] == [Begin, Place, Place]
     assert {send.rank for send in sends} == {2}
     assert sends[0].message.serial == master.run.begin.serial
@@ -199,8 +209,9 @@ def test_loss_of_the_last_worker_is_none_while_another_may_come():
 
 def test_worker_that_joined_has_no_children_and_is_nobodys_child():
     master, _ = begun(2, workers=8)
-    master.rank_joined(9)
-    assert not [send for send in master.rank_lost(9) if isinstance(send.message, Begin)]
+    master.rank_joined(9, hello(9))
+    _, *sends = master.rank_lost(9)
+    assert not [send for send in sends if isinstance(send.message, Begin)]
     assert 9 not in master.ranks
 
 
@@ -208,6 +219,6 @@ def test_loss_after_the_end_changes_nothing():
     master, _ = begun(2)
     master.handle(1, Finished(1, ((0, "a"),), 0.1))
     master.handle(2, Finished(1, ((1, "b"),), 0.1))
-    assert master.rank_lost(1) == [Send(2, Gone(1))]
+    assert master.rank_lost(1) == [LostWorker(1, hello(1), 0, 1), Send(2, Gone(1))]
     assert master.run.over
     assert master.rank_lost(1) == []

@@ -64,9 +64,9 @@ def blocks(count):
     return tuple(Task(number, number, None) for number in range(count))
 
 
-def ready(tasks, threads=1, begin=BEGIN, rank=1):
+def ready(tasks, threads=1, begin=BEGIN, rank=1, size=1):
     """Return a worker that has begun a run and has these tasks, and what it then did."""
-    worker = WorkerMachine(rank, Welcome(threads, 1 << 20, Knobs(), 1.0))
+    worker = WorkerMachine(rank, Welcome(threads, 1 << 20, Knobs(), 1.0), size=size)
     worker.handle(MASTER, begin)
     worker.handle(MASTER, Place(1, tasks))
     return worker, worker.react(Prepared(1))
@@ -106,19 +106,35 @@ def test_finished_tasks_are_reported_together_before_anything_else():
     assert idle == []  # said already, when the first thread became free
 
 
+MANY = 20_000
+"""Ranks, of which each reports every other second; rank 64 is to wait that long for the first."""
+
+
 def test_report_that_is_not_due_waits_as_long_as_there_are_tasks():
-    worker, _ = ready(plain(3))
+    worker, _ = ready(plain(3), rank=64, size=MANY)
     worker.react(Computed(1, ((0, "a"),), 0.5))
-    assert worker.report(due=False) == []
+    assert worker.report() == []
     worker.react(Computed(1, ((1, "b"),), 0.5))
-    assert worker.report(due=False) == [Finished(1, ((0, "a"), (1, "b")), 1.0)]
+    assert worker.report() == [Finished(1, ((0, "a"), (1, "b")), 1.0)]
+
+
+def test_report_that_is_due_waits_no_longer():
+    worker, _ = ready(plain(9), rank=64, size=MANY)
+    worker.react(Computed(1, ((0, "a"),), 0.5))
+    worker.tick(1.9)
+    assert worker.report() == []
+    assert 0 < worker.seconds_to_tick < 0.2
+    worker.tick(0.2)
+    assert worker.report() == [Finished(1, ((0, "a"),), 0.5)]
+    worker.react(Computed(1, ((1, "b"),), 0.5))
+    assert worker.report() == []
 
 
 def test_report_of_much_does_not_wait():
-    worker, _ = ready(plain(3))
+    worker, _ = ready(plain(3), rank=64, size=MANY)
     worker.most_results = 1
     worker.react(Computed(1, ((0, "a"),), 0.5))
-    assert worker.report(due=False) == [Finished(1, ((0, "a"),), 0.5)]
+    assert worker.report() == [Finished(1, ((0, "a"),), 0.5)]
 
 
 def test_free_thread_says_idle():
