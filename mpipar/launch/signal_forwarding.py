@@ -11,7 +11,6 @@ from elsewhere; there the launcher's code and SIGUSR1 have to do.
 
 from __future__ import annotations
 
-import ctypes
 import os
 import signal
 import subprocess
@@ -27,6 +26,7 @@ from mpipar.runtime.process.environment import grace
 from mpipar.runtime.process.launcher_variables import RELAUNCHED
 from mpipar.runtime.process.signal_wakeup import nudged
 from mpipar.runtime.process.signals import ECHO_SECONDS, SIGNALS
+from mpipar.system import end_with_parent
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -39,7 +39,6 @@ BEGUN, CODE = "begun", "code"
 AFTER_GRACE: Final = 20.0  # seconds for rank 0 to write its verdict and to see the workers off
 BY_FORCE: Final = 10.0  # seconds from SIGTERM to SIGKILL
 ORDERS_TO_RANKS: Final = 2  # a good end, an end at once; the third is for the launcher
-PARENT_DEATH_SIGNAL: Final = 1  # PR_SET_PDEATHSIG of prctl(2)
 OWN_CODES: Final = range(64, 75)  # of errors that no signal causes
 
 
@@ -185,12 +184,9 @@ def _judge(code: int, note: Sequence[str], stopped_by: signal.Signals | None) ->
 def _ends_with_its_parent() -> Callable[[], None]:
     """What makes Linux end the launcher when this process is killed; for between fork and exec."""
     process = os.getpid()
-    prctl = getattr(ctypes.CDLL(None), "prctl", None)
 
     def arrange() -> None:
-        if prctl is not None:
-            prctl(PARENT_DEATH_SIGNAL, signal.SIGTERM)
-            if os.getppid() != process:
-                os.kill(os.getpid(), signal.SIGTERM)
+        if not end_with_parent(process, signal.SIGTERM):
+            os.kill(os.getpid(), signal.SIGTERM)
 
     return arrange

@@ -25,6 +25,7 @@ from mpipar.store.epoch import (
 )
 from mpipar.store.journal import NONCE_BYTES
 from mpipar.store.status import read_beat
+from mpipar.system import boot_id
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -66,14 +67,6 @@ def this_process(epoch: int, identity: Identity, lease: float = LEASE) -> Writer
         lease=lease,
         identity=identity,
     )
-
-
-def boot_id() -> str:
-    """Return the kernel's id of this start of the machine; "" where the kernel has none."""
-    try:
-        return _BOOT.read_text().strip()
-    except OSError:
-        return ""
 
 
 def process_namespace() -> str:

@@ -10,7 +10,7 @@ a command leaves behind (PR_SET_CHILD_SUBREAPER), so that none escapes; when the
 is killed, the kernel kills the shell (PR_SET_PDEATHSIG).
 
 This file is run as a script by `python -I -S`, so that it starts in some 20 ms: it must import
-nothing but small modules of the standard library.
+nothing but small modules of the standard library, and of mpipar the module `system`, by its place.
 """
 
 from __future__ import annotations
@@ -24,10 +24,11 @@ import struct
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, NoReturn
+from typing import Any, Final, NoReturn
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
+if __name__ == "__main__":  # under -I a script does not find the package that it is in
+    sys.path.append(str(Path(__file__).resolve().parents[3]))
+from mpipar.system import adopt_orphans, end_with_parent
 
 ORDERS: Final = 0
 ANSWERS: Final = 1
@@ -37,8 +38,6 @@ KILL_EVERY: Final = 0.05  # seconds between two rounds of SIGKILL
 KILL_PATIENCE: Final = 10.0  # seconds; what SIGKILL has not ended by then hangs in the kernel
 ORPHAN_GRACE: Final = 1.0  # seconds, when the worker is gone: the job ends, there is no time
 CANNOT_RUN: Final = 126  # exit code, as shells use it
-PR_SET_PDEATHSIG: Final = 1
-PR_SET_CHILD_SUBREAPER: Final = 36
 OOM_SCORE: Final = b"300"  # oom_score_adj: when memory is short, the kernel kills the command
 IGNORED: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 
@@ -71,7 +70,7 @@ class KeptOutput:
 class RunningCommand:
     """One command from its start to the end of its last process."""
 
-    def __init__(self, order: dict[str, Any], prctl: Callable[..., int]) -> None:
+    def __init__(self, order: dict[str, Any]) -> None:
         self.order = order
         self.kept = KeptOutput(order["output_limit"])
         self.status: int | None = None  # of the shell, as waitpid gives it
@@ -84,9 +83,10 @@ class RunningCommand:
         self._began = time.monotonic()
         self.ended = self._began  # when the shell ended
         self._output, write_end = os.pipe()
+        supervisor = os.getpid()
         self.pid = os.fork()
         if self.pid == 0:
-            execute(order, write_end, prctl)
+            execute(order, write_end, supervisor)
         os.close(write_end)
         os.set_blocking(self._output, False)
 
@@ -206,13 +206,11 @@ class RunningCommand:
         return facts, bytes(self.kept.head + self.kept.tail)
 
 
-def execute(order: dict[str, Any], output: int, prctl: Callable[..., int]) -> NoReturn:
+def execute(order: dict[str, Any], output: int, supervisor: int) -> NoReturn:
     """Become the command's shell. An error is written to the command's output."""
-    supervisor = os.getppid()
     try:
         os.setsid()
-        prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-        if os.getppid() != supervisor:
+        if not end_with_parent(supervisor):
             os._exit(CANNOT_RUN)
         for number in (*IGNORED, signal.SIGPIPE, signal.SIGXFSZ, signal.SIGCHLD):
             signal.signal(number, signal.SIG_DFL)
@@ -276,17 +274,6 @@ def descendants(ancestor: int) -> list[int]:
     return found
 
 
-def find_prctl() -> Callable[..., int]:
-    """The system call, or a stand-in that does nothing where there is no ctypes."""
-    try:
-        import ctypes
-
-        found: Callable[..., int] = ctypes.CDLL(None, use_errno=True).prctl
-    except (ImportError, OSError, AttributeError):
-        return lambda *_: -1
-    return found
-
-
 def read_exactly(count: int) -> bytes:
     """Read so many bytes of an order; fewer if the worker has closed the pipe."""
     data = b""
@@ -329,10 +316,9 @@ def main() -> None:
     os.set_blocking(woken, False)
     os.set_blocking(waker, False)
     signal.set_wakeup_fd(waker, warn_on_full_buffer=False)
-    prctl = find_prctl()
-    prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    adopt_orphans()
     while (order := read_order()) is not None:
-        run = RunningCommand(order, prctl)
+        run = RunningCommand(order)
         with contextlib.suppress(BrokenPipeError):
             answer({"pid": run.pid})
         run.watch(woken)

@@ -9,7 +9,6 @@ not need: a node may start hundreds at once.
 
 from __future__ import annotations
 
-import ctypes
 import faulthandler
 import io
 import os
@@ -26,6 +25,7 @@ from mpipar.runtime.node_memory.shared_arrays import SharedArrays, has_tickets
 from mpipar.runtime.process.environment import single_threaded_blas
 from mpipar.runtime.stage import frozen
 from mpipar.runtime.wire.framing import FrameReader, pack, unpack
+from mpipar.system import end_with_parent
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -35,7 +35,6 @@ if TYPE_CHECKING:
 
 SHOW_STACKS = signal.SIGUSR2
 """The parent asks with it where a task hangs."""
-PR_SET_PDEATHSIG = 1
 ORPHAN_EXIT = 75
 
 # Parent -> child
@@ -102,17 +101,10 @@ class TasksSkipped:
 Reply: TypeAlias = ChildReady | TaskRan | TasksSkipped
 
 
-def die_with(parent: int) -> None:
-    """Have the kernel kill this process when its parent dies (Linux), and end if it is dead."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:
-        os._exit(ORPHAN_EXIT)
-
-
 def main(link: int, faults: int, parent: int) -> None:
     """Serve the parent at the other end of the socket `link` until it closes that."""
-    die_with(parent)
+    if not end_with_parent(parent):
+        os._exit(ORPHAN_EXIT)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what ^C means
     for stream in (link, faults):
         os.set_inheritable(stream, False)  # what a task starts must not keep them open

@@ -25,6 +25,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mpipar.system import boot_id
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -75,10 +77,10 @@ def _has_memory_files() -> bool:
 
 def memory_name() -> str:
     """Return what processes that can map each other's memory have in common; empty if none can."""
-    if not _has_memory_files():
+    boot = boot_id()
+    if not boot or not _has_memory_files():
         return ""
     try:
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         return f"{boot} {Path('/proc/self/ns/pid').readlink()}"
     except OSError:
         return ""
