@@ -16,6 +16,7 @@ from mpipar.launch.parallel import Parallel
 from mpipar.launch.signal_forwarding import ordered, tell_begin, tell_end
 from mpipar.launch.watchdog import bounded_start
 from mpipar.runtime.process.launcher_variables import RELAUNCHED
+from mpipar.runtime.process.mpi_settings import prepare_mpi
 from mpipar.runtime.process.signals import check, leave_to_rank_0
 
 if TYPE_CHECKING:
@@ -163,6 +164,7 @@ def _start_in_world(around: LaunchEnvironment, asked: Parallel | None) -> Launch
         _check_inside_world(asked, around.started)
     check_library(around)
     tune_own_mpi()
+    prepare_mpi()
     world = _world(around)
     if world.size == 1 and around.unsized:
         return Launch(SERIAL)

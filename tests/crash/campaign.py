@@ -87,7 +87,7 @@ def kill_replacement(job: jobs.Job, case: Case) -> int:
     spawned = []
     for pid in job.pids():
         with suppress(OSError):
-            if b"serve_as(rank, writing)" in Path(f"/proc/{pid}/cmdline").read_bytes():
+            if b"mpi_spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes():
                 spawned.append(pid)
     if not spawned:
         return 0

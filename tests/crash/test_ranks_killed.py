@@ -208,7 +208,7 @@ class Death:
         if name == "mpipar.runtime.clusters.mpi_cluster" and not os.path.exists(first):
             open(first, "x").close()
             os.kill(os.getpid(), signal.SIGKILL)
-if "serve_as(" in "".join(sys.orig_argv):
+if "mpi_spawn_main" in "".join(sys.orig_argv):
     sys.meta_path.insert(0, Death())
 """
 """The first worker that is spawned dies before MPI has started in it."""

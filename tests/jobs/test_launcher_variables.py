@@ -38,22 +38,22 @@ RANKS = (
     "if world.rank == 0: print(total, len(set(hosts)))"
 )
 
-def nested(_):
-    command = [sys.argv[1], "--oversubscribe", "-n", "2", sys.executable, "-c", RANKS]
+def nested(mpirun):
+    command = [mpirun, "--oversubscribe", "-n", "2", sys.executable, "-c", RANKS]
     done = subprocess.run(command, capture_output=True, text=True, timeout=40)
     seen = sorted(name for name in os.environ if name.startswith("SLURM_"))
     return done.returncode, done.stdout, done.stderr, seen
 
-def crash(_):
+def crash(mpirun):
     ranks = 'if [ $OMPI_COMM_WORLD_RANK = 1 ]; then kill -9 $$; else sleep 300; fi'
-    command = [sys.argv[1], "--oversubscribe", "-n", "2", "sh", "-c", ranks]
+    command = [mpirun, "--oversubscribe", "-n", "2", "sh", "-c", ranks]
     return subprocess.run(command, capture_output=True, timeout=40).returncode
 
 if __name__ == "__main__":
     parallel = sys.argv[2] if len(sys.argv) > 2 else None
     with Executor(parallel=parallel, isolate=True) as executor:
-        code, said, complaints, seen = executor.submit(nested, 0).result()
-        print(code, said.split(), seen, executor.submit(crash, 0).result())
+        code, said, complaints, seen = executor.submit(nested, sys.argv[1]).result()
+        print(code, said.split(), seen, executor.submit(crash, sys.argv[1]).result())
         sys.stderr.write(complaints)
 """
 
@@ -72,9 +72,8 @@ def clean_environment():
 @pytest.mark.parametrize("options", [[], ["--with-ft", "ulfm"]], ids=["plain", "tolerant"])
 def test_all_that_mpirun_adds_is_taken_away_and_settings_stay(options):
     before = clean_environment()
-    first, *rest = mpirun()
     done = subprocess.run(
-        [first, *options, *rest, "-n", "1", sys.executable, "-c", SHOW],
+        [*mpirun(), *options, "-n", "1", sys.executable, "-c", SHOW],
         env=before,
         capture_output=True,
         text=True,
@@ -91,7 +90,7 @@ def test_all_that_mpirun_adds_is_taken_away_and_settings_stay(options):
 
 def test_mpirun_in_an_isolated_task_of_a_job_starts_a_world_of_its_own(script):
     faked = [f"{name}={value}" for name, value in FOUR_NODES.items()]
-    execute = [sys.executable, "-m", "mpipar", "exec", "--isolate=yes", script, MPIRUN]
+    execute = [sys.executable, "-m", "mpipar", "exec", "--isolate", script, MPIRUN]
     done = run(line=[*mpirun(), "-n", 2, "env", *faked, *execute])
     assert done.stdout.splitlines()[-1] == "0 ['2', '1'] ['SLURM_JOB_ID'] 137", done
     assert done.returncode == 0

@@ -16,6 +16,7 @@ import os
 import signal
 import sys
 import threading
+from pathlib import Path
 from typing import TYPE_CHECKING, Final, NoReturn
 
 from mpi4py import MPI
@@ -27,30 +28,7 @@ from mpipar.runtime.transports.mpi_transport import MpiTransport
 if TYPE_CHECKING:
     from mpipar.runtime.machines.messages import Rank
 
-SUPERVISE: Final = """
-import ctypes, json, os, signal, sys
-rank, folders, settings = json.loads(sys.argv[1])
-os.environ.update(settings)
-reading, writing = os.pipe()
-supervisor, child = os.getpid(), os.fork()
-sys.path[:] = folders
-if child == 0:
-    os.close(reading)
-    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # die with the supervisor
-    if os.getppid() != supervisor:
-        os._exit(1)
-    from mpipar.runtime.clusters.mpi_cluster import serve_as
-    serve_as(rank, writing)
-    os._exit(0)
-os.close(writing)
-signal.signal(signal.SIGINT, signal.SIG_IGN)
-if os.read(reading, 1):
-    os.waitpid(child, 0)
-else:
-    os.kill(child, signal.SIGKILL)
-    from mpi4py import MPI
-os._exit(0)
-"""
+SUPERVISOR: Final = Path(__file__).with_name("mpi_spawn_main.py")
 REQUEUE_EXIT: Final = 75
 INHERITED: Final = ("MPI4PY_", "MPIPAR_", "OMP_", "OPENBLAS_", "MKL_", "NUMBA_", "OMPI_MCA_btl")
 
@@ -66,7 +44,7 @@ def spawn_worker(transport: MpiTransport, host: str) -> Rank | None:
     bound.daemon = True
     bound.start()
     try:
-        link = MPI.COMM_SELF.Spawn(sys.executable, ["-c", SUPERVISE, words], 1, where)
+        link = MPI.COMM_SELF.Spawn(sys.executable, [str(SUPERVISOR), words], 1, where)
     except MPI.Exception as error:
         sys.stderr.write(f"mpipar: no worker can be started on {host}: {error}\n")
         return None
