@@ -1,7 +1,7 @@
-"""Every error a user can meet, each with the exit code of its process.
+"""All errors that users can meet, each with the exit code of its process.
 
 The codes are those of BSD's sysexits.h. 75 means "temporary": a job script may requeue the job. A
-message says what is wrong, where, and what to do about it; it is printed once, by rank 0, as
+message tells what is wrong, where, and what to do about it. It is printed once, by rank 0, as
 `mpipar: <message>`, without a traceback.
 """
 
@@ -43,25 +43,25 @@ class UsageError(MpiparError):
 
 
 class InputError(MpiparError):
-    """The data are wrong: a malformed file, a particle without an image, boxes that differ."""
+    """The input is wrong: a malformed file, a particle without an image, boxes that differ."""
 
     exit_code = 65
 
 
 class MissingInputError(MpiparError):
-    """A file that the settings or another file name does not exist or cannot be read."""
+    """A file that the settings or another file refer to does not exist or cannot be read."""
 
     exit_code = 66
 
 
 class UnavailableError(MpiparError):
-    """Something outside mpipar is missing: a library, an MPI, mpirun itself."""
+    """A library, an MPI or a launcher that is needed is not installed."""
 
     exit_code = 69
 
 
 class ProtocolError(MpiparError):
-    """A state machine met a transition that is not in its table: a bug. Carries the story."""
+    """A bug: a state machine met a transition that is not in its table; the message tells how."""
 
     exit_code = 70
 
@@ -79,7 +79,7 @@ class CommandsFailedError(MpiparError):
 
 
 class LaunchError(MpiparError):
-    """Processes started in a way that cannot work: each of many believes that it is alone."""
+    """Processes were started in a way that cannot work: each of many believes to be alone."""
 
     exit_code = 71
 
@@ -109,13 +109,13 @@ class DiskFullError(MpiparError):
 
 
 class ProjectLockedError(MpiparError):
-    """Another writer of the project lives. Raised before a byte is written; names the holder."""
+    """Another writer of the project lives; the message names it. Raised before any write."""
 
     exit_code = 75
 
 
 class RequeueError(MpiparError):
-    """The run had to end early and can be resumed: time limit, preemption, a rank that was lost."""
+    """The run had to end early and can be resumed: time limit, preemption, a lost rank."""
 
     exit_code = 75
 
@@ -125,6 +125,6 @@ class StoppedError(RequeueError):
 
 
 class CancelledError(StoppedError):
-    """The user asked for it, with ^C."""
+    """The user ended the run with ^C."""
 
     exit_code = 130

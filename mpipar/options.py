@@ -33,23 +33,26 @@ __all__ = ["Option", "Settings", "option", "read_settings_file", "seconds_of", "
 
 @dataclass(frozen=True, kw_only=True)
 class Option:
-    """What a field of a settings dataclass says beyond its type and default."""
+    """What a settings dataclass declares of a field besides its type and default."""
 
     help: str
     units: str = ""
-    default_text: str = ""  # said instead of a default of None
+    default_text: str = ""  # shown in --help in the place of a default of None
     minimum: float | None = None
     choices: tuple[str, ...] = ()
     metavar: str = ""
     group: str = "options"
     short: str = ""  # a one-letter flag, e.g. "-v"
-    count: bool = False  # the flag without a value adds one
+    count: bool = False  # each flag without a value adds 1
     positional: bool = False
     changeable: bool = False  # may differ when a run is resumed
 
 
 def option(default: Any = dataclasses.MISSING, **words: Any) -> Any:
-    """Field of a settings dataclass, required if it has no default; the words are `Option`'s."""
+    """Declare a field of a settings dataclass; without a default it is required.
+
+    words   the fields of `Option`
+    """
     return field(default=default, metadata={"option": Option(**words)})
 
 
@@ -59,7 +62,7 @@ class Settings:
 
     command: ClassVar[str]
     epilog: ClassVar[str] = ""
-    rest: ClassVar[str] = ""  # what follows the options and is not ours to read
+    rest: ClassVar[str] = ""  # usage text of what follows the options and is passed on unread
 
     given: frozenset[str] = field(default=frozenset(), repr=False, compare=False)  # set by the user
 
@@ -74,29 +77,29 @@ class Settings:
 
     @classmethod
     def options(cls) -> dict[str, Any]:
-        """Name and type of every option, in the order of declaration."""
+        """Return name and type of every option, in the order of declaration."""
         hints = get_type_hints(cls)
         return {f.name: hints[f.name] for f in dataclasses.fields(cls) if "option" in f.metadata}
 
     @classmethod
     def option_of(cls, name: str) -> Option:
-        """What `option()` was told about a field."""
+        """Return the declaration of a field."""
         found: Option = cls.__dataclass_fields__[name].metadata["option"]
         return found
 
     @classmethod
     def default_of(cls, name: str) -> Any:
-        """Default of an option; dataclasses.MISSING if it is required."""
+        """Return the default of an option; dataclasses.MISSING if it is required."""
         return cls.__dataclass_fields__[name].default
 
     @classmethod
     def flag(cls, name: str) -> str:
-        """The option as it is written on the command line."""
+        """Return the option as it is written on the command line."""
         return name if cls.option_of(name).positional else "--" + name.replace("_", "-")
 
     @classmethod
     def from_mapping(cls, values: Mapping[str, Any], *, source: str = "settings") -> Self:
-        """Settings from plain values, e.g. of a TOML file. Raises UsageError for unknown names."""
+        """Make settings from plain values, e.g. of a TOML file; UsageError for unknown names."""
         for name in values:
             if name not in cls.options():
                 near = difflib.get_close_matches(name, cls.options(), n=1)
@@ -108,7 +111,7 @@ class Settings:
         return cls(given=frozenset(values), **values)
 
     def to_mapping(self) -> dict[str, Any]:
-        """Plain values (str, int, float, bool) of all options but those that are None.
+        """Return plain values (str, int, float, bool) of all options but those that are None.
 
         Paths are absolute, so that a saved run can be resumed from any folder.
         """
@@ -116,7 +119,7 @@ class Settings:
         return {name: _plain(value) for name, value in values.items() if value is not None}
 
     def to_toml(self) -> str:
-        """The settings as a TOML file that `--settings` reads, with the help texts as comments."""
+        """Return the text of a TOML file for `--settings`, with the help texts as comments."""
         lines = [f"[{self.command}]"]
         for name, value in self.to_mapping().items():
             explained = self.option_of(name)
@@ -124,10 +127,10 @@ class Settings:
             lines += [f"# {explained.help}{units}", f"{name} = {_toml(value)}"]
         return "\n".join(lines) + "\n"
 
-    def over(self, saved: Mapping[str, Any], *, where: str) -> Self:
-        """The settings of an earlier run, with those that may change now taken from this one.
+    def resumed_from(self, saved: Mapping[str, Any], *, where: str) -> Self:
+        """Return an earlier run's settings, with the user's new values of options that may change.
 
-        saved    what `to_mapping` gave then
+        saved    what `to_mapping` gave for that run
         where    names that run in the error
         raises   UsageError if the user now gives another value to an option that must not change
         """
@@ -145,7 +148,7 @@ class Settings:
 
 
 def seconds_of(flag: str, text: str) -> float:
-    """Seconds of a time such as 90, 90s, 10m, 1.5h, 2d or 1h30m. Raises UsageError."""
+    """Return the seconds of a time such as 90, 90s, 10m, 1.5h, 2d or 1h30m. Raises UsageError."""
     parts = re.findall(r"(\d+\.?\d*|\.\d+)([smhd]?)", text)
     units = [unit for _, unit in parts]
     whole = "".join(number + unit for number, unit in parts) == text
@@ -156,7 +159,7 @@ def seconds_of(flag: str, text: str) -> float:
 
 
 def read_settings_file(path: Path, command: str) -> dict[str, Any]:
-    """Values for one command from a TOML file: the top level, then the table [command]."""
+    """Read values for one command from a TOML file: the top level, then the table [command]."""
     try:
         text = path.read_text(encoding="utf-8")
     except OSError as error:
@@ -167,7 +170,7 @@ def read_settings_file(path: Path, command: str) -> dict[str, Any]:
 
 
 def toml_values(text: str, command: str, source: str) -> dict[str, Any]:
-    """Values for one command from TOML text; tables of other commands are skipped."""
+    """Return values for one command from TOML text; tables of other commands are skipped."""
     try:
         document = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
@@ -177,7 +180,7 @@ def toml_values(text: str, command: str, source: str) -> dict[str, Any]:
 
 
 def _check(flag: str, value: Any, kind: Any, rules: Option) -> Any:
-    """The value in its declared type, if it is within its bounds."""
+    """Return the value in its declared type; UsageError if it is out of bounds."""
     if value is None and type(None) in get_args(kind):
         return None
     value = _convert(flag, value, _plain_type(kind))
@@ -200,7 +203,7 @@ def _plain_type(kind: Any) -> type:
 
 
 def _convert(flag: str, value: Any, kind: type) -> Any:
-    """Text from the command line, or a value from TOML or Python, as `kind`."""
+    """Convert text from the command line, or a value from TOML or Python, to `kind`."""
     if kind is bool or isinstance(value, bool):
         if kind is not bool or not isinstance(value, bool):
             raise UsageError(f"{flag} {value!r}: must be {_KINDS[kind]}")

@@ -15,12 +15,13 @@ FILES, TRIES = "files and folders", "when a command fails"
 INPUT, SAMPLE, SEARCH, RUNNING = "input and output", "the particle", "the refinement", "how it runs"
 
 
-def _parallel(otherwise: str, **words: Any) -> Any:
+def _parallel(default: str, **words: Any) -> Any:
+    """Declare --parallel; `default` is what applies outside of mpirun and srun."""
     return option(
         None,
         help="serial, thread:N[:scratch], mpi, or mpi:N[:scratch] (N ranks including the master; "
         "starts mpirun or srun itself); scratch: a folder on each node's disk",
-        default_text=f"mpi under mpirun or srun, else {otherwise}",
+        default_text=f"mpi under mpirun or srun, else {default}",
         metavar="TYPE",
         **words,
     )
@@ -265,8 +266,8 @@ examples:
     )
     on_error: str = option(
         "continue",
-        help="when a command has failed for good: continue with the others, or stop, which lets "
-        "those that run finish and begins no other",
+        help="what to do when a command has failed on its last try: continue with the others, or "
+        "stop: let running commands finish, and start no other",
         choices=("continue", "stop"),
         metavar="WHAT",
         group=TRIES,

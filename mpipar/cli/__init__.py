@@ -1,1 +1,1 @@
-"""The command line: one module per command; flags follow from the settings dataclasses."""
+"""The command line: one module per command; the flags are made from the settings dataclasses."""

@@ -12,7 +12,7 @@ __all__ = ["COMMAND"]
 
 
 def run(request: Request) -> int:
-    """Say what is wrong with a run's folder, one line each."""
+    """Print what is wrong with a run's folder, one line each; return the exit code."""
     from mpipar import store
 
     path = request.read(CheckSettings).path

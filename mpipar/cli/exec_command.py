@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from mpipar import launch
-from mpipar.cli.outcome import conduct
+from mpipar.cli.outcome import run_rank_zero
 from mpipar.cli.request import Request, Subcommand
 from mpipar.cli.script import file_program, module_program, run_program
 from mpipar.errors import UsageError
@@ -23,10 +23,12 @@ def run(request: Request) -> int:
     if not request.rest:
         raise UsageError("`mpipar exec` needs a script to run (`mpipar exec --help`)")
     settings = request.read(ExecSettings)
-    job = launch.start(request.around, settings.parallel, threads=1, arguments=request.words)
+    job = launch.start(
+        request.environment, settings.parallel, threads=1, arguments=request.arguments
+    )
     if job.rank > 0:
         return job.serve()
-    return conduct(job, lambda: _run_script(request, settings, job), raised_at_once)
+    return run_rank_zero(job, lambda: _run_script(request, settings, job), raised_at_once)
 
 
 def _run_script(request: Request, settings: ExecSettings, job: Launch) -> int:

@@ -1,4 +1,4 @@
-"""Commands that compute: rank 0 runs the program, the other ranks serve it."""
+"""Commands that compute: rank 0 runs the program, the other ranks are its workers."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from mpipar import launch
-from mpipar.cli.outcome import conduct
+from mpipar.cli.outcome import run_rank_zero
 from mpipar.views import open_view
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ __all__ = ["Job", "run_job"]
 
 @dataclass(frozen=True)
 class Job:
-    """What rank 0 is to do, from settings that have been read and found right."""
+    """What rank 0 is to run, from settings that have been checked."""
 
     parallel: str | None
     threads: int  # compute threads of each worker
@@ -30,19 +30,24 @@ class Job:
 
 
 def run_job(request: Request, read: Callable[[], Job]) -> int:
-    """Run the program on rank 0, serve on the others."""
-    around, words = request.around, request.words
-    if around.is_alone:
+    """Run the program on rank 0, work for it on the other ranks; return the exit code.
+
+    read   reads the settings, so that only rank 0 does it
+    """
+    environment, arguments = request.environment, request.arguments
+    if environment.is_alone:
         job = read()
-        here = launch.start(around, job.parallel, threads=job.threads, arguments=words)
-        return conduct(here, lambda: _perform(job, here))
-    # Of several ranks only rank 0 may open a settings file, and what it finds wrong there must not
-    # leave the others waiting: so join the world first.
-    here = launch.start(around, request.flags.get("parallel"), threads=1, arguments=words)
-    return here.serve() if here.rank > 0 else conduct(here, lambda: _read_late(read, here))
+        here = launch.start(environment, job.parallel, threads=job.threads, arguments=arguments)
+        return run_rank_zero(here, lambda: _perform(job, here))
+    # Only rank 0 may open a settings file, and an error in that file must not leave the other ranks
+    # waiting for rank 0: so start MPI first.
+    here = launch.start(environment, request.flags.get("parallel"), threads=1, arguments=arguments)
+    if here.rank > 0:
+        return here.serve()
+    return run_rank_zero(here, lambda: _read_and_perform(read, here))
 
 
-def _read_late(read: Callable[[], Job], here: Launch) -> int:
+def _read_and_perform(read: Callable[[], Job], here: Launch) -> int:
     job = read()
     here.confirm(job.parallel)
     return _perform(job, here)

@@ -7,8 +7,13 @@ from contextlib import redirect_stdout
 from io import StringIO
 from typing import TYPE_CHECKING, Final
 
-from mpipar.cli import check_command, refine_command, run_command, unlock_command
-from mpipar.cli import exec_command as exec_
+from mpipar.cli import (
+    check_command,
+    exec_command,
+    refine_command,
+    run_command,
+    unlock_command,
+)
 from mpipar.cli.outcome import attempt
 from mpipar.cli.parser import command_parser, main_parser, parse_flags, split_rest
 from mpipar.cli.request import Request
@@ -25,7 +30,7 @@ __all__ = ["main"]
 COMMANDS: Final[dict[str, Subcommand]] = {
     "refine": refine_command.COMMAND,
     "run": run_command.COMMAND,
-    "exec": exec_.COMMAND,
+    "exec": exec_command.COMMAND,
     "check": check_command.COMMAND,
     "unlock": unlock_command.COMMAND,
 }
@@ -35,15 +40,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run mpipar and return its exit code."""
     words = sys.argv[1:] if arguments is None else list(arguments)
     prepare_process()
-    around = LaunchEnvironment.read()
-    return attempt(lambda: _run(words, around), around.rank)
+    environment = LaunchEnvironment.read()
+    return attempt(lambda: _run(words, environment), environment.rank)
 
 
-def _run(words: list[str], around: LaunchEnvironment) -> int:
+def _run(words: list[str], environment: LaunchEnvironment) -> int:
     """Parse on every rank, so that all agree on a wrong option; then run the command."""
     name = words[0] if words else ""
     try:
-        with redirect_stdout(sys.stdout if around.rank == 0 else StringIO()):
+        with redirect_stdout(sys.stdout if environment.rank == 0 else StringIO()):
             if name not in COMMANDS:
                 return _no_command(words)
             command = COMMANDS[name]
@@ -51,9 +56,9 @@ def _run(words: list[str], around: LaunchEnvironment) -> int:
             flags, file = parse_flags(command_parser(command.settings, _summary(command)), own)
     except SystemExit as end:  # --help, --version
         return int(end.code or 0)
-    if around.rank > 0 and not command.is_parallel:
+    if environment.rank > 0 and not command.is_parallel:
         return 0
-    return command.run(Request(command.settings, flags, file, words, around, rest))
+    return command.run(Request(command.settings, flags, file, words, environment, rest))
 
 
 def _no_command(words: list[str]) -> int:
@@ -68,5 +73,5 @@ def _no_command(words: list[str]) -> int:
 
 
 def _summary(command: Subcommand) -> str:
-    """First line of the settings' docstring."""
+    """Return the first line of the settings' docstring."""
     return (command.settings.__doc__ or "").splitlines()[0]

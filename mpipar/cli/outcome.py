@@ -1,4 +1,4 @@
-"""Errors become messages and exit codes."""
+"""How a command ends: errors become messages and exit codes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from mpipar.version import __version__
 if TYPE_CHECKING:
     from mpipar.launch import Launch
 
-__all__ = ["attempt", "conduct"]
+__all__ = ["attempt", "run_rank_zero"]
 
 Handling = Callable[[Meaning], AbstractContextManager[None]]
 INTERRUPTED: Final = 130
@@ -26,10 +26,10 @@ PLEASE_REPORT: Final = f"this is a bug in mpipar {__version__}; please report th
 
 
 def attempt(action: Callable[[], int], rank: int) -> int:
-    """Run something to its exit code, whatever happens in it.
+    """Run an action; print any error; return the exit code.
 
-    What users can mend is said once, by rank 0. The other ranks then leave with 0: a launcher ends
-    the whole job at the first other code, perhaps before rank 0 has said why.
+    An error that users can correct is printed once, by rank 0. The other ranks then return 0: a
+    launcher ends the whole job at the first other code, perhaps before rank 0 has printed.
     """
     try:
         code = action()
@@ -37,29 +37,29 @@ def attempt(action: Callable[[], int], rank: int) -> int:
     except MpiparError as error:
         if rank > 0:
             return 0
-        _complain(f"mpipar: {error}")
+        _print_error(f"mpipar: {error}")
         if isinstance(error, ProtocolError):
-            _complain(PLEASE_REPORT)
+            _print_error(PLEASE_REPORT)
         code = error.exit_code
     except KeyboardInterrupt:
         if rank > 0:
             return 0
-        _complain("mpipar: interrupted")
+        _print_error("mpipar: interrupted")
         code = INTERRUPTED
     except BrokenPipeError:
-        # The reader of our output left, e.g. `| head`. Nothing more can be said, not even at exit.
+        # The reader of our output has ended, e.g. `| head`: nothing can be written, even at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 0
     except Exception:
-        _complain(f"{traceback.format_exc()}{PLEASE_REPORT}")
+        _print_error(f"{traceback.format_exc()}{PLEASE_REPORT}")
         code = BUG
     return code
 
 
-def conduct(here: Launch, action: Callable[[], int], handling: Handling = handled) -> int:
-    """Run rank 0's part, say what went wrong in it, and only then let the other ranks go.
+def run_rank_zero(here: Launch, action: Callable[[], int], handling: Handling = handled) -> int:
+    """Run the action on rank 0, print any error, and only then let the other ranks end.
 
-    handling   how signals end it: in good order, or at once where a user's own code runs
+    handling   how signals end the action: in good order, or at once where a user's own code runs
     """
 
     def whole() -> int:
@@ -73,7 +73,7 @@ def conduct(here: Launch, action: Callable[[], int], handling: Handling = handle
     return code
 
 
-def _complain(text: str) -> None:
+def _print_error(text: str) -> None:
     sys.stdout.flush()
     sys.stderr.write(text + "\n")
     sys.stderr.flush()

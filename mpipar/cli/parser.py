@@ -44,7 +44,7 @@ class Parser(argparse.ArgumentParser):
 
 
 class Count(argparse.Action):
-    """`-v`, `-vv`, `--verbose`, `--verbose 2`, `--verbose=-1`."""
+    """A flag that counts: `-v`, `-vv`, `--verbose`, `--verbose 2`, `--verbose=-1`."""
 
     def __call__(
         self,
@@ -65,7 +65,7 @@ class Count(argparse.Action):
 
 
 def main_parser(summaries: dict[str, str]) -> Parser:
-    """Parser of `mpipar` itself, which only finds the command."""
+    """Make the parser of `mpipar` itself, which only finds the command."""
     width = max(len(name) for name in summaries)
     lines = "\n".join(f"  {name:{width}}  {text}" for name, text in summaries.items())
     parser = Parser(
@@ -81,7 +81,7 @@ def main_parser(summaries: dict[str, str]) -> Parser:
 
 
 def command_parser(kind: type[Settings], summary: str) -> Parser:
-    """Parser of one command; values stay text, and an option that is not given stays away."""
+    """Make the parser of a command; values stay text, options that are not given are left out."""
     parser = Parser(
         prog=f"mpipar {kind.command}",
         usage=f"mpipar {kind.command} [options] {kind.rest}" if kind.rest else None,
@@ -108,7 +108,10 @@ def command_parser(kind: type[Settings], summary: str) -> Parser:
 
 
 def split_rest(kind: type[Settings], words: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Tell a command's own words from those of what it runs, which begin with no dash."""
+    """Split words into the command's own and those of the script it runs, if it runs one.
+
+    The script's words begin after `--`, or with the first that is no flag and no flag's value.
+    """
     if not kind.rest:
         return list(words), []
     alone = {"-h", "--help"}  # flags that take no value
@@ -123,7 +126,7 @@ def split_rest(kind: type[Settings], words: Sequence[str]) -> tuple[list[str], l
 
 
 def parse_flags(parser: Parser, arguments: Sequence[str]) -> tuple[dict[str, Any], Path | None]:
-    """What the user gave, as text by option name, and the settings file."""
+    """Return the user's values, as text by option name, and the settings file."""
     values = vars(parser.parse_args(arguments))
     file = values.pop("settings", None)
     return values, None if file is None else Path(file)

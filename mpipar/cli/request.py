@@ -1,4 +1,4 @@
-"""What the user asked for, as a command gets it."""
+"""The parsed command line, as a command gets it."""
 
 from __future__ import annotations
 
@@ -20,25 +20,25 @@ S = TypeVar("S", bound=Settings)
 
 @dataclass(frozen=True)
 class Request:
-    """Parsed words of the command line; values are unchecked until `read` makes settings."""
+    """The parsed command line; values are unchecked until `read` makes settings of them."""
 
     kind: type[Settings]
     flags: dict[str, Any]
     file: Path | None  # --settings
-    words: list[str]
-    around: LaunchEnvironment
-    rest: list[str] = field(default_factory=list)  # what follows the options, if the command says
+    arguments: list[str]  # the whole command line, as it was
+    environment: LaunchEnvironment
+    rest: list[str] = field(default_factory=list)  # what follows the options, for `Settings.rest`
 
     def read(self, kind: type[S]) -> S:
-        """Settings from the file and the flags, which win. Opens the file: for rank 0 only."""
+        """Return settings from file and flags; the flags win. Opens the file: on rank 0 only."""
         from_file = read_settings_file(self.file, kind.command) if self.file else {}
         return kind.from_mapping({**from_file, **self.flags}, source=f"--settings {self.file}")
 
 
 @dataclass(frozen=True)
 class Subcommand:
-    """One command of mpipar."""
+    """A command of mpipar."""
 
     settings: type[Settings]
     run: Callable[[Request], int]
-    is_parallel: bool = False  # ranks > 0 take part; for other commands they leave at once
+    is_parallel: bool = False  # other ranks than 0 take part; else they end at once

@@ -11,7 +11,7 @@ __all__ = ["COMMAND"]
 
 
 def run(request: Request) -> int:
-    """End the claim of a writer that the user knows to be dead."""
+    """Unlock the folder of a writer that the user knows to be dead, and print what was done."""
     from mpipar import store
 
     settings = request.read(UnlockSettings)

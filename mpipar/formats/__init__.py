@@ -1,1 +1,1 @@
-"""The outside world's files: MRC images and volumes, RELION's STAR files."""
+"""Files of other programs: MRC images and volumes, RELION's STAR files."""

@@ -35,7 +35,7 @@ LARGEST_SIDE: Final = 2**17  # more pixels than this along x is a wrong byte ord
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """What a header says, after the byte order has been found."""
+    """The header of an MRC file as plain values."""
 
     path: Path
     shape: tuple[int, int, int]  # sections, rows, columns as stored
@@ -45,7 +45,7 @@ class Header:
     pixel_size: float  # A along x; 0 where the header does not say
     anisotropic: bool  # the header gives y or z another pixel size
     axes: tuple[int, int, int]  # MAPC, MAPR, MAPS
-    is_volume: bool  # marked as one volume rather than as a pile of images
+    is_volume: bool  # marked as one volume, not as a stack of images
 
     @property
     def image_bytes(self) -> int:
@@ -74,7 +74,10 @@ class Volume:
 
 
 def read_header(path: Path) -> Header:
-    """Parse the header of an MRC file; says what is wrong with it in an InputError."""
+    """Read the header of an MRC file.
+
+    raises   InputError if it is not one, MissingInputError if it cannot be read
+    """
     raw = _header_bytes(path)
     for order in ORDERS if raw[STAMP_BYTE] != BIG_ENDIAN_STAMP else ORDERS[::-1]:
         record = np.frombuffer(raw, HEADER_DTYPE.newbyteorder(order))[0]
@@ -124,7 +127,7 @@ def _interpret(path: Path, record: Any, order: Literal["<", ">"]) -> Header:
 
 
 def _step(record: Any, axis: str, size: int) -> float:
-    """Pixel size along one axis in A, or 0 where the header holds nonsense."""
+    """Return the pixel size along one axis in A, or 0 where the header has no sensible one."""
     intervals = int(record["m" + axis]) or size
     length = float(record["cella"][axis])
     sensible = np.isfinite(length) and length > 0 and intervals > 0
@@ -171,10 +174,10 @@ def write_volume(path: Path, data: NDArray[np.floating[Any]], pixel_size: float)
 
 
 class Stack:
-    """A pile of square images of which single ones are read by number.
+    """A file of square images that are read by number.
 
-    The file is opened by the first read and may be closed between reads; `read` may be called from
-    any one thread at a time while `close` is called from another.
+    The first read opens the file; `close` may be called between reads. `read` and `close` may be
+    called from different threads.
     """
 
     def __init__(self, path: Path) -> None:
@@ -222,7 +225,7 @@ class Stack:
                 self._descriptor = None
 
     def _runs(self, wanted: NDArray[np.int64]) -> list[NDArray[np.int64]]:
-        """Places in `wanted` grouped into runs of neighbouring images, each of a bounded size."""
+        """Group places in `wanted` into runs of neighbouring images, each of a bounded size."""
         if wanted.size == 0:
             return []
         order = np.argsort(wanted, kind="stable")
@@ -235,7 +238,7 @@ class Stack:
         return np.split(order, starts[1:])
 
     def _read_run(self, first: int, count: int) -> NDArray[Any]:
-        """`count` neighbouring images as stored; retries short reads, which network disks give."""
+        """Read `count` neighbouring images as stored; network disks may need several reads."""
         wanted = count * self._header.image_bytes
         offset = self._header.offset + first * self._header.image_bytes
         pieces: list[bytes] = []

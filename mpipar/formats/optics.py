@@ -1,4 +1,4 @@
-"""The microscope's part of a particle STAR file: optics groups, pixel size and CTF columns."""
+"""The microscope in a particle STAR file: optics groups, pixel size and CTF columns."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ class Optics:
     pixel_size: float  # A
 
     def first_rows(self) -> list[int]:
-        """The first particle of each group in the table."""
+        """Return the first particle of each group, in the order of the table."""
         numbers_used, rows = np.unique(self.group, return_index=True)
         first = dict(zip(numbers_used.tolist(), rows.tolist(), strict=True))
         return [first[int(number)] for number in self.table["rlnOpticsGroup"].astype(float)]
@@ -77,7 +77,15 @@ def read_optics(
     pixel_size: float | None,
     warnings: list[str],
 ) -> Optics:
-    """Read the microscope from an optics table, or make one from the columns of a 3.0 file."""
+    """Read the microscope from an optics table, or from the columns of a 3.0 file.
+
+    path         the STAR file, for messages
+    table        of particles
+    groups       the optics table; None: a 3.0 file
+    pixel_size   A; overrides the file's own where given
+    warnings     gets what was assumed
+    raises       InputError
+    """
     if groups is None:
         group, groups = _groups_of_old_file(path, table, pixel_size, warnings)
     else:
@@ -110,7 +118,7 @@ def _group_numbers(path: Path, groups: pd.DataFrame) -> NDArray[np.int64]:
 def _group_of_particles(
     path: Path, table: pd.DataFrame, groups: pd.DataFrame, warnings: list[str]
 ) -> NDArray[np.int32]:
-    """Group number of each particle, each known to be in the optics table."""
+    """Return the group number of each particle, checked to be in the optics table."""
     if groups.empty:
         raise InputError(f"{path}: data_optics is empty; it must have one row per optics group")
     known = _group_numbers(path, groups)
@@ -139,7 +147,7 @@ def _complete_groups(
     pixel_size: float | None,
     warnings: list[str],
 ) -> pd.DataFrame:
-    """Fill what other programs leave out of the optics table, or say what is missing."""
+    """Fill what other programs leave out of the optics table, or raise InputError."""
     for label in (*MICROSCOPE_COLUMNS, *PIXEL_COLUMNS):
         # Some converters leave a quantity with the particles.
         if label not in groups.columns and label in table.columns and table[label].nunique() == 1:
@@ -154,7 +162,7 @@ def _complete_groups(
 def _groups_of_old_file(
     path: Path, table: pd.DataFrame, pixel_size: float | None, warnings: list[str]
 ) -> tuple[NDArray[np.int32], pd.DataFrame]:
-    """Optics groups of a 3.0 file: particles alike in voltage, Cs, contrast and pixel size."""
+    """Make optics groups of a 3.0 file: particles alike in voltage, Cs, contrast, pixel size."""
     _require_microscope(path, table, "the table of particles", pixel_size)
     columns = {
         label: numbers(table, label, path, "particle")
@@ -206,7 +214,7 @@ def _assume_contrast(groups: pd.DataFrame, warnings: list[str]) -> None:
 def _old_pixel_size(
     path: Path, table: pd.DataFrame, pixel_size: float | None
 ) -> NDArray[np.float64]:
-    """Pixel size of each particle of a 3.0 file; detector pixels are in micrometres."""
+    """Return the pixel size of each particle of a 3.0 file; detector pixels are in micrometres."""
     for label in PIXEL_COLUMNS:
         if label in table.columns:
             return numbers(table, label, path, "particle")
@@ -225,7 +233,7 @@ def _old_pixel_size(
 def _common_pixel_size(
     path: Path, groups: pd.DataFrame, warnings: list[str], pixel_size: float | None
 ) -> float:
-    """The one pixel size of all groups, or the user's own, which wins and is said aloud."""
+    """Return the pixel size of all groups; the user's own wins, with a warning if it differs."""
     label = next((label for label in PIXEL_COLUMNS if label in groups.columns), None)
     if label is None:
         assert pixel_size is not None  # _require_microscope made sure of one of the two
@@ -251,7 +259,7 @@ def _common_pixel_size(
 
 
 def group_names(groups: pd.DataFrame) -> list[str]:
-    """What to call each optics group in a message."""
+    """Return the name of each optics group for messages."""
     names = groups["rlnOpticsGroupName"].astype(str)
     return [
         f"{number} ({name})" for number, name in zip(groups["rlnOpticsGroup"], names, strict=True)
@@ -259,7 +267,7 @@ def group_names(groups: pd.DataFrame) -> list[str]:
 
 
 def _in_bounds(path: Path, groups: pd.DataFrame, label: str) -> NDArray[np.float64]:
-    """A microscope column of the optics table, refused where no microscope is like that."""
+    """Return a microscope column of the optics table; InputError for impossible values."""
     lowest, highest, unit = {
         "rlnVoltage": (1.0, 5000.0, "kV"),
         "rlnSphericalAberration": (0.0, 100.0, "mm"),
@@ -292,9 +300,9 @@ def _refuse_other_data(path: Path, groups: pd.DataFrame, table: pd.DataFrame) ->
 
 
 def fill_image_size(groups: pd.DataFrame, stacks: Sequence[Path], path: Path) -> None:
-    """Give each optics group the image size that RELION wants, from a stack's header if need be.
+    """Add the image size that RELION needs to each optics group, if it is missing.
 
-    stacks   one stack of each group
+    stacks   one stack of each group, whose header tells the size
     raises   InputError if groups differ in image size
     """
     if "rlnImageSize" not in groups.columns:
@@ -316,7 +324,7 @@ def fill_image_size(groups: pd.DataFrame, stacks: Sequence[Path], path: Path) ->
 def read_ctf(
     path: Path, table: pd.DataFrame, warnings: list[str]
 ) -> dict[str, NDArray[np.float64]]:
-    """CTF columns of the particles by ParticleSet's names; what is absent gets its usual value."""
+    """Read the CTF columns by ParticleSet's names; a missing column gets its usual value."""
     if "rlnDefocusU" not in table.columns:
         raise InputError(
             f"{path}: the particles have no CTF: rlnDefocusU is missing; estimate it "
@@ -347,8 +355,8 @@ def read_ctf(
     return values
 
 
-def ignored(table: pd.DataFrame, groups: pd.DataFrame) -> list[str]:
-    """Warnings about what the file says and refinement here does not use."""
+def ignored_columns(table: pd.DataFrame, groups: pd.DataFrame) -> list[str]:
+    """Return a warning about columns that refinement here does not use, if there are any."""
     found = []
     for label, what in IGNORED_IF_NOT_ZERO.items():
         columns = [place[label] for place in (groups, table) if label in place.columns]
@@ -364,6 +372,6 @@ def ignored(table: pd.DataFrame, groups: pd.DataFrame) -> list[str]:
 
 
 def _has_nonzero(cell: object) -> bool:
-    """Whether a number, or a vector written [a,b,c], is anything but zero."""
+    """Whether a number, or a vector written [a,b,c], is not zero."""
     parts = str(cell).strip("[]").split(",")
     return bool((pd.to_numeric(pd.Series(parts), errors="coerce").fillna(0.0) != 0).any())

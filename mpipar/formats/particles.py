@@ -1,4 +1,4 @@
-"""A set of particles as every program sees it, and where the images of a STAR file lie."""
+"""A set of particles as every program gets it, and the search for the images it names."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def locate_images(
 def _find_stacks(
     path: Path, files: Sequence[str], stack: NDArray[np.int32]
 ) -> tuple[tuple[Path, ...], NDArray[np.int32]]:
-    """Paths of the stacks, each once, and the particles' indices into them."""
+    """Return the paths of the stacks, each once, and the particles' indices into them."""
     found: dict[Path, int] = {}
     place = np.empty(len(files), np.int32)
     missing: list[int] = []
@@ -112,7 +112,7 @@ def _find_stacks(
 
 
 def _places(path: Path, file: str) -> Iterator[Path]:
-    """Where a stack may lie: RELION runs in the project folder, STAR files lie jobs deep."""
+    """Yield where a stack may be: from here, or from the STAR file's folder and those above it."""
     if Path(file).is_absolute():
         yield Path(file)
         return
@@ -124,10 +124,10 @@ def _places(path: Path, file: str) -> Iterator[Path]:
 
 
 def image_file(stack: Path) -> str:
-    """A stack as image names carry it; RELION takes .mrc for a volume unless told otherwise."""
+    """Return a stack's name for rlnImageName; RELION takes .mrc for a volume without the mark."""
     return str(stack) if stack.suffix == ".mrcs" else f"{stack}{STACK_MARK}"
 
 
 def duplicates(stack: NDArray[Any], image: NDArray[Any]) -> NDArray[np.int64]:
-    """Rows whose image an earlier row has already named."""
+    """Return the rows whose image an earlier row has named."""
     return np.flatnonzero(pd.DataFrame({"stack": stack, "image": image}).duplicated().to_numpy())

@@ -1,4 +1,4 @@
-"""RELION's particle STAR files, 3.0 and 3.1 or later <-> ParticleSet."""
+"""RELION's particle STAR files, 3.0 and 3.1 or later, read into and written from a ParticleSet."""
 
 from __future__ import annotations
 
@@ -8,7 +8,13 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from mpipar.errors import InputError
-from mpipar.formats import optics as microscope
+from mpipar.formats.optics import (
+    MOVED_COLUMNS,
+    fill_image_size,
+    ignored_columns,
+    read_ctf,
+    read_optics,
+)
 from mpipar.formats.particles import ParticleSet, duplicates, image_file, locate_images
 from mpipar.formats.tables import format_numbers, numbers, read_tables, row_list, write_tables
 
@@ -49,11 +55,11 @@ def read_particles(path: Path, pixel_size: float | None = None) -> ParticleSet:
             f"{again.size} particles name an image that stands in the list already (rows "
             f"{row_list(again)}): it counts twice, and may be in both half sets"
         )
-    optics = microscope.read_optics(path, table, groups, pixel_size, warnings)
+    optics = read_optics(path, table, groups, pixel_size, warnings)
     first = [stacks[stack[row]] for row in optics.first_rows()]
-    microscope.fill_image_size(optics.table, first, path)
-    ctf = microscope.read_ctf(path, table, warnings)
-    warnings += microscope.ignored(table, optics.table)
+    fill_image_size(optics.table, first, path)
+    ctf = read_ctf(path, table, warnings)
+    warnings += ignored_columns(table, optics.table)
     return ParticleSet(
         path=path.absolute(),
         count=len(table),
@@ -78,7 +84,7 @@ def read_particles(path: Path, pixel_size: float | None = None) -> ParticleSet:
 def _choose_tables(
     path: Path, tables: Mapping[str, pd.DataFrame]
 ) -> tuple[pd.DataFrame, pd.DataFrame | None]:
-    """The table of particles, and the optics table or None for a 3.0 file."""
+    """Return the table of particles, and the optics table; None for a 3.0 file."""
     listing = {name: table for name, table in tables.items() if "rlnImageName" in table.columns}
     if len(listing) > 1 and "particles" in listing:
         listing = {"particles": listing["particles"]}
@@ -104,14 +110,14 @@ def _choose_tables(
 def _read_columns(
     path: Path, table: pd.DataFrame, labels: Sequence[str]
 ) -> NDArray[np.float64] | None:
-    """Columns side by side, (p, k); None unless all are there."""
+    """Return columns side by side, (p, k); None unless all are there."""
     if not set(labels) <= set(table.columns):
         return None
     return np.stack([numbers(table, label, path, "particle") for label in labels], axis=1)
 
 
 def _read_origins(path: Path, table: pd.DataFrame, pixel_size: float) -> NDArray[np.float64] | None:
-    """Origins in A, from either generation's columns."""
+    """Return origins in A, from the columns of 3.1 or of 3.0 files."""
     origins = _read_columns(path, table, ORIGIN_COLUMNS)
     if origins is None:
         pixels = _read_columns(path, table, PIXEL_ORIGIN_COLUMNS)
@@ -120,7 +126,7 @@ def _read_origins(path: Path, table: pd.DataFrame, pixel_size: float) -> NDArray
 
 
 def _read_half(path: Path, table: pd.DataFrame, warnings: list[str]) -> NDArray[np.int8]:
-    """Half sets 1 and 2, or all 0 where the file makes no difference between them."""
+    """Return half sets 1 and 2; all 0 where the file does not divide the particles."""
     if "rlnRandomSubset" not in table.columns:
         return np.zeros(len(table), np.int8)
     values = numbers(table, "rlnRandomSubset", path, "particle")
@@ -158,7 +164,7 @@ def write_particles(
     table = particles.table.drop(
         columns=[
             label
-            for label in (*PIXEL_ORIGIN_COLUMNS, *microscope.MOVED_COLUMNS)
+            for label in (*PIXEL_ORIGIN_COLUMNS, *MOVED_COLUMNS)
             if label in particles.table.columns
         ]
     )
@@ -178,7 +184,7 @@ def write_particles(
 
 
 def _texts(values: Sequence[Any] | NDArray[Any], count: int, label: str) -> list[str]:
-    """A column as text: fixed decimals for floats, plain digits for integers."""
+    """Return a column as text: fixed decimals for floats, plain digits for integers."""
     if len(values) != count:
         raise ValueError(f"{label} has {len(values)} values for {count} particles")
     array = np.asarray(values)

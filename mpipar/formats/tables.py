@@ -1,7 +1,7 @@
-"""STAR text <-> tables of text.
+"""STAR files as tables of text, read and written.
 
-Every cell stays the text that stood in the file, so that columns this program does not know are
-written back as they came.
+Every cell stays the text of the file, so that columns which mpipar does not know are written back
+unchanged.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ UNDECODED: Final = "surrogateescape"  # names in any encoding come back byte for
 
 
 def read_tables(path: Path) -> dict[str, pd.DataFrame]:
-    """Read all blocks of a STAR file; every cell is the string that stands there.
+    """Read all blocks of a STAR file by name; every cell is the text of the file.
 
     raises   MissingInputError if there is no such file, InputError if it is not a STAR file,
              naming the line where it breaks the rules
@@ -68,10 +68,10 @@ class _TableBlock:
 
 
 class _TableParser:
-    """Takes a STAR file line by line.
+    """Parses a STAR file line by line.
 
-    Written here because names with '#' or an apostrophe, which RELION takes, are cut or changed by
-    the common reader, rows that are too short filled up, and no line numbers given.
+    The starfile package is not used: it cuts or changes names with '#' or an apostrophe, which
+    RELION accepts, fills up rows that are too short, and gives no line numbers.
     """
 
     def __init__(self, path: Path) -> None:
@@ -85,7 +85,7 @@ class _TableParser:
         if line.startswith("data_") and BLOCK.fullmatch(line):
             self._begin(number, line.split(maxsplit=1)[0][5:])
         elif not self.blocks:
-            return  # whatever stands before the first block is not ours
+            return  # text before the first block has no meaning
         elif line == "loop_":
             self._loop(number)
         elif line[0] == "_":
@@ -95,23 +95,23 @@ class _TableParser:
 
     def _begin(self, number: int, name: str) -> None:
         if any(block.name == name for block in self.blocks):
-            raise self._damage(number, f"a second block data_{name}")
+            raise self._broken_rule(number, f"a second block data_{name}")
         self.blocks.append(_TableBlock(name))
 
     def _loop(self, number: int) -> None:
         block = self.blocks[-1]
         if block.labels or block.is_loop:
-            raise self._damage(number, f"a second loop in data_{block.name}")
+            raise self._broken_rule(number, f"a second loop in data_{block.name}")
         block.is_loop = True
 
     def _label(self, number: int, line: str) -> None:
         block = self.blocks[-1]
         label, *values = tokens(line)
         if label[1:] in block.labels or (block.is_loop and block.rows):
-            raise self._damage(number, f"the label {label} twice or below rows")
+            raise self._broken_rule(number, f"the label {label} twice or below rows")
         if not block.is_loop:
             if not values:
-                raise self._damage(number, f"no value after {label}")
+                raise self._broken_rule(number, f"no value after {label}")
             block.rows = [[*(block.rows[0] if block.rows else ()), values[0]]]
         block.labels.append(label[1:])
 
@@ -121,12 +121,12 @@ class _TableParser:
         if len(cells) > width > 0 and cells[width].startswith("#"):
             cells = cells[:width]
         if len(cells) != width or not block.is_loop:
-            raise self._damage(
+            raise self._broken_rule(
                 number, f"{len(cells)} values for the {width} columns of data_{block.name}"
             )
         block.rows.append(cells)
 
-    def _damage(self, number: int, what: str) -> InputError:
+    def _broken_rule(self, number: int, what: str) -> InputError:
         return InputError(f"{self._path} is a damaged STAR file: line {number} has {what}")
 
 
@@ -150,27 +150,27 @@ def write_tables(path: Path, tables: Mapping[str, pd.DataFrame]) -> None:
 
 
 def _cells(values: list[str]) -> list[str]:
-    """A column as STAR tokens; most need no quotes, which one search finds out."""
+    """Return a column as STAR tokens; one search finds out that none needs quotes."""
     if all(values) and not NEEDS_QUOTES.search("\0" + "\0".join(values)):
         return values
     return [_cell(value) for value in values]
 
 
 def _cell(value: str) -> str:
-    """A value as one token; names with blanks need quotes, which RELION knows from version 4 on."""
+    """Return a value as one token; blanks need quotes, which RELION reads from version 4 on."""
     if value and not NEEDS_QUOTES.search(f"\0{value}"):
         return value
     return f"'{value}'" if '"' in value else f'"{value}"'
 
 
 def format_numbers(values: NDArray[np.floating[Any]], decimals: int = 6) -> list[str]:
-    """Numbers with fixed decimals; -0 is written as 0."""
+    """Return numbers as text with fixed decimals; -0 becomes 0."""
     rounded = np.round(np.asarray(values, dtype=np.float64), decimals) + 0.0
     return [f"{value:.{decimals}f}" for value in rounded.tolist()]
 
 
 def numbers(table: pd.DataFrame, label: str, path: Path, kind: str) -> NDArray[np.float64]:
-    """A column as float64.
+    """Return a column as float64.
 
     kind     what a row is, for the message: 'particle' or 'optics group'
     raises   InputError naming the first row whose cell is not a finite number
@@ -190,6 +190,6 @@ def numbers(table: pd.DataFrame, label: str, path: Path, kind: str) -> NDArray[n
 
 
 def row_list(rows: NDArray[np.int64], most: int = 5) -> str:
-    """Row numbers counted from 1, shortened: '1, 2, 3 and 7 more'."""
+    """Return row numbers counted from 1, shortened: '1, 2, 3 and 7 more'."""
     shown = ", ".join(str(row + 1) for row in itertools.islice(rows.tolist(), most))
     return shown if rows.size <= most else f"{shown} and {rows.size - most} more"

@@ -48,7 +48,7 @@ def reopen(
     project = Project.open(path, writer=writer, say=say)
     try:
         _require_kind(project, kind)
-        return project, settings.over(project.settings, where=str(path))
+        return project, settings.resumed_from(project.settings, where=str(path))
     except BaseException:
         project.close()
         raise

@@ -1,4 +1,4 @@
-"""What a person sees: progress while a run goes on, pictures of its result."""
+"""What users see: progress while a run goes on, pictures of its result."""
 
 from __future__ import annotations
 

@@ -56,7 +56,7 @@ def picture(
 
 
 def _draw_maps(figure: SubFigure, volume: NDArray[np.float32], pixel_size: float) -> None:
-    """Two rows of three: slices through the centre, and projections."""
+    """Draw two rows of three: slices through the centre, and projections."""
     figure.set_facecolor(SURFACE)
     centre = volume.shape[0] // 2
     rows = (
@@ -83,7 +83,7 @@ def _draw_image(panel: Axes, image: NDArray[np.float32]) -> None:
 
 
 def _draw_scale_bar(panel: Axes, box: int, pixel_size: float) -> None:
-    """A bar of a round length, about a quarter of the box."""
+    """Draw a scale bar of a round length, about a quarter of the box."""
     rounds = [step * 10**power for power in range(5) for step in (1, 2, 5)]
     length = max(
         (size for size in rounds if size <= 0.35 * box * pixel_size), default=box * pixel_size
@@ -99,7 +99,7 @@ def _draw_fsc(
     step: float,
     resolution: float,
 ) -> None:
-    """Correlation against frequency, labelled in Angstrom; threshold and resolution marked."""
+    """Draw correlation against frequency, labelled in A, with threshold and resolution."""
     last = 0.0
     for (name, values), colour in zip(fsc.items(), CURVES, strict=False):
         frequencies = [step * k for k in range(len(values))]

@@ -1,4 +1,4 @@
-"""How a run is going: a live line on a terminal, plain lines in a batch log, or nothing."""
+"""Progress of a run: a live line on a terminal, plain lines in a batch log, or nothing."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ __all__ = ["View", "duration", "open_view"]
 
 LINE_EVERY: Final = 10.0  # seconds between progress lines in a log, at least
 LINE_AT_LATEST: Final = 60.0  # seconds after which there is a line even if little was done
-LINE_STEP: Final = 0.25  # share of the work that earns a line
+LINE_STEP: Final = 0.25  # share of the work after which there is a line
 WIDTHS: Final = 10  # columns of a number in the table of iterations
 
 Fact = str | int | float | None
 
 
 class View(ABC):
-    """Where a program says what it does. Never raises for what it is told."""
+    """Shows users what a program does. No text and no number makes a call raise."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
@@ -37,21 +37,21 @@ class View(ABC):
 
     @abstractmethod
     def say(self, text: str) -> None:
-        """One thing worth a line."""
+        """Show a line of text, which stays."""
 
     @abstractmethod
     def _show(self, line: str, share: float) -> None:
-        """Show progress; `share` of 1 is done."""
+        """Show a line of progress; `share` is what is done, 0 to 1."""
 
     def phase(self, name: str) -> None:
-        """A new phase begins; the one before is over, and its progress too."""
+        """Begin a new phase; the progress of the phase before is over."""
         self._start(name)
 
     def progress(self, label: str, done: int, total: int, **facts: Fact) -> None:
-        """`done` of `total` are done; call it as often as you like.
+        """Show that `done` of `total` are done; may be called at any rate.
 
         label    what is being done, e.g. "iteration 3: align"
-        facts    shown behind it, in this order; e.g. resolution="8.1 A", stolen=4; None is skipped
+        facts    shown after that, in this order; e.g. resolution="8.1 A", stolen=4; not if None
         """
         if label != self._label or done < self._done:
             self._start(label)
@@ -69,7 +69,7 @@ class View(ABC):
         self._show("  ".join(words), share)
 
     def iteration(self, row: Mapping[str, Fact]) -> None:
-        """One row of the table of iterations; its head is said first, and when it changes."""
+        """Show a row of the table of iterations, with a header if the columns are new."""
         widths = [max(len(name), WIDTHS) for name in row]
         if tuple(row) != self._columns:
             self._columns = tuple(row)
@@ -79,7 +79,7 @@ class View(ABC):
         self.say("  ".join(f"{_text(value):>{width}}" for value, width in values))
 
     def close(self) -> None:
-        """Nothing more will be said; called also after an error."""
+        """End the display; called also after an error."""
         self._start("")
 
     def _start(self, label: str) -> None:
@@ -87,7 +87,7 @@ class View(ABC):
 
 
 class QuietView(View):
-    """Says nothing."""
+    """Shows nothing."""
 
     def say(self, text: str) -> None:
         del text
@@ -97,13 +97,13 @@ class QuietView(View):
 
 
 class PlainView(View):
-    """Whole lines, seldom, each written at once: for batch logs."""
+    """For batch logs: whole lines, few of progress, each written at once."""
 
     def __init__(self, stream: TextIO, clock: Callable[[], float] = time.monotonic) -> None:
         super().__init__(clock)
         self._stream = stream
-        self._said_at = self._began
-        self._said_share = 0.0
+        self._line_at = self._began
+        self._line_share = 0.0
 
     def say(self, text: str) -> None:
         self._stream.write(f"{text}\n")
@@ -111,18 +111,18 @@ class PlainView(View):
 
     def _start(self, label: str) -> None:
         super()._start(label)
-        self._said_at, self._said_share = self._began, 0.0
+        self._line_at, self._line_share = self._began, 0.0
 
     def _show(self, line: str, share: float) -> None:
-        waited = self._clock() - self._said_at
-        advanced = share - self._said_share >= LINE_STEP
+        waited = self._clock() - self._line_at
+        advanced = share - self._line_share >= LINE_STEP
         if waited >= LINE_AT_LATEST or (waited >= LINE_EVERY and advanced):
             self.say(f"{time.strftime('%H:%M:%S')}  {line}")
-            self._said_at, self._said_share = self._clock(), share
+            self._line_at, self._line_share = self._clock(), share
 
 
 class LiveView(View):
-    """One line that keeps changing under the lines that stay: for terminals."""
+    """For terminals: a line of progress that changes, under the lines that stay."""
 
     def __init__(self, stream: TextIO, clock: Callable[[], float] = time.monotonic) -> None:
         super().__init__(clock)
@@ -165,7 +165,10 @@ class LiveView(View):
 
 @contextmanager
 def open_view(verbose: int, stream: TextIO | None = None) -> Iterator[View]:
-    """The view that suits where standard output goes; silent if `verbose` is negative."""
+    """Open the view for a terminal or a log, as `stream` is one; silent if `verbose` < 0.
+
+    stream   None: standard output
+    """
     stream = sys.stdout if stream is None else stream
     view: View
     if verbose < 0:
@@ -179,7 +182,10 @@ def open_view(verbose: int, stream: TextIO | None = None) -> Iterator[View]:
 
 
 def _is_terminal(stream: TextIO) -> bool:
-    """Whether a person watches. Open MPI gives rank 0 a terminal, so mpirun's own output counts."""
+    """Whether the output goes to a terminal.
+
+    Open MPI gives rank 0 a terminal of its own, so under mpirun the output of mpirun counts.
+    """
     if not stream.isatty():
         return False
     if "OMPI_COMM_WORLD_RANK" not in os.environ:
@@ -192,7 +198,7 @@ def _is_terminal(stream: TextIO) -> bool:
 
 
 def duration(seconds: float) -> str:
-    """`42 s`, `3 min 20 s`, `2 h 05 min`."""
+    """Return seconds as text: `42 s`, `3 min 20 s`, `2 h 05 min`."""
     whole = round(seconds)
     if whole < 60:  # noqa: PLR2004 - seconds in a minute
         return f"{whole} s"

@@ -92,7 +92,7 @@ def test_saved_paths_are_absolute():
 def test_resumed_run_keeps_its_settings_and_takes_what_may_change():
     saved = RefineSettings.from_mapping({**GIVEN, "sym": "d7", "iter": 5}).to_mapping()
     now = RefineSettings.from_mapping({"resume": True, "iter": 9, "threads": 2})
-    made = now.over(saved, where="refine_01")
+    made = now.resumed_from(saved, where="refine_01")
     assert (made.sym, made.iter, made.threads, made.resume) == ("d7", 9, 2, True)
     assert made.input == Path("particles.star").absolute()
 
@@ -100,10 +100,10 @@ def test_resumed_run_keeps_its_settings_and_takes_what_may_change():
 def test_resumed_run_refuses_what_must_not_change():
     saved = RefineSettings.from_mapping(GIVEN).to_mapping()
     same = RefineSettings.from_mapping({**GIVEN, "resume": True})
-    assert same.over(saved, where="refine_01").sym == "c1"
+    assert same.resumed_from(saved, where="refine_01").sym == "c1"
     other = RefineSettings.from_mapping({"resume": True, "sym": "d7"})
     with pytest.raises(UsageError, match="--sym d7: refine_01 was started with --sym c1"):
-        other.over(saved, where="refine_01")
+        other.resumed_from(saved, where="refine_01")
 
 
 def test_every_option_has_help_and_a_frozen_value():
