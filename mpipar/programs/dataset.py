@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from mpipar.programs.stages import ImageStatistics
     from mpipar.settings import RefineSettings
 
-BLOCKS_WANTED = 128  # if their size allows that
+BLOCKS_WANTED = 128  # at least, if that does not make them too small
 SMALLEST_BLOCK, LARGEST_BLOCK = 8, 64  # particles
 NORMALISED = 0.25
 """How far backgrounds may be from mean 0 and deviation 1 before images count as not normalised."""

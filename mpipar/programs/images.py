@@ -32,7 +32,7 @@ def open_stacks(particles: ParticleSet) -> tuple[Stack, ...]:
     for path, row in zip(particles.stacks, first_of.tolist(), strict=True):
         try:
             stacks.append(Stack(path))
-        except MpiparError as error:  # noqa: PERF203 - one file per turn, the try is nothing
+        except MpiparError as error:  # noqa: PERF203 - a try costs nothing beside opening a file
             raise type(error)(f"particle {row + 1} of {particles.path}: {error}") from error
     boxes = np.array([stack.box for stack in stacks])
     if (boxes != boxes[0]).any():

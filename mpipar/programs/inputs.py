@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 FEWEST_PER_HALF: Final = 2
 ROUNDING_ERROR: Final = 0.01  # relative difference of pixel sizes that is taken for rounding
-UNSET_PIXEL_SIZE: Final = 1.0  # what many programs write when they do not know
+UNSET_PIXEL_SIZE: Final = 1.0  # A; what many programs write when they do not know it
 
 
 @dataclass(frozen=True)

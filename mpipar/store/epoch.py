@@ -26,7 +26,7 @@ from mpipar.store.schema import Identity
 if TYPE_CHECKING:
     from pathlib import Path
 
-LEASE: Final = 30.0  # seconds; a beat every third of it
+LEASE: Final = 30.0  # seconds; there is a heart-beat every third of a lease
 LEASES_TO_WATCH: Final = 3
 
 

@@ -28,9 +28,8 @@ def next_free(parent: Path, prefix: str) -> Path:
             path = parent / f"{prefix}_{number:02d}"
             with contextlib.suppress(FileExistsError):
                 path.mkdir()  # atomic: of two processes one gets the name
-                (
-                    path / _RESERVED
-                ).touch()  # so that a failed creation may take the folder away again
+                # a folder with this mark may be removed again if the creation fails
+                (path / _RESERVED).touch()
                 return path
             number += 1
     except OSError as error:

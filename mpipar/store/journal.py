@@ -42,7 +42,7 @@ class Record:
     batch: int
     kind: str
     payload: bytes
-    end: int  # offset just past it in the file
+    end: int  # offset of the byte after the record
     chain: int  # CRC over this and all earlier records' CRCs: what a later epoch pins
 
 

@@ -246,7 +246,7 @@ class Project:
         self._require_writer().heartbeat.report(schema.through_json(fields, "status"))
 
     def verdict(self, verdict: str, reason: str) -> None:
-        """Write how this run ended: done, requeue or failed. Job scripts read it, no exit code."""
+        """Write how this run ended: done, requeue or failed. Job scripts read that file."""
         if verdict not in schema.VERDICTS:
             raise StoreError(
                 f"verdict must be one of {', '.join(schema.VERDICTS)}, not {verdict!r}"

@@ -145,9 +145,8 @@ def _read_back(temporary: Path, is_whole: Callable[[h5py.File], bool]) -> None:
 def _fill(fd: int, fill: Callable[[h5py.File], None]) -> None:
     target = _NeverRaisingFile(fd)
     try:
-        with h5py.File(
-            target, "w"
-        ) as file:  # default libver: the newer formats need repair after a kill
+        # the default libver: files of the newer formats need a repair after a kill
+        with h5py.File(target, "w") as file:
             fill(file)
     except Exception:
         if target.error is None:

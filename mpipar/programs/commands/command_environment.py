@@ -1,8 +1,8 @@
-"""What a command finds in its environment: what its worker was started with, less the launcher.
+"""The environment of a command: its worker's, without the variables of the launcher.
 
-A command that uses MPI itself, or calls mpirun, would take the launcher's variables for its own:
-it would believe to be a rank of a world that it is not in, refuse to start another one, or start
-its ranks on all nodes of the job, where other commands are running.
+A command that uses MPI itself, or calls mpirun, would take the launcher's variables for its own: it
+would believe to be a rank of a job that it does not belong to, refuse to start another job, or
+start ranks on all nodes, where other commands are running.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ __all__ = ["inherited"]
 
 
 def inherited() -> dict[str, str]:
-    """What a command has from its worker: the environment in which that was started.
+    """Return the environment that this process was started with, less the launcher's variables.
 
-    Not what mpipar and its libraries have added since, which is for them alone. But one command has
-    one core if the user says nothing else, as the worker itself.
+    Variables that mpipar and its libraries have set since then are for this process alone, and left
+    out. A command has one thread, as its worker has, if the user has not set another number.
     """
     try:
         started = Path("/proc/self/environ").read_bytes()

@@ -131,9 +131,9 @@ class Dispatch:
             return taken
 
     def retry(self, pending: PendingCommand, failed_at: Place | None) -> None:
-        """Try a command again, before all others, on a worker where it has not failed if any.
+        """Put a command back, first in the queue, for a worker on which it has not failed.
 
-        failed_at   None: it has failed on all workers, so any worker will do
+        failed_at   where it failed last; None: it has failed on all workers, so take any
         """
         with self._changed:
             avoid = {*pending.avoid, failed_at} if failed_at else set()
@@ -141,7 +141,7 @@ class Dispatch:
             self._waiting.appendleft(pending)
 
     def handled(self, count: int) -> None:
-        """Report that `count` of the results taken are dealt with: recorded, and retried if so."""
+        """Report that `count` results are recorded, and their commands put back where due."""
         with self._changed:
             self._unhandled -= count
 
@@ -157,7 +157,7 @@ class Dispatch:
 
     @property
     def is_finished(self) -> bool:
-        """Whether no command is waiting, handed out or unhandled; after `halt` some may wait."""
+        """Whether all results are handled, and no command waits or may be handed out any more."""
         with self._changed:
             in_work = self._handed_out or self._unhandled
             return not in_work and (self._halted or not self._waiting)

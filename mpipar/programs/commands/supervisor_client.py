@@ -103,7 +103,7 @@ class SupervisorClient:
                 stdout=subprocess.PIPE,
                 start_new_session=True,
             )
-            self._finalizer = weakref.finalize(self, _hang_up, self._process)
+            self._finalizer = weakref.finalize(self, _close_and_wait, self._process)
             # At exit the system closes the pipes: closing one ourselves could wait for a reader.
             self._finalizer.atexit = False
         return self._process
@@ -116,7 +116,7 @@ class SupervisorClient:
                 os.killpg(group, signal.SIGKILL)
 
 
-def _hang_up(process: subprocess.Popen[bytes]) -> None:
+def _close_and_wait(process: subprocess.Popen[bytes]) -> None:
     """Close the pipes, by which a supervisor knows that it has to end, and wait for its end."""
     for pipe in (process.stdin, process.stdout):
         if pipe is not None:

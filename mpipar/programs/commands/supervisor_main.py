@@ -43,7 +43,7 @@ IGNORED: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, 
 
 
 class KeptOutput:
-    """The beginning and the end of an output, of `limit` bytes together."""
+    """The beginning and the end of an output, at most `limit` bytes together."""
 
     def __init__(self, limit: int) -> None:
         self.head = bytearray()
