@@ -29,14 +29,14 @@ class Job:
     program: Callable[[Launch, View], None]
 
 
-def run_job(request: Request, read: Callable[[], Job]) -> int:
+def run_job(request: Request, read: Callable[[Request], Job]) -> int:
     """Run the program on rank 0, work for it on the other ranks; return the exit code.
 
     read   reads the settings, so that only rank 0 does it
     """
     environment, arguments = request.environment, request.arguments
     if environment.is_alone:
-        job = read()
+        job = read(request)
         here = launch.start(environment, job.parallel, threads=job.threads, arguments=arguments)
         return run_rank_zero(here, lambda: _perform(job, here))
     # Only rank 0 may open a settings file, and an error in that file must not leave the other ranks
@@ -44,11 +44,11 @@ def run_job(request: Request, read: Callable[[], Job]) -> int:
     here = launch.start(environment, request.flags.get("parallel"), threads=1, arguments=arguments)
     if here.rank > 0:
         return here.serve()
-    return run_rank_zero(here, lambda: _read_and_perform(read, here))
+    return run_rank_zero(here, lambda: _read_and_perform(request, read, here))
 
 
-def _read_and_perform(read: Callable[[], Job], here: Launch) -> int:
-    job = read()
+def _read_and_perform(request: Request, read: Callable[[Request], Job], here: Launch) -> int:
+    job = read(request)
     here.confirm(job.parallel)
     return _perform(job, here)
 

@@ -17,7 +17,7 @@ __all__ = ["COMMAND"]
 
 def run(request: Request) -> int:
     """Hand out commands on rank 0, run them on the others."""
-    return run_job(request, lambda: _job(request))
+    return run_job(request, _job)
 
 
 def _job(request: Request) -> Job:

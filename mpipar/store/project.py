@@ -29,7 +29,7 @@ from mpipar.store.epoch import LEASE, Ownership, WriterClaim
 from mpipar.store.folder import NewFolder, remove_leftovers
 from mpipar.store.journal import JournalWriter
 from mpipar.store.schema import COMMIT, MANIFEST, CommitInfo, Identity
-from mpipar.store.status import Heartbeat, begin_verdict, write_verdict
+from mpipar.store.status import Heartbeat, write_verdict
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -146,7 +146,8 @@ class Project:
         """Start to write under a claim."""
         project = cls(path, claim.identity, _Writer(path, claim))
         try:
-            begin_verdict(project._require_writer().ownership)
+            # what stands there for good if this run is killed
+            project.verdict("requeue", schema.NOT_ENDED)
             commits = project.commits()
             remove_leftovers(path, claim.epoch, {info.segment for info in commits})
             with project_index.prepared(path, claim.epoch, claim.identity, commits) as publish:

@@ -123,11 +123,6 @@ def write_verdict(ownership: Ownership, verdict: str, reason: str) -> None:
     _replace(ownership.project / schema.VERDICT, claim.epoch, schema.encode(value), sync=True)
 
 
-def begin_verdict(ownership: Ownership) -> None:
-    """Write the verdict that a new run has until it ends, and for good if it is killed."""
-    write_verdict(ownership, "requeue", schema.NOT_ENDED)
-
-
 def _replace(path: Path, epoch: int, data: bytes, *, sync: bool) -> None:
     temporary = path.with_name(schema.temporary_name(epoch, path.name))
     with durable.named_errors(path, len(data)):
