@@ -28,6 +28,9 @@ settings.register_profile(
     database=None,
     suppress_health_check=[HealthCheck.too_slow],
 )
+settings.register_profile(  # on the other Pythons: the same examples each time, but fewer
+    "brief", settings.get_profile("ci"), max_examples=50
+)
 settings.register_profile("long", max_examples=5000, deadline=None)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "dev"))
 

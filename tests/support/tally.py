@@ -24,6 +24,7 @@ class Tier:
     failed: int = 0
     skipped: int = 0
     trouble: str = ""  # why the tier failed, beyond tests that failed
+    note: str = ""  # why the tier was left out
 
     @property
     def is_bad(self) -> bool:
@@ -49,9 +50,9 @@ def verdicts(files: list[Path]) -> list[str]:
 
 def tally(folder: Path) -> Tier:
     """What became of the tier that left this folder."""
-    code, seconds = (folder / "end").read_text(encoding="utf-8").split()
+    code, seconds, *reason = (folder / "end").read_text(encoding="utf-8").split(maxsplit=2)
     if code == "left-out":
-        return Tier(folder.name, 0, skipped=1)
+        return Tier(folder.name, 0, skipped=1, note=" ".join(reason).strip())
     try:
         found = verdicts(sorted(folder.glob("*.xml")))
     except ET.ParseError as error:
@@ -74,7 +75,7 @@ def main(results: str) -> int:
     print(f"\n{'tier':12} {'passed':>7} {'failed':>7} {'skipped':>8} {'seconds':>8}")
     for t in tiers:
         row = f"{t.name:12} {t.passed:7} {t.failed:7} {t.skipped:8} {t.seconds:8}"
-        print(f"{row}  {t.trouble}".rstrip())
+        print(f"{row}  {t.trouble or t.note}".rstrip())
     passed, failed, skipped = (
         sum(getattr(t, word) for t in tiers) for word in ("passed", "failed", "skipped")
     )

@@ -60,3 +60,11 @@ def test_tier_that_was_left_out_is_skipped_not_failed(tmp_path):
     tier(tmp_path, "cluster", "left-out 0")
     assert tally(tmp_path) == (0, tally(tmp_path)[1])
     assert tally(tmp_path)[1][-1] == "total: 1 passed, 0 failed, 1 skipped"
+
+
+def test_tier_that_cannot_run_here_says_why(tmp_path):
+    tier(tmp_path, "unit-3.99", "left-out 0 no Python 3.99 here")
+    tier(tmp_path, "lint", "0 3", GOOD)
+    code, lines = tally(tmp_path)
+    assert code == 0
+    assert any(line.endswith("  no Python 3.99 here") for line in lines)
