@@ -6,6 +6,7 @@ process behind. The default runs kill at a few random moments, `slow` at many an
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import random
@@ -75,6 +76,14 @@ def sum_with_kills(ranks: int, kills: int, seed: int, span: float) -> tuple[int,
     return done.returncode, done.stdout
 
 
+STAGES = ("epoch", "segments/commit-0000*", "segments/commit-0001*")
+"""What is there when a refinement begins, has looked at its images, and has done iteration 1."""
+
+
+def is_there(path: Path, pattern: str) -> bool:
+    return any(path.glob(pattern))
+
+
 def refine_with_kills(
     reference: refine_runs.Reference, folder: Path, ranks: int, kills: int, seed: int
 ) -> str:
@@ -84,7 +93,9 @@ def refine_with_kills(
     with job(ranks, reference.input.words("--path", path)) as started:
         jobs.wait_until(path.exists, started)
         victims = dice.sample(sorted(worker_processes(started).values()), kills)
-        kill_at([dice.uniform(0, 0.6) * reference.seconds for _ in victims], victims)
+        for stage, pid in zip(sorted(dice.choices(STAGES, k=kills)), victims, strict=True):
+            jobs.wait_until(functools.partial(is_there, path, stage), started)
+            kill_at([dice.uniform(0, 0.1)], [pid])
         done = started.finish(LIMIT)
         assert started.leaves_nothing()
     assert done.returncode == 0, done.stdout + done.stderr

@@ -97,7 +97,7 @@ class Job:
         """All living processes of the job: the launcher first."""
         return sorted(_living(self._mark))
 
-    def leaves_nothing(self, seconds: float = 5.0) -> bool:
+    def leaves_nothing(self, seconds: float = 20.0) -> bool:
         """Whether all processes of the job have ended within these seconds."""
         until = time.monotonic() + seconds
         while self.pids() and time.monotonic() < until:

@@ -1,7 +1,8 @@
 """A job of a few short runs with blocks, shared arrays and sums, which checks all it gets.
 
-`mpirun ... python -m tests.support.summing [replace] [RUNS]`: rank 0 says which process each worker
-is, then whom it lost and who is new, and `all right` at the end. With words such as
+`mpirun ... python -m tests.support.summing [replace] [count] [RUNS]`: rank 0 says which process
+each worker is, then whom it lost and who is new, and `all right` at the end; with `count`, also the
+end of each run. With words such as
 `1:sends:Claim:2` rank 1 kills itself when it is about to send, has `sent`, or `receives` its second
 Claim; `2:starts` before it says a word. `hosts:2` makes ranks believe that they are on two hosts by
 turns, and `3:late` makes rank 3 slow to look for arrays that another has lodged for it.
@@ -65,13 +66,13 @@ class Blocks:
         return {"x": np.full(size, 3 * block + 1, np.int64)}
 
 
-def compute(pool: Pool, runs: int) -> None:
-    """Run and check."""
+def compute(pool: Pool, runs: int, *, count: bool) -> None:
+    """Run and check, and count the runs aloud if asked to."""
     pool.serve(Blocks())
     tasks = [Task(number, number, None) for number in range(TASKS)]
     wanted = [3 * number + 1 for number in range(TASKS)]
     shares = Counter[int]()
-    for _ in range(runs):
+    for number in range(runs):
         known = len(pool.losses)
         outcome = pool.run(Sums(), {"large": np.ones(LARGE)}, tasks)
         assert outcome.sums is not None
@@ -81,6 +82,8 @@ def compute(pool: Pool, runs: int) -> None:
         assert (outcome.sums["wide"] == sum(wanted)).all()
         for loss in pool.losses[known:]:
             print(loss, flush=True)
+        if count:
+            print(f"run {number + 1} is right", flush=True)
     for gain in pool.gains:
         print(f"{gain}; it did {shares[gain.rank]} tasks")
     print("all right", flush=True)
@@ -143,8 +146,8 @@ def main(words: list[str]) -> int:
     rank = mpi_cluster.world().rank
     beliefs = [word for word in words if word.startswith("hosts:") or word.endswith(":late")]
     believe_as_told(rank, beliefs)
-    replace = "replace" in words
-    words = [word for word in words if word != "replace"]
+    replace, count = "replace" in words, "count" in words
+    words = [word for word in words if word not in {"replace", "count"}]
     runs = int(words.pop(0)) if words and words[0].isdecimal() else RUNS
     if rank:
         die_as_told(rank, [word for word in words if word not in beliefs])
@@ -155,7 +158,7 @@ def main(words: list[str]) -> int:
             assert not replace or pool.replace_lost()
             processes = {rank: hello.process for rank, hello in pool.hosts.items()}
             print(json.dumps(processes), flush=True)
-            compute(pool, runs)
+            compute(pool, runs, count=count)
     except MpiparError as error:
         print(f"{type(error).__name__}: {error}", flush=True)
         code = error.exit_code
