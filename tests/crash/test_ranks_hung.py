@@ -1,4 +1,6 @@
-"""Workers that are stopped, not killed: they cost their tasks, not the job (P7, P8).
+"""Workers that are stopped, not killed: they cost their tasks, not the job.
+
+Promises: work survives, never silently serial (no wait without a bound).
 
 With fault tolerance and without, under any MPI: a stopped rank is no dead rank.
 """

@@ -1,4 +1,6 @@
-"""Workers killed at any moment of a job that `mpirun --with-ft ulfm` started (P4, P5, P8).
+"""Workers killed at any moment of a job that `mpirun --with-ft ulfm` started.
+
+Promises: exactly once, same bits, work survives.
 
 Each job must end by itself, soon, with rank 0's exit code, with all results right, and leave no
 process behind. The default runs kill at a few random moments, `slow` at many and on more ranks.

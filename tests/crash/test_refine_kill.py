@@ -1,4 +1,6 @@
-"""Refinements killed at any moment, and what `--resume` makes of what they leave (P2, P3, P5).
+"""Refinements killed at any moment, and what `--resume` makes of what they leave.
+
+Promises: one writer, durable, same bits.
 
 A whole job is killed: mpirun and all ranks at once. The default run does so at a few moments, in
 and around a commit too; `slow` before each sync of rank 0 and at many random moments.

@@ -1,4 +1,7 @@
-"""The same bits from every way of running a refinement, and each task counted once (P4, P5)."""
+"""The same bits from every way of running a refinement, and each task counted once.
+
+Promises: same bits, exactly once.
+"""
 
 from __future__ import annotations
 

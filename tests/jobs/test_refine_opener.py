@@ -1,4 +1,4 @@
-"""Rank 0 alone opens input and project files (P1)."""
+"""Rank 0 alone opens input and project files: the promise of one opener."""
 
 from __future__ import annotations
 

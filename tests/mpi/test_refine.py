@@ -86,7 +86,7 @@ def fail_at_first(monkeypatch: pytest.MonkeyPatch) -> set[float]:
 def test_bits_are_those_of_one_process(
     world: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: bool
 ) -> None:
-    """Also when tasks fail and are tried again (P4, P8)."""
+    """Also when tasks fail and are tried again: exactly once, work survives."""
 
     def program(open_pool: Any) -> bool:
         made = refine_input.make_input(tmp_path / "input", count=COUNT)
