@@ -36,6 +36,7 @@ COLUMNS = 100
 ROW_COLUMNS = 160  # a row of a table cannot be broken
 ARCHITECTURE_LINES = 130
 PLACEHOLDER = "NAME"
+FOREIGN_CALLS = {"image", "map", "exp"}  # formulas
 PAGE_WORDS = 1500  # ten minutes in a foreign language
 
 FILE = re.compile(r"[\w.*-]+(?:/[\w.*-]+)*\.(?:py|md|sh|sbatch|sge)\b")
@@ -43,6 +44,8 @@ FOLDER = re.compile(r"`((?:[\w.-]+/)+)`")
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
 COMMAND = re.compile(r"(?:python -m |^ *)mpipar ([a-z]+)\b(.*)")
 MODULE = re.compile(r"python -m ((?:mpipar|tests)[\w.]*)")
+MEMBER = re.compile(r"`([A-Z][a-z]\w+)\.(\w+)\b[^`\n]*`")
+CALL = re.compile(r"`([a-z]\w+)\([^`\n]*\)`")
 VARIABLE = re.compile(r"\bMPIPAR_[A-Z_]+\b")
 
 each_document = pytest.mark.parametrize("path", DOCUMENTS, ids=NAMES)
@@ -138,6 +141,25 @@ def test_readme_names_every_command() -> None:
 def test_modules_to_be_run_exist(path: Path) -> None:
     modules = MODULE.findall(re.sub(r"\n *", " ", text_of(path)))
     lost = [name for name in modules if importlib.util.find_spec(name.rstrip(".")) is None]
+    assert lost == []
+
+
+@pytest.mark.parametrize("path", PAGES, ids=[str(path.relative_to(PACKAGE)) for path in PAGES])
+def test_members_and_functions_that_are_named_exist(path: Path) -> None:
+    """`Pool.run`: some class of that name has it; `check()`: some module has it."""
+    code = [module.read_text(encoding="utf-8") for module in PACKAGE.rglob("*.py")]
+    text = text_of(path)
+    lost = [
+        f"{kind}.{member}"
+        for kind, member in MEMBER.findall(text)
+        if not any(
+            re.search(rf"^class {kind}\b", module, re.MULTILINE)
+            and re.search(rf"(def |self\.|^    ){member}\b", module, re.MULTILINE)
+            for module in code
+        )
+    ]
+    names = [name for name in CALL.findall(text) if name not in FOREIGN_CALLS]
+    lost += [name for name in names if not any(f"def {name}(" in module for module in code)]
     assert lost == []
 
 
