@@ -16,8 +16,7 @@ from mpipar.runtime.machines.master import MasterMachine
 from mpipar.runtime.machines.messages import MASTER, POLICY, Bye, Hello, Stop, Welcome
 from mpipar.runtime.node_memory.shared_arrays import memory_name
 from mpipar.runtime.process import environment, signals
-from mpipar.runtime.reports import LostWorker, PoolStatistics, RunResult, StageStatistics
-from mpipar.runtime.stage import frozen
+from mpipar.runtime.reports import LostWorker
 from mpipar.runtime.stream import Stream
 
 if TYPE_CHECKING:
@@ -29,7 +28,7 @@ if TYPE_CHECKING:
     from mpipar.runtime.loops.respawning import Starter
     from mpipar.runtime.machines.master import MasterRun
     from mpipar.runtime.machines.messages import Knobs, Rank
-    from mpipar.runtime.reports import NewWorker
+    from mpipar.runtime.reports import NewWorker, PoolStatistics, RunResult
     from mpipar.runtime.stage import BlockSource, Policy, Stage, Task
     from mpipar.runtime.stream import StreamClient
     from mpipar.runtime.transports.transport import Transport
@@ -92,14 +91,14 @@ class Pool:
         self._welcome(knobs, cache_bytes)
         self.description = self._describe(vendor)
         patience = recruits.patience if recruits else self._patience
-        self._master = MasterMachine(
+        machine = MasterMachine(
             self.hosts,
             threads=threads,
             knobs=knobs,
             memories=self._memories(),
             patience=patience,
         )
-        self._loop = MasterLoop(transport, self._master, self.losses, patience)
+        self._loop = MasterLoop(transport, machine, self.losses, patience)
         self._stream: Stream | None = None
         self._closed = False
         self._replacer: RespawnedWorkers | None = None
@@ -112,7 +111,7 @@ class Pool:
     @property
     def workers(self) -> int:
         """How many there are now."""
-        return len(self._master.ranks)
+        return len(self._loop.ranks)
 
     @property
     def gains(self) -> list[NewWorker]:
@@ -212,20 +211,16 @@ class Pool:
         """
         self._check(stage, policy)
         self._check_tasks(tasks)
-        start, losses = time.monotonic(), len(self.losses)
-        served = self._master.files.blocks_served, self._master.files.bytes_served
         loop = self._loop
         try:
-            loop.begin(self._master.begin(stage, frozen(shared), tasks, policy))
-            run = self._master.run
-            assert run is not None
-            self._wait(run, start, watch)
+            run = loop.begin(stage, shared, tasks, policy)
+            self._wait(run, watch)
         finally:
-            loop.perform(self._master.end())
+            loop.end()
         loop.drain()
         if run.error is not None:
             raise run.error
-        return self._outcome(run, start, served, self.losses[losses:])
+        return loop.result(run)
 
     def stream(
         self,
@@ -242,10 +237,16 @@ class Pool:
         self._check(stage, policy)
         if stage.has_sums:
             raise ValueError("a stream has no end at which it could have sums")
-        sends = self._master.begin(stage, frozen(shared), (), policy, sealed=False)
-        self._loop.begin(sends)
-        self._stream = Stream(self._loop, client, threads=self.threads)
+        run = self._loop.begin(stage, shared, (), policy, sealed=False)
+        self._stream = Stream(self._loop, run, client, threads=self.threads)
         return self._stream
+
+    def statistics(self) -> PoolStatistics:
+        """Return how far the run or stream under way is; between runs, how far the last one came.
+
+        This is what `watch` gets. Any thread may ask.
+        """
+        return self._loop.statistics()
 
     def _check(self, stage: Stage, policy: Policy) -> None:
         if self._closed:
@@ -254,9 +255,6 @@ class Pool:
             raise RuntimeError("a stream is under way on this pool; close it first")
         if policy.isolate and stage.has_sums:
             raise ValueError("the sums of an isolated stage would be lost with its process")
-        self._loop.turn()  # who was lost since the last run gets no task
-        if self._master.is_deserted:
-            raise RequeueError("no worker is left; resume the run to go on")
 
     def _check_tasks(self, tasks: Sequence[Task]) -> None:
         if sorted(task.id for task in tasks) != list(range(len(tasks))):
@@ -264,45 +262,17 @@ class Pool:
         if not self._loop.has_source and any(task.block is not None for task in tasks):
             raise ValueError("a task needs a block, but the pool serves no source")
 
-    def _wait(
-        self, run: MasterRun, start: float, watch: Callable[[PoolStatistics], None] | None
-    ) -> None:
-        shown = start
+    def _wait(self, run: MasterRun, watch: Callable[[PoolStatistics], None] | None) -> None:
+        shown = time.monotonic()
         while not run.over:
             signals.check()
             self._transport.pause(moved=self._loop.turn())
             now = time.monotonic()
             if watch is not None and now - shown >= WATCH_SECONDS:
                 shown = now
-                watch(self._snapshot(run, now - start))
+                watch(self.statistics())
         if watch is not None and run.error is None:
-            watch(self._snapshot(run, time.monotonic() - start))
-
-    def _snapshot(self, run: MasterRun, elapsed: float) -> PoolStatistics:
-        scheduler = run.scheduler
-        running = scheduler.loads.running
-        total = len(scheduler.entries)
-        lost = len(self.losses)
-        return PoolStatistics(scheduler.finished, total, scheduler.stolen, running, elapsed, lost)
-
-    def _outcome(
-        self, run: MasterRun, start: float, served: tuple[int, int], losses: Sequence[LostWorker]
-    ) -> RunResult:
-        files, scheduler = self._master.files, run.scheduler
-        statistics = StageStatistics(
-            wall=time.monotonic() - start,
-            blocks_served=files.blocks_served - served[0],
-            bytes_served=files.bytes_served - served[1],
-            steals=scheduler.steals,
-            tasks_stolen=scheduler.stolen,
-            tasks_per_rank=run.done,
-            busy_seconds_per_rank=run.seconds,
-            peer_blocks=run.peer_blocks,
-            lost=tuple(loss.rank for loss in losses),
-            tasks_run_again=scheduler.rerun,
-        )
-        results = [run.results[task] for task in range(len(scheduler.entries))]
-        return RunResult(results, run.sums, statistics)
+            watch(self.statistics())
 
     # The end
 
@@ -313,13 +283,13 @@ class Pool:
         if self._stream is not None:
             self._stream.abort()
         self._closed = True
-        silent = stop_workers(self._transport, self._master.ranks, self._kills())
+        silent = stop_workers(self._transport, self._loop.ranks, self._kills())
         self._loop.close()
         self._farewell(silent)
 
     def _kills(self) -> dict[Rank, tuple[int, ...]]:
         """For one worker of each host, the processes there that hang and were written off."""
-        where = {self.hosts[rank].host: rank for rank in self._master.ranks}
+        where = {self.hosts[rank].host: rank for rank in self._loop.ranks}
         kills: dict[Rank, tuple[int, ...]] = {}
         for stray in self._transport.strays():
             hello = self.hosts.get(stray)

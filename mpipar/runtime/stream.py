@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import threading
-import time
 from typing import TYPE_CHECKING, Any, Protocol
 
 from mpipar.runtime.process import signals
-from mpipar.runtime.reports import PoolStatistics
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from mpipar.runtime.loops.master_loop import MasterLoop
+    from mpipar.runtime.machines.master import MasterRun
     from mpipar.runtime.stage import Task
 
 AHEAD_SECONDS = 0.02
@@ -42,18 +41,18 @@ class StreamClient(Protocol):
 class Stream:
     """A run under way. The thread that made it may do anything but use the pool."""
 
-    def __init__(self, loop: MasterLoop, client: StreamClient, *, threads: int) -> None:
-        """The master has begun the run; each worker has so many compute threads."""
-        assert loop.machine.run is not None
+    def __init__(
+        self, loop: MasterLoop, run: MasterRun, client: StreamClient, *, threads: int
+    ) -> None:
+        """`run` has just begun; each worker has so many compute threads."""
         self._loop = loop
-        self._run = loop.machine.run
+        self._run = run
         self._client = client
         self._threads = threads
         self._supplied = 0
         self._delivered = 0
         self._wanted = True  # whether the client may have something
         self._closing = self._aborting = False
-        self._began = time.monotonic()
         self._thread = threading.Thread(target=self._drive, name="stream", daemon=True)
         self._thread.start()
 
@@ -85,14 +84,6 @@ class Stream:
         """Whether this is the thread in which the client is called."""
         return threading.current_thread() is self._thread
 
-    def snapshot(self) -> PoolStatistics:
-        """Return how far it is; `total` counts the tasks supplied so far."""
-        scheduler = self._run.scheduler
-        running = scheduler.loads.running
-        elapsed, lost = time.monotonic() - self._began, len(self._loop.losses)
-        done, total = self._delivered, self._supplied
-        return PoolStatistics(done, total, scheduler.stolen, running, elapsed, lost)
-
     # Of the stream's thread
 
     def _drive(self) -> None:
@@ -110,14 +101,14 @@ class Stream:
         except BaseException as caught:  # the client must hear of it, whatever it is
             error = caught
         try:
-            loop.perform(loop.machine.end())
+            loop.end()
             loop.drain()
         except BaseException as caught:
             error = error or caught
         self._client.ended(error)
 
     def _deliver(self) -> bool:
-        results = self._loop.machine.take_results()
+        results = self._loop.take_results()
         if results:
             self._delivered += len(results)
             self._wanted = True
@@ -136,17 +127,17 @@ class Stream:
         if tasks:
             self._wanted = True
             self._supplied += len(tasks)
-            self._loop.perform(self._loop.machine.add(tasks))
+            self._loop.add(tasks)
         elif closing and not self._run.sealed:
-            self._loop.perform(self._loop.machine.seal())
+            self._loop.seal()
         return bool(tasks)
 
     def _window(self) -> int:
         """How many tasks are to be with the workers."""
-        mean = self._run.scheduler.loads.mean_seconds()
+        mean = self._run.mean_seconds
         fewest, most = AHEAD_TASKS
         if not self._delivered or mean > LONG_SECONDS:
             each = 1
         else:
             each = most if mean == 0 else min(most, max(fewest, int(AHEAD_SECONDS / mean)))
-        return len(self._loop.machine.ranks) * self._threads * each
+        return len(self._loop.ranks) * self._threads * each

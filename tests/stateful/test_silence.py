@@ -16,7 +16,7 @@ from mpipar.errors import RequeueError
 from mpipar.runtime.machines.messages import MASTER
 from mpipar.runtime.machines.orders import Compute
 from mpipar.runtime.stage import TIMEOUT, Policy
-from tests.stateful.test_scheduler_machine import check, make_tasks
+from tests.support.ledger_runs import check, make_tasks
 from tests.support.loopback import FORGIVING, Cluster, Ledger
 
 WORKERS, TASKS, PATIENCE = 4, 12, 4.0

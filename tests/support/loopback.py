@@ -253,7 +253,7 @@ class Cluster:
         """Let the I/O thread finish a block."""
         block = self.reading.pop(position)
         arrays = {"x": np.full(4, 7 * block, np.int64)}
-        self._perform(self.master.loaded(self.master.files.generation, block, arrays))
+        self._perform(self.master.files.loaded(self.master.files.generation, block, arrays))
         while (block_now := self.master.files.next_read()) is not None:
             self.reading.append(block_now)
 

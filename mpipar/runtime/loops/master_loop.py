@@ -1,26 +1,29 @@
-"""Rank 0's loop: it carries messages, reads and time to the master, and what it says out.
+"""Rank 0's loop: it owns the run under way, and carries messages, reads and time to the machine.
 
-workers <--transport--> MasterLoop --handle, tick, rank_lost, loaded--> MasterMachine
-                            +-- BlockReader (the I/O thread)
+Pool, Stream --begin, add, seal, take_results, end--> MasterLoop
+     workers <--transport--> MasterLoop --handle, tick, rank_lost--> MasterMachine
+                                 +-- BlockReader (the I/O thread)
 """
 
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from mpipar.errors import RequeueError
 from mpipar.runtime.loops.block_reader import BlockLoaded, BlockReader
 from mpipar.runtime.machines.messages import Hello, Send
-from mpipar.runtime.reports import NewWorker
+from mpipar.runtime.reports import NewWorker, PoolStatistics, RunResult, StageStatistics
+from mpipar.runtime.stage import frozen
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping, Sequence
 
     from mpipar.runtime.loops.late_workers import LateWorkers
-    from mpipar.runtime.machines.master import MasterAction, MasterMachine
+    from mpipar.runtime.machines.master import MasterAction, MasterMachine, MasterRun
     from mpipar.runtime.machines.messages import Rank
     from mpipar.runtime.reports import LostWorker
-    from mpipar.runtime.stage import BlockSource
+    from mpipar.runtime.stage import BlockSource, Policy, Stage, Task
     from mpipar.runtime.transports.transport import Transport
 
 TICK_SECONDS = 0.05
@@ -29,7 +32,7 @@ BACKLOG_BYTES = 256 << 20
 
 
 class MasterLoop:
-    """What moves rank 0; used by one thread at a time."""
+    """What moves rank 0, and the one door to a run; used by one thread at a time."""
 
     def __init__(
         self,
@@ -42,12 +45,22 @@ class MasterLoop:
         self.transport = transport
         self.machine = machine
         self.losses = losses
+        self.gains: list[NewWorker] = []
+        self.late_workers: LateWorkers | None = None
         self._patience = patience
         self._reader = BlockReader(transport.wake)
         self._source: BlockSource | None = None
-        self._ticked = time.monotonic()
-        self.late_workers: LateWorkers | None = None
-        self.gains: list[NewWorker] = []
+        self._ticked = self._began = time.monotonic()
+        self._losses_before = 0  # those before the run
+        self._served_before = 0, 0  # blocks and bytes before the run
+        self._statistics = PoolStatistics(0, 0, 0, 0, 0.0)  # of the last run, when it ended
+
+    # Runs
+
+    @property
+    def ranks(self) -> Sequence[Rank]:
+        """The workers that are not lost."""
+        return self.machine.ranks
 
     @property
     def has_source(self) -> bool:
@@ -57,12 +70,83 @@ class MasterLoop:
     def serve(self, source: BlockSource) -> None:
         """Take blocks from this source from now on; what workers have cached is void."""
         self._source = source
-        self.machine.renew_source()
+        self.machine.files.renew()
 
-    def begin(self, sends: list[Send]) -> None:
-        """A run begins: the time before it says nothing."""
-        self._ticked = time.monotonic()
-        self.perform(sends)
+    def begin(
+        self,
+        stage: Stage,
+        shared: Mapping[str, Any],
+        tasks: Sequence[Task],
+        policy: Policy,
+        *,
+        sealed: bool = True,
+    ) -> MasterRun:
+        """Begin a run; the one before must have ended. If it is not sealed, tasks can be added.
+
+        Raises RequeueError if no worker is left.
+        """
+        self.turn()  # who was lost since the last run gets no task
+        if self.machine.is_deserted:
+            raise RequeueError("no worker is left; resume the run to go on")
+        self._began = self._ticked = time.monotonic()  # the time before it says nothing
+        files = self.machine.files
+        self._served_before = files.blocks_served, files.bytes_served
+        self._losses_before = len(self.losses)
+        self._perform(self.machine.begin(stage, frozen(shared), tasks, policy, sealed=sealed))
+        assert self.machine.run is not None
+        return self.machine.run
+
+    def add(self, tasks: Sequence[Task]) -> None:
+        """Add tasks to the run under way, which is not sealed."""
+        self._perform(self.machine.add(tasks))
+
+    def take_results(self) -> list[tuple[int, Any]]:
+        """Return what has come of a stream's tasks since the last call, by task id."""
+        return self.machine.take_results()
+
+    def seal(self) -> None:
+        """No more tasks will come for the run under way."""
+        self._perform(self.machine.seal())
+
+    def end(self) -> None:
+        """The run is over, well or not: workers drop it."""
+        self._statistics = self.statistics()
+        self._perform(self.machine.end())
+
+    def statistics(self) -> PoolStatistics:
+        """Return how far the run under way is; between runs, how far the last one came."""
+        run = self.machine.run
+        if run is None:
+            return self._statistics
+        return PoolStatistics(
+            done=run.finished,
+            total=run.total,
+            stolen=run.scheduler.stolen,
+            running_workers=run.scheduler.loads.running,
+            elapsed=time.monotonic() - self._began,
+            lost=len(self.losses),
+        )
+
+    def result(self, run: MasterRun) -> RunResult:
+        """Return what the run that has just ended gave, and what it took."""
+        files, scheduler = self.machine.files, run.scheduler
+        blocks, size = self._served_before
+        statistics = StageStatistics(
+            wall=time.monotonic() - self._began,
+            blocks_served=files.blocks_served - blocks,
+            bytes_served=files.bytes_served - size,
+            steals=scheduler.steals,
+            tasks_stolen=scheduler.stolen,
+            tasks_per_rank=run.done,
+            busy_seconds_per_rank=run.seconds,
+            peer_blocks=run.peer_blocks,
+            lost=tuple(loss.rank for loss in self.losses[self._losses_before :]),
+            tasks_run_again=scheduler.rerun,
+        )
+        results = [run.results[task] for task in range(len(scheduler.entries))]
+        return RunResult(results, run.sums, statistics)
+
+    # What moves it
 
     def turn(self) -> bool:
         """Take what has arrived, and let time pass; return whether there was anything."""
@@ -71,7 +155,7 @@ class MasterLoop:
         for source, message in arrived:
             if self.late_workers is not None and isinstance(message, Hello):
                 self._greet(self.late_workers, source, message)
-            self.perform(self.machine.handle(source, message))  # type: ignore[arg-type]
+            self._perform(self.machine.handle(source, message))  # type: ignore[arg-type]
         lost = self.transport.lost()
         for rank in lost:
             self._lose(rank)
@@ -79,13 +163,13 @@ class MasterLoop:
         self._start_reads()
         now = time.monotonic()
         if now - self._ticked >= TICK_SECONDS:
-            self.perform(self.machine.tick(now - self._ticked))
+            self._perform(self.machine.tick(now - self._ticked))
             self._ticked = now
         if self.late_workers is not None and self._replace(self.late_workers):
             return True
         return bool(arrived or lost) or events
 
-    def perform(self, actions: Iterable[MasterAction]) -> None:
+    def _perform(self, actions: Iterable[MasterAction]) -> None:
         """Carry out what the machine wants done."""
         for action in actions:
             if isinstance(action, Send):
@@ -110,7 +194,7 @@ class MasterLoop:
         welcome = late_workers.greet(source, hello)
         if welcome is not None:
             self.gains.append(NewWorker(source, hello))
-            self.perform([Send(source, welcome), *self.machine.rank_joined(source, hello)])
+            self._perform([Send(source, welcome), *self.machine.rank_joined(source, hello)])
 
     def _replace(self, late_workers: LateWorkers) -> bool:
         for rank in late_workers.overdue():
@@ -126,7 +210,7 @@ class MasterLoop:
         """Go on without a worker that is dead."""
         self._count_expected()
         if rank in self.machine.ranks:
-            self.perform(self.machine.rank_lost(rank))
+            self._perform(self.machine.rank_lost(rank))
         elif self.late_workers is not None:
             self.late_workers.vanished(rank)
             self._count_expected()
@@ -145,7 +229,8 @@ class MasterLoop:
         events = self._reader.events()
         for event in events:
             if isinstance(event, BlockLoaded):
-                self.perform(self.machine.loaded(event.generation, event.block, event.arrays))
+                generation, block, arrays = event.generation, event.block, event.arrays
+                self._perform(self.machine.files.loaded(generation, block, arrays))
             else:
                 self.machine.unreadable(event.generation, event.block, event.error)
         return bool(events)

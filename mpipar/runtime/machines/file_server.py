@@ -24,6 +24,7 @@ class FileServer:
 
     def __init__(self, at_once: int = 2) -> None:
         self.generation = 0
+        self.home: dict[int, Rank] = {}  # block -> the worker that used it last
         self.blocks_served = 0
         self.bytes_served = 0
         self._at_once = at_once
@@ -33,8 +34,9 @@ class FileServer:
         self._lift = 0
 
     def renew(self) -> None:
-        """Begin a new generation: forget what was asked of the old source."""
+        """Begin a new generation: forget all about the blocks of the old source."""
         self.generation += 1
+        self.home.clear()
         self.drop_requests()
         self._reading.clear()
         self._lift = 0
@@ -84,7 +86,8 @@ class FileServer:
         return bool(self._waiting.pop(block, []))
 
     def rank_lost(self, rank: Rank) -> None:
-        """Answer a lost rank no more."""
+        """Answer a lost rank no more, and look for no block there."""
+        self.home = {block: user for block, user in self.home.items() if user != rank}
         for block, waiting in list(self._waiting.items()):
             if rank in waiting:
                 waiting.remove(rank)

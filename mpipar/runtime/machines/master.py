@@ -64,7 +64,7 @@ from mpipar.runtime.machines.scheduler import Scheduler
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from mpipar.runtime.stage import Block, Policy, Stage, Sums, Task
+    from mpipar.runtime.stage import Policy, Stage, Sums, Task
 
 MasterAction: TypeAlias = Send | LostWorker
 
@@ -87,7 +87,8 @@ class MasterRun:
         self.is_stream = not sealed
         self.sealed = sealed  # whether no more tasks will come
         self.phase = RunPhase.PLACING
-        self.results: dict[int, Any] = {}  # of a stream: those not delivered yet
+        self.results: dict[int, Any] = {}  # of a stream: those not taken yet
+        self.forgotten = 0  # of a stream: tasks whose results have been taken
         self.number = 0  # of the attempt at a reduction
         self.asked: set[Rank] = set()  # COLLECTING: who has not answered
         self.layouts: dict[Rank, Layout] = {}
@@ -103,6 +104,21 @@ class MasterRun:
     def over(self) -> bool:
         """Whether the caller can have its outcome, or its error."""
         return self.error is not None or self.phase is RunPhase.OVER
+
+    @property
+    def total(self) -> int:
+        """How many tasks it has had so far."""
+        return self.forgotten + len(self.scheduler.entries)
+
+    @property
+    def finished(self) -> int:
+        """How many of its tasks have ended, well or not."""
+        return self.forgotten + self.scheduler.finished
+
+    @property
+    def mean_seconds(self) -> float:
+        """The seconds of an average task, as far as is known; 0 at first."""
+        return self.scheduler.loads.mean_seconds()
 
 
 class MasterMachine:
@@ -129,7 +145,6 @@ class MasterMachine:
         self._alive = set(self.ranks)
         self.files = FileServer()
         self.run: MasterRun | None = None
-        self.home: dict[int, Rank] = {}  # block -> the worker that used it last
         self._threads = threads
         self._dice = None if knobs.shuffle is None else random.Random(knobs.shuffle)
         self._plain = not knobs.node_memory
@@ -139,12 +154,7 @@ class MasterMachine:
         self._within_hosts = False  # whether sums go over trees within hosts
         self._serial = 0
 
-    # From the pool
-
-    def renew_source(self) -> None:
-        """The blocks of the old source are void."""
-        self.files.renew()
-        self.home.clear()
+    # From the program
 
     def begin(
         self,
@@ -172,7 +182,7 @@ class MasterMachine:
         run.done = dict.fromkeys(self.ranks, 0)
         run.seconds = dict.fromkeys(self.ranks, 0.0)
         sends = self._routes.start(begin)
-        return sends + scheduler.add(tasks, self.home) + self._advance(run)
+        return sends + scheduler.add(tasks, self.files.home) + self._advance(run)
 
     def add(self, tasks: Sequence[Task]) -> list[Send]:
         """More tasks for the run under way, which is not sealed."""
@@ -190,6 +200,7 @@ class MasterMachine:
         assert self.run is not None
         results, self.run.results = self.run.results, {}
         self.run.scheduler.forget(results)
+        self.run.forgotten += len(results)
         return list(results.items())
 
     def end(self) -> list[Send]:
@@ -213,16 +224,10 @@ class MasterMachine:
             actions += [Send(rank, Beat(run.begin.serial)) for rank in self.ranks]
         return actions
 
-    # From the I/O thread
-
     def unreadable(self, generation: int, block: int, error: BaseException) -> None:
         """A block could not be read: the run ends with that very error."""
         if self.files.unreadable(generation, block) and self.run:
             self.run.error = self.run.error or error
-
-    def loaded(self, generation: int, block: int, arrays: Block) -> list[Send]:
-        """A block has been read."""
-        return self.files.loaded(generation, block, arrays)
 
     # From workers
 
@@ -302,7 +307,7 @@ class MasterMachine:
         for task in tasks:
             block = run.scheduler.entries[task].task.block
             if block is not None:
-                self.home[block] = source
+                self.files.home[block] = source
 
     def _note_failures(self, run: MasterRun, source: Rank) -> None:
         """Tasks given up end a run; in a stream they are its results."""
@@ -423,7 +428,6 @@ class MasterMachine:
         self._liveness.lost(rank)
         self.files.rank_lost(rank)
         self._routes.rank_lost(rank)
-        self.home = {block: r for block, r in self.home.items() if r != rank}
         run = self.run
         before = run.scheduler.rerun if run else 0
         sends = [*(Send(r, Gone(rank)) for r in self.ranks), *self._go_on_without(rank)]

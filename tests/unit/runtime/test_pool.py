@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -204,6 +205,19 @@ def test_watcher_sees_progress_up_to_the_end():
     assert done == sorted(done)
     assert (done[-1], seen[-1].total) == (COUNT, COUNT)
     assert all(snapshot.running_workers <= 2 for snapshot in seen)
+
+
+def test_statistics_are_those_of_the_run_under_way_or_of_the_last_one():
+    with thread_cluster.open_pool(2) as pool:
+        assert (pool.statistics().done, pool.statistics().total) == (0, 0)
+        seen = []
+        tasks = tasks_of(9, blocks=False)
+        pool.run(Where(), {}, tasks, watch=lambda now: seen.append((now, pool.statistics())))
+        for watched, asked in seen:
+            assert replace(watched, elapsed=0.0) == replace(asked, elapsed=0.0)
+        last = pool.statistics()
+        assert (last.done, last.total, last.running_workers, last.lost) == (9, 9, 0, 0)
+        assert pool.statistics() == last
 
 
 def test_ids_of_tasks_must_be_a_range():

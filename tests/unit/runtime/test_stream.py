@@ -80,8 +80,8 @@ def test_results_come_while_tasks_are_added(pool):
     assert client.results == {number: 2 * number for number in range(5000)}
     assert client.over.is_set()
     assert client.error is None
-    now = stream.snapshot()
-    assert (now.done, now.total) == (5000, 5000)
+    now = pool.statistics()
+    assert (now.done, now.total, now.running_workers) == (5000, 5000, 0)
 
 
 def test_tasks_that_are_long_are_handed_out_a_few_at_a_time(pool):

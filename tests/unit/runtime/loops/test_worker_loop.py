@@ -344,7 +344,7 @@ def test_lost_worker_is_replaced_and_the_new_one_works_and_can_be_lost_as_well(m
             outcome = pool.run(Slow(), {}, tasks, watch=lose)
             assert outcome.results == list(range(40))
             assert outcome.statistics.tasks_per_rank[after[1]] > 0
-            assert sorted(pool._master.ranks) == after
+            assert sorted(pool._loop.ranks) == after
         assert [str(gain).split()[1] for gain in pool.gains] == ["3", "4"]
         assert (pool.new_gains(), pool.new_gains()) == (pool.gains, [])
         for end in (1, 3):

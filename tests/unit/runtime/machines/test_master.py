@@ -136,9 +136,9 @@ def test_block_is_placed_next_time_where_it_was_used_last():
     master.handle(1, Finished(1, ((0, None),), 0.1))
     master.handle(2, Finished(1, ((1, None),), 0.1))
     master.end()
-    assert master.home == {0: 1, 1: 2}
-    master.renew_source()
-    assert master.home == {}
+    assert master.files.home == {0: 1, 1: 2}
+    master.files.renew()
+    assert master.files.home == {}
 
 
 @pytest.mark.parametrize("late", [Finished(1, ((0, "x"),), 0.1), Idle(1), Collected(1, 1, None)])
