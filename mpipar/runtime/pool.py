@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from mpipar.runtime.reports import NewWorker, PoolStatistics, RunResult
     from mpipar.runtime.stage import BlockSource, Policy, Stage, Task
     from mpipar.runtime.stream import StreamClient
-    from mpipar.runtime.transports.transport import Transport
+    from mpipar.runtime.transports.transport import MasterTransport
 
 WATCH_SECONDS = 0.1
 PARTING_SECONDS = 5.0
@@ -39,7 +39,9 @@ NOTHING: Final[Mapping[Rank, tuple[int, ...]]] = {}
 
 
 def stop_workers(
-    transport: Transport, ranks: Sequence[Rank], kill: Mapping[Rank, tuple[int, ...]] = NOTHING
+    transport: MasterTransport,
+    ranks: Sequence[Rank],
+    kill: Mapping[Rank, tuple[int, ...]] = NOTHING,
 ) -> list[Rank]:
     """Tell workers to stop and hear from each; return those that did not answer in time.
 
@@ -64,7 +66,7 @@ class Pool:
 
     def __init__(
         self,
-        transport: Transport,
+        transport: MasterTransport,
         *,
         threads: int,
         cache_bytes: int,

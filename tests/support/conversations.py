@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 PATIENCE = 30.0
 
 
-def hear(transport: Transport, count: int) -> list[tuple[Rank, Message]]:
+def hear(transport: Transport[Message], count: int) -> list[tuple[Rank, Message]]:
     """Wait for that many messages and for everything sent to have left."""
     heard: list[tuple[Rank, Message]] = []
     until = time.monotonic() + PATIENCE
@@ -31,13 +31,13 @@ def hear(transport: Transport, count: int) -> list[tuple[Rank, Message]]:
     return heard
 
 
-def neighbours_talk(transport: Transport) -> bool:
+def neighbours_talk(transport: Transport[Message]) -> bool:
     after, before = (transport.rank + 1) % transport.size, (transport.rank - 1) % transport.size
     transport.send(after, BlockRequest(1, transport.rank))
     return hear(transport, 1) == [(before, BlockRequest(1, before))]
 
 
-def order_of_a_pair_is_kept(transport: Transport) -> bool:
+def order_of_a_pair_is_kept(transport: Transport[Message]) -> bool:
     """Also when a small message follows a large one."""
     sizes = [10, 3_000_000, 1, 200_000, 5, 1_000_000, 0]
     after, before = (transport.rank + 1) % transport.size, (transport.rank - 1) % transport.size
@@ -55,7 +55,7 @@ def order_of_a_pair_is_kept(transport: Transport) -> bool:
     return all(right)
 
 
-def everybody_talks_to_everybody(transport: Transport) -> bool:
+def everybody_talks_to_everybody(transport: Transport[Message]) -> bool:
     count = 50
     others = [rank for rank in range(transport.size) if rank != transport.rank]
     for number in range(count):
@@ -69,7 +69,7 @@ def everybody_talks_to_everybody(transport: Transport) -> bool:
     return True
 
 
-def objects_and_views_arrive_whole(transport: Transport) -> bool:
+def objects_and_views_arrive_whole(transport: Transport[Message]) -> bool:
     after = (transport.rank + 1) % transport.size
     grid = np.arange(90_000.0).reshape(300, 300)
     result = {"view": grid[::2, 5:], "turned": grid.T, "text": "word " * 9999, "none": None}

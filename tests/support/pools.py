@@ -26,7 +26,7 @@ def on_pool(
     world: Any, program: Callable[[Pool], bool], *, threads: int = 1, cache_bytes: int = 1 << 28
 ) -> None:
     """Run `program(pool)` on rank 0 while the others serve; its verdict holds on all ranks."""
-    transport = SharingTransport(MpiTransport(world))
+    transport: SharingTransport[Any] = SharingTransport(MpiTransport(world))
     if world.rank:
         departure = worker_loop.serve(transport)
         assert_on_all_ranks(world, departure.code == 0, f"{departure}")

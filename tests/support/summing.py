@@ -123,7 +123,7 @@ def _die_at(event: str, kind: str, count: int) -> None:
         left -= type(message).__name__ == kind
         return left == 0
 
-    def sending(self: mpi_cluster.MpiTransport, rank: Rank, message: Message) -> None:
+    def sending(self: mpi_cluster.MpiTransport[Any], rank: Rank, message: Message) -> None:
         now = event != "receives" and met(message)
         if now and event == "sends":
             os.kill(os.getpid(), signal.SIGKILL)
@@ -131,7 +131,7 @@ def _die_at(event: str, kind: str, count: int) -> None:
         if now:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    def receiving(self: mpi_cluster.MpiTransport) -> list[tuple[Rank, Message]]:
+    def receiving(self: mpi_cluster.MpiTransport[Any]) -> list[tuple[Rank, Any]]:
         arrived = receive(self)
         if event == "receives" and sum(met(message) for _, message in arrived):
             os.kill(os.getpid(), signal.SIGKILL)

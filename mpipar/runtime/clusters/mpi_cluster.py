@@ -11,7 +11,7 @@ import sys
 import time
 from dataclasses import dataclass
 from functools import cache, partial
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from mpi4py import MPI
 
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 
     from mpipar.runtime.loops.worker_loop import Departure
     from mpipar.runtime.machines.messages import Hello, Rank
+    from mpipar.runtime.transports.transport import WorkerTransport
 
 __all__ = ["MpiTransport", "MpiWorld", "finish", "open_pool", "serve", "serve_as", "world"]
 
@@ -64,7 +65,8 @@ class _MpiJob:
         self.tolerant = wants_fault_tolerance() and _vendor()[0] == "Open MPI"
         # A communicator of our own is made by all ranks together, of which one may be dead by now.
         communicator = MPI.COMM_WORLD if self.tolerant else MPI.COMM_WORLD.Dup()
-        self.plain = MpiTransport(communicator, fault_tolerant=self.tolerant)
+        # What arrives is for rank 0 or for a worker: which, is known only now.
+        self.plain: MpiTransport[Any] = MpiTransport(communicator, fault_tolerant=self.tolerant)
         self.transport = SharingTransport(self.plain)
         self.parted = self.transport.rank != 0 or self.transport.size == 1
         self.silent: list[Rank] = []
@@ -176,7 +178,7 @@ def _depart(departure: Departure) -> NoReturn:
     leave(0)
 
 
-def _stand_by(transport: SharingTransport) -> None:
+def _stand_by(transport: WorkerTransport) -> None:
     """Wait for the end of a job that goes on without us: an exit now would end it."""
     while not any(isinstance(message, Stop) for _, message in transport.receive()):
         transport.pause(moved=False)

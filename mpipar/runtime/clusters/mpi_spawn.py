@@ -26,14 +26,14 @@ from mpipar.runtime.process.exits import end_job, insist_on_end, leave
 from mpipar.runtime.transports.mpi_transport import MpiTransport
 
 if TYPE_CHECKING:
-    from mpipar.runtime.machines.messages import Rank
+    from mpipar.runtime.machines.messages import Rank, ToMaster, ToWorker
 
 SUPERVISOR: Final = Path(__file__).with_name("mpi_spawn_main.py")
 REQUEUE_EXIT: Final = 75
 INHERITED: Final = ("MPI4PY_", "MPIPAR_", "OMP_", "OPENBLAS_", "MKL_", "NUMBA_", "OMPI_MCA_btl")
 
 
-def spawn_worker(transport: MpiTransport, host: str) -> Rank | None:
+def spawn_worker(transport: MpiTransport[ToMaster], host: str) -> Rank | None:
     """Start a worker on a host; its number, or None if that cannot be done. Takes about 0.3 s."""
     settings = {name: value for name, value in os.environ.items() if name.startswith(INHERITED)}
     settings.setdefault("MPIPAR_PATIENCE", str(patience()))
@@ -65,7 +65,7 @@ def _end_hung_job(host: str) -> NoReturn:
     leave(REQUEUE_EXIT)
 
 
-def spawned_transport(rank: Rank, begun: int) -> MpiTransport:
+def spawned_transport(rank: Rank, begun: int) -> MpiTransport[ToWorker]:
     """The transport of a worker that was spawned; its supervisor hears of it through a pipe."""
     os.write(begun, b"1")
     os.close(begun)

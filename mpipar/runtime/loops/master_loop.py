@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from mpipar.runtime.machines.messages import Rank
     from mpipar.runtime.reports import LostWorker
     from mpipar.runtime.stage import BlockSource, Policy, Stage, Task
-    from mpipar.runtime.transports.transport import Transport
+    from mpipar.runtime.transports.transport import MasterTransport
 
 TICK_SECONDS = 0.05
 BACKLOG_BYTES = 256 << 20
@@ -36,7 +36,7 @@ class MasterLoop:
 
     def __init__(
         self,
-        transport: Transport,
+        transport: MasterTransport,
         machine: MasterMachine,
         losses: list[LostWorker],
         patience: float,
@@ -155,7 +155,7 @@ class MasterLoop:
         for source, message in arrived:
             if self.late_workers is not None and isinstance(message, Hello):
                 self._greet(self.late_workers, source, message)
-            self._perform(self.machine.handle(source, message))  # type: ignore[arg-type]
+            self._perform(self.machine.handle(source, message))
         lost = self.transport.lost()
         for rank in lost:
             self._lose(rank)

@@ -36,9 +36,9 @@ from mpipar.runtime.transports.transport import UnsendableError
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from mpipar.runtime.machines.messages import Message, Rank
+    from mpipar.runtime.machines.messages import Message, Rank, ToWorker
     from mpipar.runtime.machines.worker import Action
-    from mpipar.runtime.transports.transport import Transport
+    from mpipar.runtime.transports.transport import WorkerTransport
 
 REPORT_BYTES = 1 << 17
 """Results go in messages of about this size: it fits into the processors' caches."""
@@ -65,7 +65,7 @@ class _OrphanedError(Exception):
     """Rank 0 is dead."""
 
 
-def serve(transport: Transport) -> Departure:
+def serve(transport: WorkerTransport) -> Departure:
     """Work until told to stop. A fault of the runtime is reported to rank 0 before leaving."""
     service = _WorkerLoop(transport)
     try:
@@ -79,9 +79,9 @@ def serve(transport: Transport) -> Departure:
 class _WorkerLoop:
     """The loop and what it needs; made once per worker."""
 
-    def __init__(self, transport: Transport) -> None:
+    def __init__(self, transport: WorkerTransport) -> None:
         self._transport = transport
-        self._inbox: deque[tuple[Rank, Message]] = deque()  # arrived, but not handled yet
+        self._inbox: deque[tuple[Rank, ToWorker]] = deque()  # arrived, but not handled yet
         self._engine: ComputeThreads | None = None
         self._ticked = time.monotonic()
         self._patience = patience()
@@ -165,7 +165,7 @@ class _WorkerLoop:
                 self._on_stop(message)
             elif isinstance(message, Gone):
                 self._transport.cut_off(message.rank)
-            self._perform(engine, worker.handle(source, message))  # type: ignore[arg-type]
+            self._perform(engine, worker.handle(source, message))
         events = engine.events()
         actions = [action for event in events for action in worker.react(event)]
         self._report(worker)
@@ -209,7 +209,7 @@ class _WorkerLoop:
                 f"without it: {message.reason}\n"
             )
 
-    def _receive(self) -> list[tuple[Rank, Message]]:
+    def _receive(self) -> list[tuple[Rank, ToWorker]]:
         arrived = self._transport.receive()
         # Of other ranks the master tells us, so that all of us learn it in the same order.
         if MASTER in self._transport.lost():

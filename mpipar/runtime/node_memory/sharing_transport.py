@@ -11,21 +11,22 @@ another of its host; what a ticket leads to is kept open until the run is over.
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Generic
 
 from mpipar.runtime.machines.broadcast import children_of, is_neighbour
 from mpipar.runtime.machines.messages import MASTER, Begin, Forget, NeedArrays
 from mpipar.runtime.node_memory.shared_arrays import SharedArrays, UnmappableError, has_tickets
+from mpipar.runtime.transports.transport import Incoming
 
 if TYPE_CHECKING:
     from mpipar.runtime.machines.messages import Message, Rank
     from mpipar.runtime.transports.transport import Transport
 
 
-class SharingTransport:
+class SharingTransport(Generic[Incoming]):
     """Another transport, but for the shared arrays in Begin."""
 
-    def __init__(self, plain: Transport, *, one_process: bool = False) -> None:
+    def __init__(self, plain: Transport[Incoming], *, one_process: bool = False) -> None:
         """`one_process`: all ranks are in it, so only their child processes need memory to find."""
         self._plain = plain
         self._one_process = one_process
@@ -72,8 +73,8 @@ class SharingTransport:
 
     # Receiving
 
-    def receive(self) -> list[tuple[Rank, Message]]:
-        arrived: list[tuple[Rank, Message]] = []
+    def receive(self) -> list[tuple[Rank, Incoming]]:
+        arrived: list[tuple[Rank, Any]] = []
         for source, message in self._plain.receive():
             if isinstance(message, Begin):
                 begin = self._arriving(source, message)

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Generic
 
 from mpipar.runtime.machines.messages import Bye, Stop
+from mpipar.runtime.transports.transport import Incoming
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -20,14 +21,14 @@ PAUSE = 0.05
 """Seconds of a pause; a message ends it at once, so this only paces the clocks of the loops."""
 
 
-class InProcessTransport:
+class InProcessTransport(Generic[Incoming]):
     """One rank's end of an in-process transport."""
 
-    def __init__(self, rank: Rank, peers: Sequence[InProcessTransport]) -> None:
+    def __init__(self, rank: Rank, peers: Sequence[InProcessTransport[Any]]) -> None:
         """`peers` is the list that all ends of one cluster share, by rank."""
         self.rank = rank
         self._peers = peers
-        self._inbox: deque[tuple[Rank, Message]] = deque()
+        self._inbox: deque[tuple[Rank, Incoming]] = deque()
         self._news = threading.Event()
         self._cut: dict[Rank, bool] = {}  # whether it has left since
 
@@ -44,7 +45,7 @@ class InProcessTransport:
         peer._inbox.append((self.rank, message))
         peer.wake()
 
-    def receive(self) -> list[tuple[Rank, Message]]:
+    def receive(self) -> list[tuple[Rank, Incoming]]:
         self._news.clear()
         arrived = [self._inbox.popleft() for _ in range(len(self._inbox))]
         if not self._cut:
@@ -82,8 +83,8 @@ class InProcessTransport:
         """Pauses end with the next message anyway."""
 
 
-def local_cluster(size: int) -> list[InProcessTransport]:
-    """Return the ends of a cluster of `size` ranks."""
-    ends: list[InProcessTransport] = []
+def local_cluster(size: int) -> list[InProcessTransport[Any]]:
+    """Return the ends of a cluster of `size` ranks, that of rank 0 first."""
+    ends: list[InProcessTransport[Any]] = []
     ends.extend(InProcessTransport(rank, ends) for rank in range(size))
     return ends

@@ -16,7 +16,7 @@ import threading
 import time
 from collections import deque
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Generic
 
 from mpi4py import MPI
 
@@ -28,7 +28,7 @@ from mpipar.runtime.transports.mpi_requests import (
     is_over,
     take_complete,
 )
-from mpipar.runtime.transports.transport import Backoff, UnsendableError
+from mpipar.runtime.transports.transport import Backoff, Incoming, UnsendableError
 from mpipar.runtime.wire import codec
 
 if TYPE_CHECKING:
@@ -51,10 +51,10 @@ class RoutedMessage:
 
     origin: Rank
     target: Rank
-    message: Message
+    message: Any  # a Message
 
 
-class MpiTransport:
+class MpiTransport(Generic[Incoming]):
     """One rank's end of a communicator, of which it must be the only user."""
 
     def __init__(
@@ -155,7 +155,7 @@ class MpiTransport:
 
     # Receiving
 
-    def receive(self) -> list[tuple[Rank, Message]]:
+    def receive(self) -> list[tuple[Rank, Incoming]]:
         self._news.clear()
         self._move_outgoing()
         self._take_frames(self._communicator)
@@ -205,9 +205,9 @@ class MpiTransport:
         waiting = self._strays if source in self._cut else self._incoming
         waiting.setdefault(source, deque()).append(IncomingMessage(frame, requests))
 
-    def _take(self, rank: Rank) -> list[tuple[Rank, Message | RoutedMessage]]:
+    def _take(self, rank: Rank) -> list[tuple[Rank, Incoming | RoutedMessage]]:
         queue = self._incoming[rank]
-        taken: list[tuple[Rank, Message | RoutedMessage]] = []
+        taken: list[tuple[Rank, Incoming | RoutedMessage]] = []
         try:
             complete = take_complete(queue, self._end_of(rank))
             taken = [(rank, incoming.decode()) for incoming in complete]
@@ -231,8 +231,8 @@ class MpiTransport:
             self._strays.pop(rank, None)
 
     def _delivered(
-        self, source: Rank, message: Message | RoutedMessage
-    ) -> list[tuple[Rank, Message]]:
+        self, source: Rank, message: Incoming | RoutedMessage
+    ) -> list[tuple[Rank, Incoming]]:
         """What this rank is to hear; on rank 0, what is for another is passed on instead."""
         if not isinstance(message, RoutedMessage):
             return [(source, message)]

@@ -22,7 +22,7 @@ from mpipar.runtime.transports.tcp_connection import TcpEndpoint, pack, route
 from mpipar.runtime.wire.framing import LENGTH, unpack
 
 if TYPE_CHECKING:
-    from mpipar.runtime.machines.messages import Message, Rank
+    from mpipar.runtime.machines.messages import Message, Rank, ToMaster, ToWorker
     from mpipar.runtime.wire.framing import Buffer
 
 GREETING_SECONDS = 10.0
@@ -98,7 +98,7 @@ class HubTransport(TcpEndpoint):
         if line is not None:
             self._post(line, parts)
 
-    def receive(self) -> list[tuple[Rank, Message]]:
+    def receive(self) -> list[tuple[Rank, ToMaster]]:
         messages = []
         for line, packet in self._turn():
             self.heard[line.rank] = time.time()
@@ -200,5 +200,5 @@ class SpokeTransport(TcpEndpoint):
         if line is not None:
             self._post(line, parts)
 
-    def receive(self) -> list[tuple[Rank, Message]]:
+    def receive(self) -> list[tuple[Rank, ToWorker]]:
         return [(route(packet)[1], unpack(packet)) for _, packet in self._turn()]

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, TypeAlias, TypeVar
 
 from mpipar.errors import ProtocolError
 
 if TYPE_CHECKING:
-    from mpipar.runtime.machines.messages import Message, Rank
+    from mpipar.runtime.machines.messages import Message, Rank, ToMaster, ToWorker
+
+Incoming = TypeVar("Incoming")
+"""What may arrive at one end: the messages that are for rank 0, or those that are for a worker."""
 
 
 class UnsendableError(ProtocolError):
     """A message cannot be pickled. Raised by `send`, before a byte has left."""
 
 
-class Transport(Protocol):
+class Transport(Protocol[Incoming]):
     """Reliable messages between ranks; those of one sender to one receiver keep their order."""
 
     @property
@@ -29,7 +32,7 @@ class Transport(Protocol):
         """Send without waiting. The message and its arrays must not be changed afterwards."""
         ...
 
-    def receive(self) -> list[tuple[Rank, Message]]:
+    def receive(self) -> list[tuple[Rank, Incoming]]:
         """Return what has arrived, with who sent it. Does not wait; moves pending sends on."""
         ...
 
@@ -71,6 +74,10 @@ class Transport(Protocol):
     def crowd(self, crowding: float) -> None:
         """Take note of how many ranks share a core: the more, the longer the pauses."""
         ...
+
+
+MasterTransport: TypeAlias = "Transport[ToMaster]"
+WorkerTransport: TypeAlias = "Transport[ToWorker]"
 
 
 class Backoff:
