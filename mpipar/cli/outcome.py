@@ -56,20 +56,20 @@ def attempt(action: Callable[[], int], rank: int) -> int:
     return code
 
 
-def run_rank_zero(here: Launch, action: Callable[[], int], handling: Handling = handled) -> int:
+def run_rank_zero(job: Launch, action: Callable[[], int], handling: Handling = handled) -> int:
     """Run the action on rank 0, print any error, and only then let the other ranks end.
 
     handling   how signals end the action: in good order, or at once where a user's own code runs
     """
 
     def whole() -> int:
-        here.begin()
+        job.begin()
         return action()
 
     with handling(meant):
         code = attempt(whole, rank=0)
         settle()
-        here.finish(code)
+        job.finish(code)
     return code
 
 

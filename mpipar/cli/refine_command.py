@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from mpipar.cli.job import Job, run_job
+from mpipar.cli.job import RankZeroProgram, run_job
 from mpipar.cli.request import Request, Subcommand
 from mpipar.settings import RefineSettings
 
@@ -17,18 +17,18 @@ __all__ = ["COMMAND"]
 
 def run(request: Request) -> int:
     """Refine on rank 0, serve on the others."""
-    return run_job(request, _job)
+    return run_job(request, _program)
 
 
-def _job(request: Request) -> Job:
+def _program(request: Request) -> RankZeroProgram:
     settings = request.read(RefineSettings)
 
-    def program(here: Launch, view: View) -> None:
+    def run_program(job: Launch, view: View) -> None:
         from mpipar.programs import refine
 
-        refine.run(settings, here.open_pool, view)
+        refine.run(settings, job.open_pool, view)
 
-    return Job(settings.parallel, settings.threads, settings.verbose, program)
+    return RankZeroProgram(settings.parallel, settings.threads, settings.verbose, run_program)
 
 
 COMMAND = Subcommand(RefineSettings, run, is_parallel=True)

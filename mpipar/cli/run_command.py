@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from mpipar.cli.job import Job, run_job
+from mpipar.cli.job import RankZeroProgram, run_job
 from mpipar.cli.request import Request, Subcommand
 from mpipar.settings import RunSettings
 
@@ -17,18 +17,18 @@ __all__ = ["COMMAND"]
 
 def run(request: Request) -> int:
     """Hand out commands on rank 0, run them on the others."""
-    return run_job(request, _job)
+    return run_job(request, _program)
 
 
-def _job(request: Request) -> Job:
+def _program(request: Request) -> RankZeroProgram:
     settings = request.read(RunSettings)
 
-    def program(here: Launch, view: View) -> None:
+    def run_program(job: Launch, view: View) -> None:
         from mpipar.programs.commands import run as commands
 
-        commands.run(settings, here.open_pool, view)
+        commands.run(settings, job.open_pool, view)
 
-    return Job(settings.parallel, settings.per_worker, settings.verbose, program)
+    return RankZeroProgram(settings.parallel, settings.per_worker, settings.verbose, run_program)
 
 
 COMMAND = Subcommand(RunSettings, run, is_parallel=True)
