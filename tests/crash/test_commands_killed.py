@@ -100,7 +100,7 @@ def running(text: str) -> Iterator[int]:
 
 
 def wait_until_none_runs(text: str) -> None:
-    until = time.monotonic() + 10
+    until = time.monotonic() + LIMIT
     while left := list(running(text)):
         assert time.monotonic() < until, left
         time.sleep(0.02)
@@ -134,7 +134,7 @@ def kill_everything(here: Here, seed: int, kills: int) -> None:
                 for pid in (job.process.pid, *ranks_of(job).values()):
                     with suppress(ProcessLookupError):
                         os.kill(pid, signal.SIGKILL)
-                until = time.monotonic() + 10
+                until = time.monotonic() + LIMIT
                 while job.pids():
                     assert time.monotonic() < until, "something outlives its worker"
                     time.sleep(0.01)
@@ -205,7 +205,7 @@ def test_workers_and_commands_end_with_rank_0(here: Here) -> None:
         os.kill(ranks_of(job)[0], signal.SIGKILL)
         job.finish(LIMIT)
         wait_until_none_runs(LONG)
-        until = time.monotonic() + 10
+        until = time.monotonic() + LIMIT
         while job.pids():
             assert time.monotonic() < until
             time.sleep(0.02)

@@ -125,8 +125,10 @@ def test_of_many_that_race_for_a_dead_owners_project_one_wins(tmp_path):
     assert dead.stdout.readline() == "open\n"
     kill(dead)
     racing = """
+        import os, select
+        gate = os.open(sys.argv[2], os.O_RDONLY | os.O_NONBLOCK)
         say("ready")
-        open(sys.argv[2]).read()
+        select.select([gate], [], [])  # until somebody has opened it for writing
         try:
             project = Project.open(path, writer=True)
         except MpiparError as error:
@@ -139,8 +141,7 @@ def test_of_many_that_race_for_a_dead_owners_project_one_wins(tmp_path):
     for racer in racers:
         assert racer.stdout
         assert racer.stdout.readline() == "ready\n"
-    with go.open("w"):
-        time.sleep(0.2)  # all of them wait for the end of this file
+    go.open("w").close()
     said = [racer.stdout.readline() for racer in racers if racer.stdout]
     won = [i for i, text in enumerate(said) if text == "won 2\n"]
     assert len(won) == 1, said
