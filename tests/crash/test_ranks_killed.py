@@ -163,14 +163,14 @@ MOMENTS = [
     "1:starts 2:receives:Begin:1 3:receives:Collect:1",
 ]
 
-LEADERS = [  # ranks 1 and 3 are a host, of which 1 lodges the shared arrays
+LEADERS = [  # ranks 1 and 3 are a host, of which 1 publishes the shared arrays
     "hosts:2 1:receives:Begin:1",
     "hosts:2 1:sent:Begin:1",
     "hosts:2 3:late 1:sent:Begin:1",  # when 3 looks for them
     "hosts:2 1:sent:Finished:2",  # while 3 maps them
     "hosts:2 1:sent:Begin:2 3:receives:Begin:2",
     "hosts:2 2:receives:Begin:1",
-    "4:late 1:sent:Begin:1",  # one host: 1 passes on what rank 0 has lodged
+    "4:late 1:sent:Begin:1",  # one host: 1 passes on what rank 0 has published
 ]
 
 
@@ -180,7 +180,7 @@ def test_death_at_a_certain_message(moment: str) -> None:
 
 
 @pytest.mark.parametrize("moment", LEADERS[2:4])
-def test_death_of_the_rank_that_lodged_the_shared_arrays(moment: str) -> None:
+def test_death_of_the_rank_that_published_the_shared_arrays(moment: str) -> None:
     die_at(moment)
 
 

@@ -216,22 +216,20 @@ except MpiparError as error:
 
 
 def test_idle_ranks_use_little_of_a_core(tmp_path):
-    stage = """
-class Used(Stage):
-    last = (0.0, 0.0)
-    def run(self, task, block, state):
-        cpu, wall = Used.last
-        Used.last = time.process_time(), time.monotonic()
-        time.sleep(0.2)
-        return (Used.last[0] - cpu) / (Used.last[1] - wall)
-TASKS ="""
     body = """
+def used(process):
+    with open(f"/proc/{process}/stat") as file:
+        fields = file.read().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
 with mpi.open_pool() as pool:
-    pool.run(Used(), {}, TASKS[:2])
+    pool.run(Sleep(), {}, TASKS)
+    workers = [hello.process for hello in pool.hosts.values()]
+    before, begin = sum(map(used, workers)), time.monotonic()
     time.sleep(4)
-    print(max(pool.run(Used(), {}, TASKS[:2]).results))
+    print((sum(map(used, workers)) - before) / (time.monotonic() - begin))
 mpi.finish(0)
 """
-    code, said, _ = mpirun(tmp_path, body, head=HEAD.replace("TASKS =", stage, 1))
+    code, said, _ = mpirun(tmp_path, body)
     assert code == 0, said
     assert float(said) < 0.05, said

@@ -40,7 +40,7 @@ def test_who_cannot_map_reads_its_own(world, monkeypatch):
         raise UnmappableError
 
     if world.rank == 1:
-        monkeypatch.setattr(SharedArrays, "find", fail)
+        monkeypatch.setattr(SharedArrays, "attach", fail)
 
     def program(pool):
         once, again = memories(pool), memories(pool, runs=2)

@@ -66,7 +66,7 @@ def test_spawned_rank_talks_to_all_although_linked_to_rank_0_alone(world, conver
     else:
         transport = mpi_cluster.MpiTransport(small)
         if world.rank == 0:
-            assert transport.adopt(MPI.COMM_SELF.Create_intercomm(0, world, last)) == last
+            assert transport.add_spawned(MPI.COMM_SELF.Create_intercomm(0, world, last)) == last
             transport.send(last, Bye())  # goes nowhere: it has not said a word
             assert hear(transport, 1) == [(last, Bye())]
         transport.size = world.size
@@ -83,7 +83,7 @@ def test_rank_that_is_cut_off_is_told_so_and_heard_no_more(world):
     if world.rank == 0:
         transport.cut_off(1, "silent for long")
         transport.send(1, BlockReply(1, 2, {"x": np.zeros(10_000_000, np.uint8)}))
-        fine = transport.backlog() == 0 and transport.strays() == [1]
+        fine = transport.backlog() == 0 and transport.cut_off_ranks() == [1]
     elif world.rank == 1:
         fine = hear(transport, 1) == [(0, Stop("silent for long"))]
         transport.send(0, BlockReply(1, 2, {"x": np.zeros(10_000_000, np.uint8)}))
@@ -92,6 +92,6 @@ def test_rank_that_is_cut_off_is_told_so_and_heard_no_more(world):
     else:
         fine = True
     heard, everybody = list[object](), world.Ibarrier()
-    while not everybody.Test() or (world.rank == 0 and transport.strays()):
+    while not everybody.Test() or (world.rank == 0 and transport.cut_off_ranks()):
         heard += transport.receive()
     assert_on_all_ranks(world, fine and not heard)

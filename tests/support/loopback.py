@@ -139,7 +139,7 @@ class Cluster:
         broken: Collection[tuple[int, int]] = (),
         patience: float = math.inf,
     ) -> None:
-        """Ranks are dealt out to hosts; `blind` ones cannot map what others have lodged there.
+        """Ranks are dealt out to hosts; `blind` ones cannot map what others have published there.
 
         What one rank of a `broken` pair sends to the other does not arrive, either way; see
         `lose_what_is_sent` for one way.

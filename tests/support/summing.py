@@ -5,7 +5,7 @@ each worker is, then whom it lost and who is new, and `all right` at the end; wi
 end of each run. With words such as
 `1:sends:Claim:2` rank 1 kills itself when it is about to send, has `sent`, or `receives` its second
 Claim; `2:starts` before it says a word. `hosts:2` makes ranks believe that they are on two hosts by
-turns, and `3:late` makes rank 3 slow to look for arrays that another has lodged for it.
+turns, and `3:late` makes rank 3 slow to look for arrays that another has published for it.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ def compute(pool: Pool, runs: int, *, count: bool) -> None:
 
 def believe_as_told(rank: int, words: list[str]) -> None:
     """Arrange this rank's host, and how late it is."""
-    find = SharedArrays.find
+    find = SharedArrays.attach
 
     def find_late(values: Mapping[str, Any]) -> SharedArrays:
         time.sleep(0.3)
@@ -102,7 +102,7 @@ def believe_as_told(rank: int, words: list[str]) -> None:
             name = f"node{rank % int(what)}"
             socket.gethostname = partial(str, name)
         elif int(who) == rank:
-            SharedArrays.find = find_late  # type: ignore[method-assign]
+            SharedArrays.attach = find_late  # type: ignore[method-assign]
 
 
 def die_as_told(rank: int, words: list[str]) -> None:

@@ -177,7 +177,7 @@ class StartedWorkers:
         except BaseException:
             for rank, (number, worker) in self._workers.items():
                 if (number, worker) in workers:
-                    self._hub.give_up(rank)
+                    self._hub.declare_lost(rank)
                     worker._state = WorkerState.DEAD
             raise
 
@@ -233,12 +233,12 @@ class StartedWorkers:
         """Find out which workers have connected, and which are lost."""
         now = time.monotonic()
         unwatched, self._watched = now - self._watched > UNWATCHED_SECONDS, now
-        present, absent = self._hub.present, self._hub.absent
+        present, absent = self._hub.connected, self._hub.expected
         for rank, (number, worker) in list(self._workers.items()):
             if worker._state is WorkerState.DEAD:
                 continue
-            if rank in self._hub.heard:
-                worker.last_contact_time = self._hub.heard[rank]
+            if rank in self._hub.last_heard:
+                worker.last_contact_time = self._hub.last_heard[rank]
                 worker._state = WorkerState.CONNECTED
             if rank in absent:
                 self._check_absent(rank, worker, number, unwatched=unwatched)
@@ -249,7 +249,7 @@ class StartedWorkers:
         """Give up a worker that has not connected if it has ended, or takes too long."""
         ended = worker._why_ended()
         bound = self._settings.connect_timeout
-        if not (self._hub.heard or worker._is_running()):  # no worker has connected so far
+        if not (self._hub.last_heard or worker._is_running()):  # no worker has connected so far
             bound = min(bound, self._settings.heartbeat_timeout)
         if ended:
             reason = f"{ended} before it had connected{worker._end_of_output()}"
@@ -258,7 +258,7 @@ class StartedWorkers:
         else:
             return
         self._timed_out = True
-        self._hub.give_up(rank)
+        self._hub.declare_lost(rank)
         self._mark_dead(worker, number, reason)
 
     def _why_lost(self, worker: Worker) -> str:
@@ -277,7 +277,7 @@ class StartedWorkers:
     def _tell_if_none_connected(self) -> None:
         """Tell the user, at ever longer intervals, that no worker has connected."""
         seconds = time.monotonic() - self._began
-        if self._hub.present or seconds < self._note_after:
+        if self._hub.connected or seconds < self._note_after:
             return
         self._note_after *= 4
         waiting = [f"{number} {worker!r}" for number, worker in self._workers.values()]
@@ -293,9 +293,9 @@ class StartedWorkers:
         if len(self._reasons) > NAMED:
             reasons.insert(0, f"of {len(self._reasons)}, the last")
         text = "; ".join(reasons) or "all workers were lost"
-        if self._hub.turned_away:
-            text += f"; {self._hub.turned_away} connections of strangers were refused"
-        if not self._hub.heard:
+        if self._hub.rejected:
+            text += f"; {self._hub.rejected} connections of strangers were refused"
+        if not self._hub.last_heard:
             return NetworkError(f"no worker has started: {text}")
         if self._timed_out:
             return NetworkError(f"no worker is left that can be heard: {text}")

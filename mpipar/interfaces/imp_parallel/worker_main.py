@@ -13,7 +13,7 @@ from pathlib import Path
 
 from mpipar.errors import MissingInputError, MpiparError
 from mpipar.runtime.clusters import tcp_cluster
-from mpipar.runtime.process.exits import leave
+from mpipar.runtime.process.exits import exit_now
 
 
 def main(arguments: list[str]) -> int:
@@ -25,7 +25,7 @@ def main(arguments: list[str]) -> int:
         sys.stderr.write(f"mpipar: {error}\n")
         return error.exit_code
     if not departure.threads_ended:
-        leave(departure.code)  # a thread inside a task would keep this process
+        exit_now(departure.code)  # a thread inside a task would keep this process
     return departure.code
 
 

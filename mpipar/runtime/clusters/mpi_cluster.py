@@ -1,7 +1,7 @@
-"""How a job of several MPI ranks begins and ends.
+"""Jobs of several MPI ranks: how a pool is opened, how a worker serves, and how the job ends.
 
-Where MPI tolerates faults (Open MPI, `mpirun --with-ft ulfm`), the job ends without MPI_Finalize
-and MPI_Abort: the one can hang after a failure, the other hangs mpirun.
+Where MPI tolerates faults (Open MPI, `mpirun --with-ft ulfm`), the job ends without MPI_Finalize,
+which can hang after a failure, and without MPI_Abort, which hangs mpirun.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from mpipar.runtime.loops import worker_loop
 from mpipar.runtime.machines.messages import Stop
 from mpipar.runtime.node_memory.sharing_transport import SharingTransport
 from mpipar.runtime.pool import Pool, stop_workers
-from mpipar.runtime.process.environment import calm_process
+from mpipar.runtime.process.environment import tune_process
 from mpipar.runtime.process.exits import (
+    crash,
     end_job,
+    exit_now,
     flush_output,
-    give_up,
-    insist_on_end,
+    force_end_later,
     kill_ranks,
-    leave,
 )
 from mpipar.runtime.process.launcher_variables import wants_fault_tolerance
 from mpipar.runtime.process.signals import leave_to_rank_0
@@ -43,14 +43,14 @@ if TYPE_CHECKING:
 
 __all__ = ["MpiTransport", "MpiWorld", "finish", "open_pool", "serve", "serve_as", "world"]
 
-LAST_WORD_SECONDS = 0.2  # for a worker's Bye to leave: MPI holds it, and is not finalised
+BYE_SECONDS = 0.2  # for a worker's Bye to be sent, since MPI_Finalize is not called
 SPAWNED_SECONDS = 10.0  # for mpirun to end; it may wait for a spawned rank that died at its start
-KILL_SECONDS = 1.0  # for ranks that were killed to be seen dead
+KILL_SECONDS = 1.0  # for MPI to report killed ranks as dead
 
 
 @dataclass(frozen=True)
 class MpiWorld:
-    """What MPI says this process is."""
+    """The world of ranks, as MPI sees it, and this process in it."""
 
     rank: int
     size: int
@@ -59,52 +59,57 @@ class MpiWorld:
 
 
 class _MpiJob:
-    """This process's part in the job: made once, by all ranks together."""
+    """The transport of this process and the state of the job's end; all ranks make one together."""
 
     def __init__(self) -> None:
         self.tolerant = wants_fault_tolerance() and _vendor()[0] == "Open MPI"
-        # A communicator of our own is made by all ranks together, of which one may be dead by now.
+        # Dup is a call of all ranks together, of which one may be dead by now.
         communicator = MPI.COMM_WORLD if self.tolerant else MPI.COMM_WORLD.Dup()
         # What arrives is for rank 0 or for a worker: which, is known only now.
-        self.plain: MpiTransport[Any] = MpiTransport(communicator, fault_tolerant=self.tolerant)
-        self.transport = SharingTransport(self.plain)
-        self.parted = self.transport.rank != 0 or self.transport.size == 1
+        self.mpi_transport: MpiTransport[Any] = MpiTransport(
+            communicator, fault_tolerant=self.tolerant
+        )
+        self.transport = SharingTransport(self.mpi_transport)
+        self.workers_stopped = self.transport.rank != 0 or self.transport.size == 1
         self.silent: list[Rank] = []
-        self.over = False
-        self.crew: Mapping[Rank, Hello] = {}
-        atexit.register(self.part, 1)
+        self.has_ended = False
+        self.hosts: Mapping[Rank, Hello] = {}
+        atexit.register(self.end, 1)
 
-    def part(self, code: int) -> None:
-        """On rank 0: see the workers off, or end them by force with this exit code."""
-        if self.transport.rank or self.over:
+    def end(self, code: int) -> None:
+        """On rank 0: stop the workers, and end those that do not answer by force.
+
+        code   the exit code of the job if it has to be ended by force
+        """
+        if self.transport.rank or self.has_ended:
             return
-        self.over = True
-        if not self.parted:
-            self.note(stop_workers(self.transport, range(1, self.transport.size)))
-        self.plain.dismiss()
-        self._await_strays()
-        if self.plain.has_spawned:
-            insist_on_end(SPAWNED_SECONDS)
-        rest = sorted({*self.silent, *self.transport.strays()})
+        self.has_ended = True
+        if not self.workers_stopped:
+            self.on_workers_stopped(stop_workers(self.transport, range(1, self.transport.size)))
+        self.mpi_transport.stop_cut_off_ranks()
+        self._await_killed_ranks()
+        if self.mpi_transport.has_spawned:
+            force_end_later(SPAWNED_SECONDS)
+        rest = sorted({*self.silent, *self.transport.cut_off_ranks()})
         if rest:
             ranks = ", ".join(map(str, rest))
             sys.stderr.write(f"mpipar: ranks {ranks} do not answer; they are ended by force\n")
             flush_output()
             if self.tolerant:
-                kill_ranks(rest, self.crew)
+                kill_ranks(rest, self.hosts)
             else:
-                insist_on_end()
+                force_end_later()
                 MPI.COMM_WORLD.Abort(code)
 
-    def _await_strays(self) -> None:
-        """Workers kill those of their own host that were written off; let that be seen."""
+    def _await_killed_ranks(self) -> None:
+        """Wait until MPI reports the ranks that other workers kill on their hosts as dead."""
         until = time.monotonic() + KILL_SECONDS
-        while self.tolerant and self.transport.strays() and time.monotonic() < until:
+        while self.tolerant and self.transport.cut_off_ranks() and time.monotonic() < until:
             self.transport.pause(moved=bool(self.transport.receive()))
 
-    def note(self, silent: list[Rank]) -> None:
-        """The workers have been told to stop; these did not answer."""
-        self.parted, self.silent = True, silent
+    def on_workers_stopped(self, silent: list[Rank]) -> None:
+        """Note that the workers were told to stop, and which of them did not answer."""
+        self.workers_stopped, self.silent = True, silent
 
 
 @cache
@@ -118,7 +123,7 @@ def _vendor() -> tuple[str, str]:
 
 
 def world() -> MpiWorld:
-    """Return what this process is. Collective: every rank calls it first."""
+    """Return the world of ranks. Collective: every rank calls it first."""
     job = _job()
     return MpiWorld(
         job.transport.rank, job.transport.size, " ".join(_vendor()), fault_tolerant=job.tolerant
@@ -130,17 +135,17 @@ def open_pool(*, threads: int = 1, cache_bytes: int = 1 << 30) -> Pool:
     here = world()
     if here.rank != 0 or here.size == 1:
         raise UsageError(f"rank {here.rank} of {here.size} cannot open a pool over MPI")
-    calm_process()
+    tune_process()
     job = _job()
     pool = Pool(
         job.transport,
         threads=threads,
         cache_bytes=cache_bytes,
         vendor=here.vendor,
-        farewell=job.note,
-        newcomers=partial(spawn_worker, job.plain) if job.tolerant else None,
+        farewell=job.on_workers_stopped,
+        newcomers=partial(spawn_worker, job.mpi_transport) if job.tolerant else None,
     )
-    job.crew = pool.hosts
+    job.hosts = pool.hosts
     return pool
 
 
@@ -149,37 +154,40 @@ def serve() -> int:
 
     Does not return where MPI tolerates faults.
     """
-    calm_process()
+    tune_process()
     leave_to_rank_0()
     job = _job()
     departure = worker_loop.serve(job.transport)
     if job.tolerant:
         if departure.code == worker_loop.ORPHAN_EXIT:
             end_job()  # mpirun tolerates the loss of rank 0 too, and would end with code 0
-        _depart(departure)
+        _exit_after(departure)
     if departure.reason:
-        _stand_by(job.transport)
+        _await_stop(job.transport)
     if not departure.threads_ended:
-        # A thread inside a task would meet an interpreter that is being taken down.
+        # A thread inside a task would run on while the interpreter is taken down.
         MPI.Finalize()
-        leave(departure.code)
+        exit_now(departure.code)
     return departure.code
 
 
 def serve_as(rank: Rank, begun: int) -> NoReturn:
-    """Work for rank 0 as a rank that was spawned. `begun`: see `spawned_transport`."""
-    _depart(worker_loop.serve(SharingTransport(spawned_transport(rank, begun))))
+    """Work for rank 0 as a rank that was spawned.
+
+    begun   descriptor of a pipe; see `spawned_transport`
+    """
+    _exit_after(worker_loop.serve(SharingTransport(spawned_transport(rank, begun))))
 
 
-def _depart(departure: Departure) -> NoReturn:
+def _exit_after(departure: Departure) -> NoReturn:
     if departure.code:
-        give_up()
-    time.sleep(LAST_WORD_SECONDS)
-    leave(0)
+        crash()
+    time.sleep(BYE_SECONDS)
+    exit_now(0)
 
 
-def _stand_by(transport: WorkerTransport) -> None:
-    """Wait for the end of a job that goes on without us: an exit now would end it."""
+def _await_stop(transport: WorkerTransport) -> None:
+    """Wait for the end of a job that goes on without this rank, whose exit would end the job."""
     while not any(isinstance(message, Stop) for _, message in transport.receive()):
         transport.pause(moved=False)
 
@@ -187,11 +195,11 @@ def _stand_by(transport: WorkerTransport) -> None:
 def finish(code: int) -> None:
     """End the job from rank 0, whatever state it is in; does nothing on other ranks.
 
-    Call it last, also after an error before the pool was opened. Returns if all workers have left
-    in good order, so that the process can exit with `code`; else ends them by force with it. Where
-    MPI tolerates faults, rank 0 exits here.
+    To be called last, also after an error before the pool was opened. Returns if all workers have
+    stopped, so that the process can exit with `code`; else ends them by force, and the job with
+    `code`. Where MPI tolerates faults, rank 0 exits here.
     """
     job = _job()
-    job.part(code)
+    job.end(code)
     if job.tolerant and job.transport.rank == 0:
-        leave(code)
+        exit_now(code)

@@ -2,11 +2,12 @@
 
     rank 0 --Spawn--> supervisor (no MPI) --fork--> the new worker --MPI_Init, Hello--> rank 0
 
-MPI_Comm_spawn returns when MPI has started in the new process, so it would wait ten minutes, and
-rank 0 with it, for one that dies before. Therefore MPI sees a supervisor, a process of few lines
-that forks the worker; should that die too early, the supervisor starts MPI in its place, and
-leaves. What is left, the death of that supervisor, or of the worker in the few milliseconds when it
-joins rank 0, is bounded: after MPIPAR_PATIENCE the job ends, and can be resumed.
+MPI_Comm_spawn returns when MPI has started in the new process. If that process dies before,
+MPI_Comm_spawn waits ten minutes, and rank 0 with it. Therefore MPI spawns a supervisor, a process
+of few lines (`mpi_spawn_main.py`) that forks the worker; if the worker dies too early, the
+supervisor starts MPI itself, and ends. Two deaths are left: of the supervisor while MPI starts, and
+of the worker in the few milliseconds in which it joins rank 0. For these there is a time limit:
+after MPIPAR_PATIENCE the job ends, and can be resumed.
 """
 
 from __future__ import annotations
@@ -21,8 +22,8 @@ from typing import TYPE_CHECKING, Final, NoReturn
 
 from mpi4py import MPI
 
-from mpipar.runtime.process.environment import calm_process, patience
-from mpipar.runtime.process.exits import end_job, insist_on_end, leave
+from mpipar.runtime.process.environment import patience, tune_process
+from mpipar.runtime.process.exits import end_job, exit_now, force_end_later
 from mpipar.runtime.transports.mpi_transport import MpiTransport
 
 if TYPE_CHECKING:
@@ -34,41 +35,44 @@ INHERITED: Final = ("MPI4PY_", "MPIPAR_", "OMP_", "OPENBLAS_", "MKL_", "NUMBA_",
 
 
 def spawn_worker(transport: MpiTransport[ToMaster], host: str) -> Rank | None:
-    """Start a worker on a host; its number, or None if that cannot be done. Takes about 0.3 s."""
+    """Start a worker on a host; return its rank, or None if that fails. Takes about 0.3 s."""
     settings = {name: value for name, value in os.environ.items() if name.startswith(INHERITED)}
     settings.setdefault("MPIPAR_PATIENCE", str(patience()))
     words = json.dumps([transport.size, sys.path, settings])
     where = MPI.Info.Create({"host": host, "PMIX_MAPBY": "slot:OVERSUBSCRIBE"})
     MPI.COMM_SELF.Set_errhandler(MPI.ERRORS_RETURN)
-    bound = threading.Timer(patience(), _end_hung_job, [host])
-    bound.daemon = True
-    bound.start()
+    limit = threading.Timer(patience(), _end_hung_job, [host])
+    limit.daemon = True
+    limit.start()
     try:
         link = MPI.COMM_SELF.Spawn(sys.executable, [str(SUPERVISOR), words], 1, where)
     except MPI.Exception as error:
         sys.stderr.write(f"mpipar: no worker can be started on {host}: {error}\n")
         return None
     finally:
-        bound.cancel()
+        limit.cancel()
         where.Free()
-    return transport.adopt(link)
+    return transport.add_spawned(link)
 
 
 def _end_hung_job(host: str) -> NoReturn:
-    """Rank 0 is stuck in MPI_Comm_spawn: nothing can free it, so the job is to be run again."""
+    """End a job whose rank 0 hangs in MPI_Comm_spawn, with the exit code for running it again."""
     sys.stderr.write(
         f"mpipar: a worker that was to be started on {host} died while MPI started in it, and MPI "
         "does not give up on it; resume the run (--replace-lost is what needs this)\n"
     )
     end_job()
-    insist_on_end()
-    leave(REQUEUE_EXIT)
+    force_end_later()
+    exit_now(REQUEUE_EXIT)
 
 
 def spawned_transport(rank: Rank, begun: int) -> MpiTransport[ToWorker]:
-    """The transport of a worker that was spawned; its supervisor hears of it through a pipe."""
+    """Return the transport of a worker that was spawned, after MPI has started in it.
+
+    begun   descriptor of a pipe, by which the worker tells its supervisor that MPI has started
+    """
     os.write(begun, b"1")
     os.close(begun)
-    calm_process()
+    tune_process()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     return MpiTransport(MPI.Comm.Get_parent(), spawned_as=rank, fault_tolerant=True)

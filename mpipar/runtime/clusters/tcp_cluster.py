@@ -10,7 +10,7 @@ from mpipar.errors import UnavailableError
 from mpipar.runtime.loops import worker_loop
 from mpipar.runtime.loops.late_workers import ExternalWorkers
 from mpipar.runtime.pool import Pool
-from mpipar.runtime.process.environment import calm_process
+from mpipar.runtime.process.environment import tune_process
 from mpipar.runtime.transports import tcp_handshake
 from mpipar.runtime.transports.tcp_transport import SpokeTransport
 
@@ -23,35 +23,35 @@ CONNECT_SECONDS = 600.0
 
 
 def open_pool(hub: HubTransport, *, patience: float) -> Pool:
-    """Open the pool of the workers that `hub` expects, now or later; it begins with none.
+    """Open a pool of the workers that `hub` expects, now or later. The pool begins without any.
 
     patience  seconds of silence after which a worker counts as lost
     """
-    calm_process()
-    recruits = ExternalWorkers(lambda: hub.absent | hub.present, patience)
+    tune_process()
+    workers = ExternalWorkers(lambda: hub.expected | hub.connected, patience)
 
-    def part(silent: list[Rank]) -> None:
-        del silent  # a worker whose connection closes ends of its own accord
+    def close(silent: list[Rank]) -> None:
+        del silent  # a worker ends when its connection is closed
         hub.close()
 
-    pool = Pool(hub, threads=1, cache_bytes=CACHE_BYTES, farewell=part, newcomers=recruits)
+    pool = Pool(hub, threads=1, cache_bytes=CACHE_BYTES, farewell=close, newcomers=workers)
     pool.description = "workers over TCP"
     return pool
 
 
 def serve(host: str, port: int, key: bytes, name: str) -> worker_loop.Departure:
     """Connect to a hub and work for it until it says stop. Raises UnavailableError."""
-    calm_process()
+    tune_process()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # ^C is for rank 0 to act on
-    spoke = connect(host, port, key, name)
-    departure = worker_loop.serve(spoke)
-    spoke.close()
+    transport = connect(host, port, key, name)
+    departure = worker_loop.serve(transport)
+    transport.close()
     return departure
 
 
 def connect(host: str, port: int, key: bytes, name: str) -> SpokeTransport:
     """Connect to a hub. Raises UnavailableError that says why that is not possible."""
-    visitor = tcp_handshake.UnverifiedPeer(key, name)
+    handshake = tcp_handshake.ClientHandshake(key, name)
     try:
         connection = socket.create_connection((host, port), CONNECT_SECONDS)
     except OSError as error:
@@ -60,10 +60,10 @@ def connect(host: str, port: int, key: bytes, name: str) -> SpokeTransport:
         ) from error
     rank = None
     try:
-        connection.sendall(visitor.reply(_read(connection, tcp_handshake.SALUTE)))
-        rank = visitor.rank(_read(connection, tcp_handshake.VERDICT))
+        connection.sendall(handshake.reply(_read(connection, tcp_handshake.GREETING)))
+        rank = handshake.rank(_read(connection, tcp_handshake.ADMISSION))
     except OSError:
-        pass  # closed: that is how the hub says no
+        pass  # closed: so the hub rejects a worker
     finally:
         if rank is None:
             connection.close()

@@ -9,7 +9,7 @@ from mpipar.errors import UsageError
 from mpipar.runtime.loops.worker_loop import serve
 from mpipar.runtime.node_memory.sharing_transport import SharingTransport
 from mpipar.runtime.pool import PARTING_SECONDS, Pool, stop_workers
-from mpipar.runtime.process.environment import calm_process
+from mpipar.runtime.process.environment import tune_process
 from mpipar.runtime.transports.in_process import local_cluster
 
 if TYPE_CHECKING:
@@ -20,22 +20,24 @@ def open_pool(workers: int, *, threads: int = 1, cache_bytes: int = 1 << 30) -> 
     """Open a pool of worker threads in this process."""
     if workers < 1:
         raise UsageError(f"a pool needs at least one worker, not {workers}")
-    calm_process()
-    ends = local_cluster(workers + 1)
-    crew = [
-        threading.Thread(target=serve, args=(end,), name=f"worker-{end.rank}", daemon=True)
-        for end in ends[1:]
+    tune_process()
+    transports = local_cluster(workers + 1)
+    worker_threads = [
+        threading.Thread(
+            target=serve, args=(transport,), name=f"worker-{transport.rank}", daemon=True
+        )
+        for transport in transports[1:]
     ]
-    for worker in crew:
-        worker.start()
+    for thread in worker_threads:
+        thread.start()
 
-    def part(silent: list[Rank]) -> None:
-        for worker in crew:
-            worker.join(0.0 if silent else PARTING_SECONDS)
+    def join(silent: list[Rank]) -> None:
+        for thread in worker_threads:
+            thread.join(0.0 if silent else PARTING_SECONDS)
 
     try:
-        rank_0 = SharingTransport(ends[0], one_process=True)
-        return Pool(rank_0, threads=threads, cache_bytes=cache_bytes, farewell=part)
+        rank_0 = SharingTransport(transports[0], one_process=True)
+        return Pool(rank_0, threads=threads, cache_bytes=cache_bytes, farewell=join)
     except BaseException:
-        part(stop_workers(ends[0], range(1, workers + 1)))
+        join(stop_workers(transports[0], range(1, workers + 1)))
         raise

@@ -1,10 +1,11 @@
-"""The supervised process in which the tasks of one compute thread run; see `isolation.py`.
+"""The program of a child process, which runs the tasks of one compute thread.
 
-    parent --Setup, Burst, Work--> child --Ready, Ran, Skipped--> parent
+    parent --ChildSetup, TaskBatch, TaskInput--> child
+    parent <--ChildReady, TaskRan, TasksSkipped-- child
 
-It runs one task after the other and sends each result as soon as it is there, so that the culprit
-of its death is the first task without one. It loads neither MPI nor anything else that it does
-not need: a node may start hundreds at once.
+The child runs one task after the other and sends each result at once. So if it dies, the task that
+it died of is the first one without a result. The child loads neither MPI nor anything else that it
+does not need: a node may start hundreds of children at once.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from mpipar.runtime.machines.caught_error import CaughtError
-from mpipar.runtime.node_memory.shared_arrays import SharedArrays, has_tickets
+from mpipar.runtime.node_memory.shared_arrays import SharedArrays, has_handles
 from mpipar.runtime.process.environment import single_threaded_blas
 from mpipar.runtime.stage import frozen
 from mpipar.runtime.wire.framing import FrameReader, pack, unpack
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
     from mpipar.runtime.wire.framing import Packet
 
 SHOW_STACKS = signal.SIGUSR2
-"""The parent asks with it where a task hangs."""
+"""The signal by which the parent asks for the stacks of a task that hangs."""
 ORPHAN_EXIT = 75
 
 # Parent -> child
@@ -42,7 +43,7 @@ ORPHAN_EXIT = 75
 
 @dataclass(frozen=True, slots=True)
 class ChildSetup:
-    """The first message: what to start."""
+    """The first message: the stage to start, and what it shares."""
 
     stage: Stage
     shared: Mapping[str, Any]
@@ -50,7 +51,7 @@ class ChildSetup:
 
 @dataclass(frozen=True, slots=True)
 class TaskBatch:
-    """The tasks that follow belong together: none begins so many seconds after the first."""
+    """The tasks that follow are a batch; those that begin late, after `longest` s, are skipped."""
 
     longest: float | None
 
@@ -72,28 +73,28 @@ class TaskInput:
 
 @dataclass(frozen=True, slots=True)
 class ChildReady:
-    """The interpreter is up (`started` is False), then the stage, or it is in trouble."""
+    """The interpreter has started (`started` is False), or the stage has, perhaps with an error."""
 
     started: bool
-    trouble: CaughtError | None = None
+    error: CaughtError | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class TaskRan:
-    """A task has ended, well or not."""
+    """A task has ended, with a result or with an error."""
 
     task: int
     result: Any
     seconds: float
-    trouble: CaughtError | None = None
+    error: CaughtError | None = None
 
     def __reduce__(self) -> tuple[type[TaskRan], tuple[int, Any, float, CaughtError | None]]:
-        return TaskRan, (self.task, self.result, self.seconds, self.trouble)  # faster, as for Task
+        return TaskRan, (self.task, self.result, self.seconds, self.error)  # faster, as for Task
 
 
 @dataclass(frozen=True, slots=True)
 class TasksSkipped:
-    """A task was not begun, because its burst has lasted too long."""
+    """A task was not begun, because its batch has lasted too long."""
 
     task: int
 
@@ -113,24 +114,24 @@ def main(link: int, faults: int, parent: int) -> None:
     sys.argv[1:] = []
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(line_buffering=True)  # a task may not come to an end
-    with suppress(BrokenPipeError, ConnectionResetError):  # the parent is gone, or wants no more
+    with suppress(BrokenPipeError, ConnectionResetError):  # the parent has gone
         _Server(socket.socket(fileno=link)).serve()
 
 
 class _Server:
-    """The child's loop."""
+    """The loop of the child."""
 
     def __init__(self, link: socket.socket) -> None:
         self._link = link
         self._reader = FrameReader(link)
         self._blocks: dict[int, Block] = {}  # by slot
-        self._longest: float | None = None  # of the burst
-        self._until: float | None = None  # when no further task of the burst begins
+        self._longest: float | None = None  # of the batch
+        self._until: float | None = None  # when no further task of the batch begins
         self._stage: Stage
         self._state: Any
 
     def serve(self) -> None:
-        """Start the stage, then run what comes."""
+        """Start the stage, then run tasks until the parent closes the link."""
         self._send(ChildReady(started=False))
         packet = self._receive()
         if packet is None or not self._start(packet):
@@ -138,7 +139,7 @@ class _Server:
         while (packet := self._receive()) is not None:
             try:
                 message = unpack(packet)
-            except BaseException as error:  # only a task's payload, so its failure
+            except BaseException as error:  # of the task's payload, so the task has failed
                 self._reply(TaskRan(-1, None, 0.0, CaughtError.of(error)))
                 continue
             if isinstance(message, TaskBatch):
@@ -159,22 +160,22 @@ class _Server:
             self._link.sendall(part)
 
     def _start(self, packet: Packet) -> bool:
-        trouble = None
+        error = None
         try:
             setup: ChildSetup = unpack(packet)
             self._stage = setup.stage
             shared = setup.shared
-            if has_tickets(shared):
-                depot = SharedArrays.find(shared)
-                shared = depot.values
-                depot.close()  # the arrays themselves keep the memory
+            if has_handles(shared):
+                arrays = SharedArrays.attach(shared)
+                shared = arrays.values
+                arrays.close()  # the arrays themselves keep the memory
             self._state = setup.stage.start(frozen(shared))
             single_threaded_blas()  # `start` may have loaded a library
-        except BaseException as error:
-            trouble = CaughtError.of(error)
+        except BaseException as caught:
+            error = CaughtError.of(caught)
         self._flush()
-        self._send(ChildReady(started=True, trouble=trouble))
-        return trouble is None
+        self._send(ChildReady(started=True, error=error))
+        return error is None
 
     def _run(self, work: TaskInput) -> TaskRan | TasksSkipped:
         if work.slot is not None and work.block is not None:
@@ -185,26 +186,26 @@ class _Server:
             self._until = self._until or start + self._longest
             if start > self._until:
                 return TasksSkipped(work.task.id)
-        result, trouble = None, None
+        result, error = None, None
         try:
             result = self._stage.run(work.task, block, self._state)
-        except BaseException as error:  # a task's SystemExit is that task's failure
-            trouble = CaughtError.of(error)
-        return TaskRan(work.task.id, result, time.perf_counter() - start, trouble)
+        except BaseException as caught:  # also SystemExit: then the task has failed
+            error = CaughtError.of(caught)
+        return TaskRan(work.task.id, result, time.perf_counter() - start, error)
 
     def _reply(self, reply: TaskRan | TasksSkipped) -> None:
         self._flush()
         try:
             parts = pack(reply)
-        except Exception as error:
-            text = f"the result of task {reply.task} cannot be pickled: {error}"
-            trouble = CaughtError(type(error).__name__, text, "")
-            parts = pack(TaskRan(reply.task, None, 0.0, trouble))
+        except Exception as caught:
+            text = f"the result of task {reply.task} cannot be pickled: {caught}"
+            error = CaughtError(type(caught).__name__, text, "")
+            parts = pack(TaskRan(reply.task, None, 0.0, error))
         for part in parts:
             self._link.sendall(part)
 
     def _flush(self) -> None:
-        """Let what a task has printed be seen before its result is."""
+        """Flush what a task has printed, so that it is seen before the result."""
         try:
             sys.stdout.flush()
             sys.stderr.flush()

@@ -1,6 +1,6 @@
-"""One child process as its parent holds it: its socket, its last words, its end.
+"""One child process, as its parent sees it: the socket to it, why it ended, and how to end it.
 
-Started by exec, never by fork alone, which an MPI that is at work in this process would not bear.
+The child is started by exec. A fork alone would be a copy of a process in which MPI is at work.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 SLOTS = 4  # blocks that a child keeps
 BATCH = 64  # parts written by one call
-PARTING_SECONDS = 1.0
+EXIT_SECONDS = 1.0
 STACKS_SECONDS = 0.1
 STACKS_BYTES = 1 << 16
 START = (
@@ -39,13 +39,13 @@ START = (
 
 
 class ChildProcess:
-    """One child process, and this end of the socket to it."""
+    """One child process, and the socket to it."""
 
     def __init__(self) -> None:
-        self.ended = False  # the other end of the socket is closed
+        self.ended = False  # the child has closed its side of the socket
         self.backlog = 0  # bytes that wait to be written
-        self._lock = threading.Lock()  # of killing and letting go
-        self._let_go = False
+        self._lock = threading.Lock()  # of `kill` and `close_at_once`
+        self._released = False
         self._faults = tempfile.TemporaryFile()  # noqa: SIM115 - kept as long as the process
         self._link, other = socket.socketpair()
         self._link.setblocking(False)
@@ -65,10 +65,10 @@ class ChildProcess:
         self._poll = select.poll()
         self._polled = 0
 
-    # Talking
+    # Messages
 
     def push(self, message: object) -> None:
-        """Have a message written by and by. Raises what pickle raises."""
+        """Add a message to what `exchange` writes. Raises what pickle raises."""
         for part in pack(message):
             self._push(part)
 
@@ -78,7 +78,7 @@ class ChildProcess:
         self._outbox.append(view)
 
     def assign(self, task: Task, block: Block | None) -> None:
-        """Send a task, with its block unless that is in a slot of the child already."""
+        """Add a task, with its block unless the child has that in a slot already."""
         if block is None:
             self.push(TaskInput(task, None, None))
             return
@@ -98,7 +98,7 @@ class ChildProcess:
         return self._reader.next()
 
     def exchange(self, seconds: float | None) -> bool:
-        """Write and read what can be, after waiting for that; return whether anything could."""
+        """Wait up to `seconds`, then write and read what is possible; return whether any was."""
         wanted = select.POLLIN | (select.POLLOUT if self._outbox else 0)
         if wanted != self._polled:
             self._polled = wanted
@@ -112,7 +112,7 @@ class ChildProcess:
         return bool(ready)
 
     def _write(self) -> None:
-        """Write once: small parts together, a large one from where it lies."""
+        """Write once: small parts together, a large one from its own memory."""
         batch: list[memoryview] = []
         for view in self._outbox:
             batch.append(view)
@@ -141,33 +141,37 @@ class ChildProcess:
         except OSError:
             self.ended = True
 
-    def wait_for(self, bound: float | None) -> Packet | None:
-        """Return the next packet; None if the process ends, or after that time."""
-        until = None if bound is None else time.monotonic() + bound
+    def wait_for(self, limit: float | None) -> Packet | None:
+        """Return the next packet; None if the process ends, or after `limit` seconds."""
+        until = None if limit is None else time.monotonic() + limit
         while (packet := self.next()) is None and not self.ended:
             left = None if until is None else max(0.0, until - time.monotonic())
             if not self.exchange(left) and left is not None:
                 return None
         return packet
 
-    # Ending
+    # The end
 
     def is_idle(self) -> bool:
-        """Whether it lives and waits for tasks."""
+        """Whether the process lives and waits for tasks."""
         if not self.ended:
             self.exchange(0.0)
         return not self.ended
 
-    def trouble(self, when: str, bound: float | None) -> CaughtError:
-        """Say what became of it. If it has not ended by itself, it has had its time."""
+    def end_error(self, when: str, limit: float | None) -> CaughtError:
+        """Return why the process has ended; kill it if it has not, because its time is over.
+
+        when    what the process was doing, for the message
+        limit   seconds that it had for that
+        """
         if not self.ended:
             self._popen.send_signal(SHOW_STACKS)
             time.sleep(STACKS_SECONDS)
-            text = f"no end after {bound:g} s {when}; the process was killed"
+            text = f"no end after {limit:g} s {when}; the process was killed"
             self.kill()
             return CaughtError("Timeout", text, self._stacks())
         try:
-            code: int | None = self._popen.wait(PARTING_SECONDS)
+            code: int | None = self._popen.wait(EXIT_SECONDS)
         except subprocess.TimeoutExpired:
             code = None
         return CaughtError("Died", f"the process {_fate(code)} {when}", self._stacks())
@@ -178,35 +182,35 @@ class ChildProcess:
         return text.decode("utf-8", "replace")
 
     def kill(self) -> None:
-        """Kill it and what it has started. From any thread."""
+        """Kill the process and what it has started. Thread-safe."""
         with self._lock:
-            if not self._let_go:
+            if not self._released:
                 self._kill_group()
-                self._hang_up()
+                self._shut_link()
 
     def _kill_group(self) -> None:
         with suppress(ProcessLookupError, PermissionError):
             os.killpg(self._popen.pid, signal.SIGKILL)
 
-    def _hang_up(self) -> None:
-        """Close the link for both, which wakes the thread that waits here."""
+    def _shut_link(self) -> None:
+        """Shut the socket on both sides, which wakes the thread that waits in `exchange`."""
         with suppress(OSError):
             self._link.shutdown(socket.SHUT_RDWR)
 
-    def part(self) -> None:
-        """Let it end by itself, as it does when its link is closed; then `end`."""
-        self._hang_up()
+    def close(self) -> None:
+        """Let the process end by itself, as it does when its link is shut; then `close_at_once`."""
+        self._shut_link()
         with suppress(subprocess.TimeoutExpired):
-            self._popen.wait(PARTING_SECONDS)
-        self.end()
+            self._popen.wait(EXIT_SECONDS)
+        self.close_at_once()
 
-    def end(self) -> None:
-        """Kill it, with what it has started, and let go of everything."""
+    def close_at_once(self) -> None:
+        """Kill the process and what it has started, and release the socket and the file."""
         with self._lock:
-            self._let_go = True
+            self._released = True
             self._kill_group()
             with suppress(subprocess.TimeoutExpired):  # a file system that hangs may hold it
-                self._popen.wait(PARTING_SECONDS)
+                self._popen.wait(EXIT_SECONDS)
             self._link.close()
             self._faults.close()
 

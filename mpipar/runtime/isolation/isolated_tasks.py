@@ -1,10 +1,10 @@
-"""Tasks in a supervised child process, so that what kills a task costs one try and no rank.
+"""Tasks in a supervised child process, so that a crash costs one try of one task and no rank.
 
-    Engine --run--> Child --starts, watches, kills--> process.py ==socket== child.py, elsewhere
+    compute thread --run--> TaskChild --starts, watches, kills--> ChildProcess ==socket== child_main
 
-A task may end its process by a segmentation fault, os._exit or running out of memory, or may
-hang: the child is then replaced by a new one, which goes on with the task after it. Everything
-here is called by one compute thread, except `close`.
+A task may end its process (a segmentation fault, os._exit, out of memory) or may hang. Then a new
+child replaces the old one, and goes on with the task behind that one. All of this is called by one
+compute thread, except `close`.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from mpipar.runtime.isolation.child_main import (
 )
 from mpipar.runtime.isolation.child_process import ChildProcess
 from mpipar.runtime.machines.caught_error import CaughtError, StartFailedError
-from mpipar.runtime.node_memory.shared_arrays import UnmappableError, for_child
+from mpipar.runtime.node_memory.shared_arrays import UnmappableError, values_for_child
 from mpipar.runtime.process.environment import patience
 from mpipar.runtime.wire.framing import unpack
 
@@ -39,34 +39,38 @@ __all__ = ["TaskChild"]
 
 AHEAD_TASKS = 128
 AHEAD_BYTES = 1 << 20
-"""So many tasks lie ready in the child, and no more once so many bytes wait to go there."""
-HASTE_BYTES = 1 << 11
+"""Limits of what is sent ahead to the child: tasks, and bytes that wait to be written."""
+PROMPT_BYTES = 1 << 11  # so many bytes that wait are written before results are read
 STARTS = 3
-"""Times that a process is started which ends before its stage has started."""
-UNREACHABLE = UnmappableError.__name__
-"""What a child says that cannot map the shared arrays; the next one is sent them."""
+"""How often a process is started if it dies before its stage has started."""
+UNMAPPABLE = UnmappableError.__name__
+"""The error of a child that cannot map the shared arrays; the next child is sent copies."""
 
 
 @dataclass(slots=True)
-class _BatchOnItsWay:
-    """A task of a burst, and why it cannot be sent, if so."""
+class _PendingTask:
+    """A task of a batch, and the error if it cannot be sent."""
 
     task: Task
     block: Block | None
-    trouble: CaughtError | None = None
+    error: CaughtError | None = None
 
 
 class TaskChild:
     """A process that runs tasks of one stage, replaced whenever it dies.
 
-    It ends with the thread that runs it, which is that thread's sign that its worker is dead.
+    The kernel kills the process when the thread that has started it ends, so none outlives its
+    worker.
     """
 
     def __init__(self, stage: Stage, shared: Mapping[str, Any], *, timeout: float | None) -> None:
-        """`timeout`: seconds that one task may take. Nothing is started yet."""
+        """Start nothing yet.
+
+        timeout   seconds that one task may take; None: any time
+        """
         self._stage = stage
         self._shared = shared
-        self._plain = False
+        self._send_copies = False
         self._timeout = timeout
         self._process: ChildProcess | None = None
         self._lock = threading.Lock()  # of `_busy` and `_process`
@@ -76,19 +80,19 @@ class TaskChild:
     def run(
         self, tasks: Sequence[tuple[Task, Block | None]], *, longest: float | None = None
     ) -> Iterator[TaskRan]:
-        """Run tasks in order, and yield what comes of each as it comes.
+        """Run tasks in order; yield the result of each as soon as it is there.
 
-        Of tasks that have not begun within `longest` seconds of the first nothing comes, and
-        nothing after `close`. Raises StartFailedError.
+        Nothing is yielded for tasks that have not begun within `longest` seconds after the first,
+        and nothing after `close`. Raises StartFailedError.
         """
         until: float | None = None
-        waiting = deque(_BatchOnItsWay(task, block) for task, block in tasks)
-        sent: deque[_BatchOnItsWay] = deque()
+        waiting = deque(_PendingTask(task, block) for task, block in tasks)
+        sent: deque[_PendingTask] = deque()
         with self._occupied():
             try:
                 while (waiting or sent) and (process := self._started()) is not None:
                     if longest is not None:
-                        until = until or time.monotonic() + longest  # a start does not count
+                        until = until or time.monotonic() + longest  # without its start
                     process.push(TaskBatch(None if until is None else until - time.monotonic()))
                     yield from self._drive(process, waiting, sent)
             finally:
@@ -96,13 +100,13 @@ class TaskChild:
                     self._drop()
 
     def start(self) -> None:
-        """Start the process and its stage, unless they are. Raises StartFailedError."""
+        """Start the process and its stage, unless they run already. Raises StartFailedError."""
         with self._occupied():
             self._started()
 
     @contextmanager
     def _occupied(self) -> Iterator[None]:
-        """Have `close` leave the process to the thread that is in here."""
+        """Have `close` leave it to the thread that is in here to release the process."""
         with self._lock:
             self._busy = True
         try:
@@ -112,19 +116,19 @@ class TaskChild:
                 self._busy = False
 
     def close(self) -> None:
-        """End the process, also in the middle of a task. From any thread."""
+        """End the process, also in the middle of a task. Thread-safe."""
         with self._lock:
             self._closed.set()
             busy, process = self._busy, self._process
         if process is not None and busy:
-            process.kill()  # the thread in `run` finds it dead and tidies up
+            process.kill()  # the thread in `run` finds it dead and releases it
         elif process is not None:
-            process.part()
+            process.close()
 
     # Starting
 
     def _started(self) -> ChildProcess | None:
-        """Return a process whose stage has started, an old one if it lives; None if closed."""
+        """Return the living process, or a new one whose stage has started; None after `close`."""
         if self._process is not None and self._process.is_idle():
             return self._process
         for attempt in range(1, STARTS + 1):
@@ -133,54 +137,54 @@ class TaskChild:
                 if self._closed.is_set():
                     return None
                 process = self._process = ChildProcess()
-            trouble = self._start_stage(process)
-            if trouble is None or self._closed.is_set():
+            error = self._start_stage(process)
+            if error is None or self._closed.is_set():
                 return None if self._closed.is_set() else process
-            self._plain = self._plain or trouble.kind == UNREACHABLE
-            if trouble.kind not in {"Died", UNREACHABLE} or attempt == STARTS:
+            self._send_copies = self._send_copies or error.kind == UNMAPPABLE
+            if error.kind not in {"Died", UNMAPPABLE} or attempt == STARTS:
                 self._drop()
-                raise StartFailedError(trouble)
+                raise StartFailedError(error)
         return None
 
     def _start_stage(self, process: ChildProcess) -> CaughtError | None:
-        """Wait for the interpreter, then for the stage; return what went wrong."""
-        bound = patience()
-        if process.wait_for(bound) is None:
-            return process.trouble("while it started", bound)
+        """Wait for the interpreter, then for the stage; return the error, if any."""
+        start_limit = patience()
+        if process.wait_for(start_limit) is None:
+            return process.end_error("while it started", start_limit)
         try:
-            shared = self._shared if self._plain else for_child(self._shared)
+            shared = self._shared if self._send_copies else values_for_child(self._shared)
             process.push(ChildSetup(self._stage, shared))
         except Exception as error:
             text = f"the stage or what it shares cannot be pickled: {error}"
             return replace(CaughtError.of(error), text=text)
-        limit = None if self._timeout is None else max(bound, self._timeout)
+        limit = None if self._timeout is None else max(start_limit, self._timeout)
         packet = process.wait_for(limit)
         if packet is None:
-            return process.trouble("while its stage started", limit)
+            return process.end_error("while its stage started", limit)
         ready = unpack(packet)
         assert isinstance(ready, ChildReady)
-        return ready.trouble
+        return ready.error
 
     def _drop(self) -> None:
         """End the process at once."""
         with self._lock:
             process, self._process = self._process, None
         if process is not None:
-            process.end()
+            process.close_at_once()
 
     # Running
 
     def _drive(
-        self, process: ChildProcess, waiting: deque[_BatchOnItsWay], sent: deque[_BatchOnItsWay]
+        self, process: ChildProcess, waiting: deque[_PendingTask], sent: deque[_PendingTask]
     ) -> Iterator[TaskRan]:
-        """Run tasks until all are done, or the process is."""
+        """Run tasks until all are done or the process has died."""
         moved = time.monotonic()
         while waiting or sent:
             self._fill(process, waiting, sent)
-            if process.backlog > HASTE_BYTES:  # lest the child run dry while results are read here
+            if process.backlog > PROMPT_BYTES:  # so that the child always has tasks
                 process.exchange(0.0)
-            while sent and (trouble := sent[0].trouble) is not None:
-                yield TaskRan(sent.popleft().task.id, None, 0.0, trouble)
+            while sent and (error := sent[0].error) is not None:
+                yield TaskRan(sent.popleft().task.id, None, 0.0, error)
             if not sent:
                 continue
             if (packet := process.next()) is not None:
@@ -189,35 +193,35 @@ class TaskChild:
                 if ran is not None:
                     yield ran
             elif process.ended:
-                yield from self._bury(process, waiting, sent)
+                yield from self._on_death(process, waiting, sent)
                 return
             elif process.exchange(self._left(moved)):
                 moved = time.monotonic()
             elif self._left(moved) == 0:
-                yield from self._bury(process, waiting, sent)
+                yield from self._on_death(process, waiting, sent)
                 return
 
     def _fill(
-        self, process: ChildProcess, waiting: deque[_BatchOnItsWay], sent: deque[_BatchOnItsWay]
+        self, process: ChildProcess, waiting: deque[_PendingTask], sent: deque[_PendingTask]
     ) -> None:
-        """Send tasks ahead."""
+        """Send tasks ahead to the child, up to the limits."""
         while waiting and len(sent) < AHEAD_TASKS and process.backlog < AHEAD_BYTES:
             work = waiting.popleft()
             try:
                 process.assign(work.task, work.block)
             except Exception as error:
                 text = f"task {work.task.id} cannot be pickled: {error}"
-                work.trouble = replace(CaughtError.of(error), text=text)
+                work.error = replace(CaughtError.of(error), text=text)
             sent.append(work)
 
     def _left(self, since: float) -> float | None:
-        """Return the seconds for which the task that runs since then may still go on."""
+        """Return the seconds left to the task that has run since this time; None: any time."""
         if self._timeout is None:
             return None
         return max(0.0, since + self._timeout - time.monotonic())
 
     def _read(self, packet: Packet, task: Task) -> TaskRan | None:
-        """Return what has come of a task; None if it was not begun."""
+        """Return the result of a task, or its error; None if it was not begun."""
         try:
             reply = unpack(packet)
         except Exception as error:
@@ -228,16 +232,16 @@ class TaskChild:
         assert isinstance(reply, TaskRan)
         return reply if reply.task == task.id else replace(reply, task=task.id)
 
-    def _bury(
-        self, process: ChildProcess, waiting: deque[_BatchOnItsWay], sent: deque[_BatchOnItsWay]
+    def _on_death(
+        self, process: ChildProcess, waiting: deque[_PendingTask], sent: deque[_PendingTask]
     ) -> Iterator[TaskRan]:
-        """The process has died of a task, or must: the tasks behind that one go on."""
+        """Yield the error of the task that killed the process or hangs; queue the tasks behind."""
         if self._closed.is_set():
             return
-        culprit = sent.popleft()
+        failed = sent.popleft()
         waiting.extendleft(reversed(sent))
         sent.clear()
-        trouble = process.trouble("while running it", self._timeout)
+        error = process.end_error("while running it", self._timeout)
         self._drop()
-        seconds = self._timeout if trouble.kind == "Timeout" and self._timeout else 0.0
-        yield TaskRan(culprit.task.id, None, seconds, trouble)
+        seconds = self._timeout if error.kind == "Timeout" and self._timeout else 0.0
+        yield TaskRan(failed.task.id, None, seconds, error)

@@ -123,10 +123,10 @@ class IsolatedStage:
         for ran in self._child(thread).run(work, longest=LONGEST_BURST):
             ended.add(ran.task)
             burst.seconds += ran.seconds
-            if ran.trouble is None:
+            if ran.error is None:
                 burst.results.append((ran.task, ran.result))
             else:
-                burst.troubles.append((ran.task, ran.trouble))
+                burst.troubles.append((ran.task, ran.error))
         burst.left = [task for task, _ in work if task.id not in ended]
 
     def running(self) -> list[RunningTask]:

@@ -96,7 +96,7 @@ class _WorkerLoop:
             self._flush()
             return Departure(0, threads_ended=True, reason=self._reason)
         transport = self._transport
-        transport.crowd(welcome.crowding)
+        transport.set_crowding(welcome.crowding)
         slowdown = welcome.knobs.slowdown(transport.rank)
         engine = self._engine = ComputeThreads(welcome.threads, slowdown, transport.wake)
         worker = WorkerMachine(

@@ -1,12 +1,14 @@
-"""Memory that the ranks of one host have together: large arrays lie in it once, read-only.
+"""Arrays that the ranks of one host share: each large array lies once in memory, read-only.
 
-    Depot.lodge(values)   arrays --> a sealed file of memory, its descriptor kept open
-          .tickets        values with a Ticket for each large array, to be sent to ranks of the host
-    Depot.find(tickets)   /proc/PROCESS/fd/DESCRIPTOR --> the same memory, mapped
+    SharedArrays.publish(values)   arrays --> a sealed file of memory, its descriptor kept open
+                .handles           values with an ArrayHandle for each large array, to be sent to
+                                   ranks of the host
+    SharedArrays.attach(handles)   /proc/PROCESS/fd/DESCRIPTOR --> the same memory, mapped
 
 The file (memfd_create) has no name anywhere, so there is nothing to clean up after a kill -9, and
-no small /dev/shm limits it: the kernel frees it with the last descriptor and the last mapping. Who
-finds it keeps a descriptor of its own, and can pass it on even if the one who lodged it is dead.
+no small /dev/shm limits it: the kernel frees it with the last descriptor and the last mapping. A
+process that attaches keeps a descriptor of its own, and can hand the memory on even if the process
+that published it is dead.
 """
 
 from __future__ import annotations
@@ -33,19 +35,19 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 LARGE = 1 << 20
-"""Bytes from which an array is lodged; smaller ones are as soon sent."""
+"""Bytes from which an array is published; smaller ones are as soon sent."""
 ALIGNMENT = 64
 TOKEN_BYTES = 16
 PIECE = 1 << 30  # bytes of one write; the kernel takes less than 2 GiB at once
 
 
 class UnmappableError(Exception):
-    """Memory that another process has lodged cannot be mapped here."""
+    """Memory that another process has published cannot be mapped here."""
 
 
 @dataclass(frozen=True, slots=True)
 class ArrayHandle:
-    """Where a lodged array lies. Stands for it in messages between ranks of one host."""
+    """Where a published array lies. Stands for it in messages between ranks of one host."""
 
     process: int
     descriptor: int
@@ -58,7 +60,7 @@ class ArrayHandle:
 
 
 @dataclass(frozen=True, slots=True)
-class HandleSlot:
+class ArraySlot:
     """Where in the file an array lies."""
 
     offset: int
@@ -90,37 +92,40 @@ class SharedArrays:
     """The large arrays of one mapping of values, in memory that this process holds open."""
 
     def __init__(self, descriptor: int, token: bytes, values: Mapping[str, Any]) -> None:
-        """Map a file; `values` has a Slot for every array that lies in it. Use `lodge`, `find`."""
+        """Map a file; `values` has an ArraySlot for each array in it. Use `publish`, `attach`."""
         self._descriptor = descriptor
         status = os.fstat(descriptor)
-        slots = [value for value in values.values() if isinstance(value, HandleSlot)]
+        slots = [value for value in values.values() if isinstance(value, ArraySlot)]
         memory = mmap.mmap(descriptor, status.st_size, access=mmap.ACCESS_READ)
         if memory[:TOKEN_BYTES] != token or any(slot.end > len(memory) for slot in slots):
             raise UnmappableError("another file")
 
-        def array(slot: HandleSlot) -> NDArray[Any]:
+        def array(slot: ArraySlot) -> NDArray[Any]:
             found: NDArray[Any] = np.ndarray(slot.shape, slot.dtype, memory, slot.offset)
             return found
 
-        def ticket(slot: HandleSlot) -> ArrayHandle:
+        def handle(slot: ArraySlot) -> ArrayHandle:
             where = os.getpid(), descriptor, status.st_ino, status.st_size, token
             return ArrayHandle(*where, slot.offset, slot.dtype, slot.shape)
 
-        self.values = {k: array(v) if isinstance(v, HandleSlot) else v for k, v in values.items()}
+        self.values = {k: array(v) if isinstance(v, ArraySlot) else v for k, v in values.items()}
         """As the stage sees them. The arrays keep the memory alive even after `close`."""
-        self.tickets = {k: ticket(v) if isinstance(v, HandleSlot) else v for k, v in values.items()}
-        """The same for another process of this host, as long as this depot is open."""
+        self.handles = {k: handle(v) if isinstance(v, ArraySlot) else v for k, v in values.items()}
+        """The same for another process of this host, as long as this arrays is open."""
         _OPEN[id(self.values)] = self
 
     def close(self) -> None:
-        """Let nobody else find the memory."""
+        """Let no other process attach from now on."""
         _OPEN.pop(id(self.values), None)
-        self.values, self.tickets = {}, {}
+        self.values, self.handles = {}, {}
         os.close(self._descriptor)
 
     @classmethod
-    def lodge(cls, values: Mapping[str, Any]) -> SharedArrays | None:
-        """Copy large arrays to where others find them; None if there is none or no such memory."""
+    def publish(cls, values: Mapping[str, Any]) -> SharedArrays | None:
+        """Copy large arrays into memory that other processes can attach.
+
+        Returns None if no array is large, or where there is no such memory.
+        """
         slots = _slots(values)
         if not slots or not _has_memory_files():
             return None
@@ -133,7 +138,7 @@ class SharedArrays:
                     _write(file, memoryview(values[name].reshape(-1).view(np.uint8)), slot.offset)
                 seals = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW
                 fcntl.fcntl(file, fcntl.F_ADD_SEALS, seals | fcntl.F_SEAL_SEAL)
-                # Opened anew: what is sealed can be mapped only through a read-only descriptor.
+                # Opened anew: a sealed file can be mapped only through a read-only descriptor.
                 return cls._open(f"/proc/self/fd/{file}", token, {**values, **slots})
             finally:
                 os.close(file)
@@ -141,20 +146,23 @@ class SharedArrays:
             return None
 
     @classmethod
-    def find(cls, values: Mapping[str, Any]) -> SharedArrays:
-        """Map what another process has lodged; `values` are its `tickets`."""
-        tickets = {name: value for name, value in values.items() if isinstance(value, ArrayHandle)}
-        ticket = next(iter(tickets.values()))
-        path = f"/proc/{ticket.process}/fd/{ticket.descriptor}"
-        slots = {name: HandleSlot(t.offset, t.dtype, t.shape) for name, t in tickets.items()}
+    def attach(cls, values: Mapping[str, Any]) -> SharedArrays:
+        """Map what another process has published; `values` are its `handles`.
+
+        Raises UnmappableError.
+        """
+        handles = {name: value for name, value in values.items() if isinstance(value, ArrayHandle)}
+        handle = next(iter(handles.values()))
+        path = f"/proc/{handle.process}/fd/{handle.descriptor}"
+        slots = {name: ArraySlot(t.offset, t.dtype, t.shape) for name, t in handles.items()}
         try:
-            # Looked at before it is opened: the number may be another file by now, or a pipe.
+            # Checked before it is opened: the descriptor may be another file by now, or a pipe.
             status = Path(path).stat()
-            if (status.st_ino, status.st_size) != (ticket.inode, ticket.size):
+            if (status.st_ino, status.st_size) != (handle.inode, handle.size):
                 raise UnmappableError(f"{path} is another file")
             if not stat.S_ISREG(status.st_mode):
                 raise UnmappableError(f"{path} is no file")
-            return cls._open(path, ticket.token, {**values, **slots})
+            return cls._open(path, handle.token, {**values, **slots})
         except (OSError, ValueError) as error:
             raise UnmappableError(f"{path}: {error}") from error
 
@@ -170,28 +178,28 @@ class SharedArrays:
 
 
 _OPEN: dict[int, SharedArrays] = {}
-"""By the identity of their values."""
+"""The shared arrays that are open, by the identity of their values."""
 
 
-def for_child(values: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return tickets if these are the values of an open depot, else the values. From any thread."""
-    depot = _OPEN.get(id(values))
-    tickets = {} if depot is None else depot.tickets
-    return tickets or values
+def values_for_child(values: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return values as a child process gets them: with handles, if they are shared. Thread-safe."""
+    shared = _OPEN.get(id(values))
+    handles = {} if shared is None else shared.handles
+    return handles or values
 
 
-def has_tickets(values: Mapping[str, Any]) -> bool:
-    """Whether some of the values lie in the memory of another process."""
+def has_handles(values: Mapping[str, Any]) -> bool:
+    """Whether some of the values are handles of arrays in the memory of another process."""
     return any(isinstance(value, ArrayHandle) for value in values.values())
 
 
-def _slots(values: Mapping[str, Any]) -> dict[str, HandleSlot]:
-    """Lay out the arrays that are worth it: read-only ones, which nobody expects to change."""
-    slots: dict[str, HandleSlot] = {}
+def _slots(values: Mapping[str, Any]) -> dict[str, ArraySlot]:
+    """Lay out the large arrays in a file; only those that are read-only already."""
+    slots: dict[str, ArraySlot] = {}
     offset = ALIGNMENT
     for name, value in values.items():
         if type(value) is np.ndarray and value.nbytes >= LARGE and _is_plain(value):
-            slots[name] = HandleSlot(offset, value.dtype, value.shape)
+            slots[name] = ArraySlot(offset, value.dtype, value.shape)
             offset = slots[name].end + -slots[name].end % ALIGNMENT
     return slots
 

@@ -1,11 +1,11 @@
-"""A transport on which the ranks of one host have the arrays of a run in one memory.
+"""A transport on which the ranks of one host share the memory of a run's arrays.
 
-    Begin from another host --> lodged here, once --> tickets to the ranks of this host
-    Begin with tickets ------> mapped, and passed on with tickets of this process
+    Begin from another host --> published here, once --> handles to the ranks of this host
+    Begin with handles ------> mapped, and passed on with handles of this process
          cannot be mapped? --> NeedArrays --> rank 0 sends the arrays themselves
 
-Loops and machines see arrays only. Tickets exist between `send` on one rank and `receive` on
-another of its host; what a ticket leads to is kept open until the run is over.
+Loops and machines see arrays only. A handle exists between `send` on one rank and `receive` on
+another rank of the host; its memory is kept open until the run is over.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Generic
 
 from mpipar.runtime.machines.broadcast import children_of, is_neighbour
 from mpipar.runtime.machines.messages import MASTER, Begin, Forget, NeedArrays
-from mpipar.runtime.node_memory.shared_arrays import SharedArrays, UnmappableError, has_tickets
+from mpipar.runtime.node_memory.shared_arrays import SharedArrays, UnmappableError, has_handles
 from mpipar.runtime.transports.transport import Incoming
 
 if TYPE_CHECKING:
@@ -24,122 +24,128 @@ if TYPE_CHECKING:
 
 
 class SharingTransport(Generic[Incoming]):
-    """Another transport, but for the shared arrays in Begin."""
+    """Another transport, in which Begin carries handles instead of shared arrays within a host."""
 
-    def __init__(self, plain: Transport[Incoming], *, one_process: bool = False) -> None:
-        """`one_process`: all ranks are in it, so only their child processes need memory to find."""
-        self._plain = plain
+    def __init__(self, inner: Transport[Incoming], *, one_process: bool = False) -> None:
+        """Wrap a transport.
+
+        one_process   all ranks are threads of this process: only child processes attach memory
+        """
+        self._inner = inner
         self._one_process = one_process
-        self._depot: SharedArrays | None = None
-        self._tried = 0  # the serial of the run whose arrays lie there, if they can
-        self._admitted = 0  # the serial of the latest Begin that was received
-        self._over = 0  # the serial of the latest Forget
+        self._arrays: SharedArrays | None = None
+        self._published_run = 0  # the serial of the run of `_arrays`, also if there are none
+        self._received_run = 0  # the serial of the latest Begin that was received
+        self._ended_run = 0  # the serial of the latest Forget
 
     @property
     def rank(self) -> Rank:
-        return self._plain.rank
+        return self._inner.rank
 
     @property
     def size(self) -> int:
-        return self._plain.size
+        return self._inner.size
 
     # Sending
 
     def send(self, rank: Rank, message: Message) -> None:
         if isinstance(message, Begin):
-            if message.serial <= self._over:
+            if message.serial <= self._ended_run:
                 return  # Forget overtook it, and has reached or will reach that rank too
-            message = self._leaving(rank, message)
+            message = self._outgoing_begin(rank, message)
         elif isinstance(message, Forget):
-            self._end(message.serial)
-        self._plain.send(rank, message)
+            self._end_run(message.serial)
+        self._inner.send(rank, message)
 
-    def _leaving(self, rank: Rank, begin: Begin) -> Begin:
+    def _outgoing_begin(self, rank: Rank, begin: Begin) -> Begin:
         if begin.plain or not is_neighbour(self.rank, rank, begin.tree):
             return begin
         if self._one_process and not begin.policy.isolate:
             return begin
-        depot = self._lodge(begin)
-        if depot is None:
+        arrays = self._publish(begin)
+        if arrays is None:
             return begin
-        return replace(begin, shared=depot.values if self._one_process else depot.tickets)
+        return replace(begin, shared=arrays.values if self._one_process else arrays.handles)
 
-    def _lodge(self, begin: Begin) -> SharedArrays | None:
-        """Return where the arrays of this run lie; None if they cannot, which is found out once."""
-        if begin.serial != self._tried:
-            self._let_go()
-            self._tried, self._depot = begin.serial, SharedArrays.lodge(begin.shared)
-        return self._depot
+    def _publish(self, begin: Begin) -> SharedArrays | None:
+        """Return the published arrays of a run; None if they cannot be published (tried once)."""
+        if begin.serial != self._published_run:
+            self._release()
+            self._published_run, self._arrays = begin.serial, SharedArrays.publish(begin.shared)
+        return self._arrays
 
     # Receiving
 
     def receive(self) -> list[tuple[Rank, Incoming]]:
         arrived: list[tuple[Rank, Any]] = []
-        for source, message in self._plain.receive():
+        for source, message in self._inner.receive():
             if isinstance(message, Begin):
-                begin = self._arriving(source, message)
+                begin = self._incoming_begin(source, message)
                 arrived += [(source, begin)] if begin is not None else []
                 continue
             if isinstance(message, Forget):
-                self._end(message.serial)
+                self._end_run(message.serial)
             arrived.append((source, message))
         return arrived
 
-    def _arriving(self, source: Rank, begin: Begin) -> Begin | None:
-        """Return a Begin with arrays; None for one that is here already or cannot be had so."""
-        if begin.serial <= max(self._admitted, self._over):
+    def _incoming_begin(self, source: Rank, begin: Begin) -> Begin | None:
+        """Return a Begin with arrays; None if it is a late one, or they cannot be mapped."""
+        if begin.serial <= max(self._received_run, self._ended_run):
             return None
         try:
-            depot = self._open(begin)
+            arrays = self._open(begin)
         except UnmappableError:
-            self._plain.send(MASTER, NeedArrays(begin.serial, source))
+            self._inner.send(MASTER, NeedArrays(begin.serial, source))
             return None
-        self._admitted = begin.serial
-        return begin if depot is None else replace(begin, shared=depot.values)
+        self._received_run = begin.serial
+        return begin if arrays is None else replace(begin, shared=arrays.values)
 
     def _open(self, begin: Begin) -> SharedArrays | None:
-        """Return where the arrays of a Begin that has arrived lie; None: in this process only."""
-        if not has_tickets(begin.shared):
-            return self._lodge(begin) if self._has_neighbours_below(begin) else None
-        self._let_go()
-        self._depot = SharedArrays.find(begin.shared)
-        self._tried = begin.serial
-        return self._depot
+        """Return the arrays of a Begin that has arrived, if other processes share them.
+
+        Raises UnmappableError.
+        """
+        if not has_handles(begin.shared):
+            return self._publish(begin) if self._has_neighbours_below(begin) else None
+        self._release()
+        self._arrays = SharedArrays.attach(begin.shared)
+        self._published_run = begin.serial
+        return self._arrays
 
     def _has_neighbours_below(self, begin: Begin) -> bool:
         children = children_of(self.rank, begin.tree)
         return not begin.plain and any(is_neighbour(self.rank, r, begin.tree) for r in children)
 
-    def _let_go(self) -> None:
-        if self._depot is not None:
-            self._depot.close()
-            self._depot = None
+    def _release(self) -> None:
+        if self._arrays is not None:
+            self._arrays.close()
+            self._arrays = None
 
-    def _end(self, serial: int) -> None:
-        """Keep nothing of a run that is over, nor of those before it."""
-        self._over = max(self._over, serial)
-        if self._tried <= self._over:
-            self._let_go()
+    def _end_run(self, serial: int) -> None:
+        """Release what is kept of a run that is over, and of the runs before it."""
+        self._ended_run = max(self._ended_run, serial)
+        if self._published_run <= self._ended_run:
+            self._release()
 
-    # Nothing of its own
+    # As the inner transport does it
 
     def pause(self, *, moved: bool, relaxed: bool = False) -> None:
-        self._plain.pause(moved=moved, relaxed=relaxed)
+        self._inner.pause(moved=moved, relaxed=relaxed)
 
     def wake(self) -> None:
-        self._plain.wake()
+        self._inner.wake()
 
     def backlog(self) -> int:
-        return self._plain.backlog()
+        return self._inner.backlog()
 
     def lost(self) -> list[Rank]:
-        return self._plain.lost()
+        return self._inner.lost()
 
-    def crowd(self, crowding: float) -> None:
-        self._plain.crowd(crowding)
+    def set_crowding(self, crowding: float) -> None:
+        self._inner.set_crowding(crowding)
 
     def cut_off(self, rank: Rank, reason: str = "") -> None:
-        self._plain.cut_off(rank, reason)
+        self._inner.cut_off(rank, reason)
 
-    def strays(self) -> list[Rank]:
-        return self._plain.strays()
+    def cut_off_ranks(self) -> list[Rank]:
+        return self._inner.cut_off_ranks()

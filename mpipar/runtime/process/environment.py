@@ -1,4 +1,4 @@
-"""What the runtime takes from its process: patience and test knobs; and what it sets there."""
+"""Settings that the runtime reads from environment variables, and limits that it sets."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ GRACE_SECONDS: Final = 3.0
 MALLOC: Final = {-3: 32 << 20, -1: 256 << 20}  # M_MMAP_THRESHOLD, M_TRIM_THRESHOLD
 
 
-def calm_process() -> None:
+def tune_process() -> None:
     """Make this process fit for compute threads beside a communication loop.
 
     BLAS runs on one thread, so that matrix products do not depend on the number of cores; threads

@@ -1,4 +1,4 @@
-"""How a process leaves without its MPI, and how it makes others leave."""
+"""Ends of processes: of this one without MPI_Finalize, of other ranks, and of the launcher."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from mpipar.runtime.machines.messages import Hello, Rank
 
 
-INSIST: Final = """
+FORCE_END: Final = """
 import os, signal, sys, time
 launcher, seconds = int(sys.argv[1]), float(sys.argv[2])
 try:
@@ -33,19 +33,19 @@ except OSError:
 
 
 def flush_output() -> None:
-    """Write out what has been said."""
+    """Flush stdout and stderr."""
     sys.stdout.flush()
     sys.stderr.flush()
 
 
-def leave(code: int) -> NoReturn:
-    """End this process at once."""
+def exit_now(code: int) -> NoReturn:
+    """End this process at once, without MPI_Finalize and without what is registered at exit."""
     flush_output()
     os._exit(code)
 
 
-def give_up() -> NoReturn:
-    """End this process as a crash would: an exit with a code wedges an mpirun with tolerance."""
+def crash() -> NoReturn:
+    """End this process by SIGKILL: an exit code would hang an mpirun that tolerates faults."""
     flush_output()
     os.kill(os.getpid(), signal.SIGKILL)
     os._exit(1)
@@ -54,38 +54,41 @@ def give_up() -> NoReturn:
 def kill_processes(processes: Iterable[int]) -> None:
     """Kill processes of this host."""
     for process in processes:
-        if process != os.getpid():  # of which a rank may be a thread
-            with suppress(OSError):  # it is gone, or somebody else's
+        if process != os.getpid():  # a rank may be a thread of this process
+            with suppress(OSError):  # it is gone, or another user's
                 os.kill(process, signal.SIGKILL)
 
 
-def kill_ranks(ranks: Iterable[Rank], crew: Mapping[Rank, Hello]) -> None:
-    """End ranks by force: those of this host one by one, but if others are left, the whole job."""
-    here, everywhere = socket.gethostname(), False
+def kill_ranks(ranks: Iterable[Rank], hosts: Mapping[Rank, Hello]) -> None:
+    """Kill ranks of this host one by one; for a rank of another host, end the whole job.
+
+    hosts   the Hello of each rank that has said one
+    """
+    own_host, elsewhere = socket.gethostname(), False
     for rank in ranks:
-        hello = crew.get(rank)
-        if hello is None or hello.host != here:
-            everywhere = True
+        hello = hosts.get(rank)
+        if hello is None or hello.host != own_host:
+            elsewhere = True
             continue
         kill_processes([hello.process])
-    if everywhere:
+    if elsewhere:
         end_job()
-        insist_on_end()
+        force_end_later()
 
 
 def end_job() -> None:
-    """Tell what started this process, mpirun or its daemon, to end all ranks."""
+    """Have mpirun or its daemon, which started this process, end all ranks."""
     launcher = os.getppid()
     if launcher > 1:
         with suppress(OSError):
             os.kill(launcher, signal.SIGTERM)
 
 
-def insist_on_end(seconds: float = 2.0) -> None:
-    """Leave a process behind that ends what started this one, should it not end by itself soon.
+def force_end_later(seconds: float = 2.0) -> None:
+    """Leave a process behind that ends mpirun if it has not ended by itself after some seconds.
 
-    An mpirun that was told to end waits for all nodes: for ever, if one is cut off.
+    An mpirun that was told to end waits for all nodes: for ever, if a node is cut off.
     """
-    command = [sys.executable, "-I", "-S", "-c", INSIST, str(os.getppid()), str(seconds)]
+    command = [sys.executable, "-I", "-S", "-c", FORCE_END, str(os.getppid()), str(seconds)]
     quiet = subprocess.DEVNULL
     subprocess.Popen(command, stdin=quiet, stdout=quiet, stderr=quiet, start_new_session=True)

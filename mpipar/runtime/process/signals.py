@@ -3,12 +3,13 @@
     signal --> noted, the grace begins             (rank 0, main thread)
                  |-- check() at a safe point, in any thread: raises StoppedError
                  |-- the grace is over, or a second signal: raised wherever the main thread is,
-                 |                                          but at the end of `postponed`
-                 '-- settle(): it is being dealt with; nothing is raised in the main thread any more
+                 |                                          within `postponed` at the end of that
+                 '-- settle(): the end has begun; nothing is raised in the main thread any more
 
-A worker leaves it all to rank 0, which stops it; only if nothing comes of it does it end itself.
-Handlers never wake another thread: an Event that the main thread is just clearing would be locked
-for ever. A loop's pause is short, and its next turn checks.
+A worker ignores these signals, because rank 0 stops it; but after SIGTERM it ends itself if rank 0
+does not stop it in time. Handlers never wake another thread: if the main thread is just clearing
+an Event, the handler would wait for the Event's lock for ever. A loop's pause is short, and its
+next turn checks.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from typing import TYPE_CHECKING, Final
 
 from mpipar.errors import CancelledError, StoppedError
 from mpipar.runtime.process import environment
-from mpipar.runtime.process.signal_wakeup import nudged
+from mpipar.runtime.process.signal_wakeup import interrupted_waits
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -47,15 +48,15 @@ SIGNALS: Final = (
     signal.SIGUSR2,
 )
 Meaning = Callable[[signal.Signals], signal.Signals]
-ECHO_SECONDS: Final = 1.0  # one order often comes twice: by the scheduler, and by what it stops
-WORKER_SECONDS: Final = 10.0  # for rank 0 to stop a worker that was told to end
+ECHO_SECONDS: Final = 1.0  # within which a second signal counts as the first: both are one order
+WORKER_SECONDS: Final = 10.0  # within which rank 0 stops a worker that got SIGTERM
 
 
 class _StopRequest:
-    """What has been heard, and whether the main thread still has to hear of it."""
+    """The first signal that asked for the end, and whether the main thread has yet to raise it."""
 
     def __init__(self, meaning: Meaning, grace: float) -> None:
-        self.noted: signal.Signals | None = None
+        self.first: signal.Signals | None = None
         self._meaning = meaning
         self._grace = grace
         self._since = 0.0
@@ -66,8 +67,8 @@ class _StopRequest:
     def on_signal(self, number: int, _frame: object) -> None:
         if self._settled:
             return
-        if self.noted is None:
-            self.noted = self._meaning(signal.Signals(number))
+        if self.first is None:
+            self.first = self._meaning(signal.Signals(number))
             self._since = time.monotonic()
             signal.setitimer(signal.ITIMER_REAL, self._grace)
         elif number == signal.SIGALRM or time.monotonic() - self._since > ECHO_SECONDS:
@@ -81,9 +82,9 @@ class _StopRequest:
         raise self.error()
 
     def error(self) -> StoppedError:
-        assert self.noted is not None
-        kind = CancelledError if self.noted == signal.SIGINT else StoppedError
-        return kind(f"stopped by {self.noted.name}")
+        assert self.first is not None
+        kind = CancelledError if self.first == signal.SIGINT else StoppedError
+        return kind(f"stopped by {self.first.name}")
 
     def settle(self) -> None:
         self._settled = True
@@ -94,7 +95,7 @@ class _StopRequest:
     def postpone(self) -> None:
         self._postponed += 1
 
-    def go_on(self) -> None:
+    def end_postponing(self) -> None:
         self._postponed -= 1
         if self._due and not self._postponed:
             self._raise_soon()
@@ -103,26 +104,28 @@ class _StopRequest:
 _current: _StopRequest | None = None
 
 
-def as_sent(heard: signal.Signals) -> signal.Signals:
-    """No launcher stands between: a signal means itself."""
-    return heard
+def as_sent(arrived: signal.Signals) -> signal.Signals:
+    """The meaning of a signal that no launcher has passed on: itself."""
+    return arrived
 
 
 @contextmanager
 def raised_at_once(meaning: Meaning = as_sent) -> Iterator[None]:
-    """Be rank 0 with code that has no safe points, a user's: raised as Python does, wherever it is.
+    """Raise signals at once, wherever the main thread is; for a user's code without safe points.
 
-    ^C is a KeyboardInterrupt, every other signal a StoppedError. For the main thread.
+    ^C is a KeyboardInterrupt, every other signal a StoppedError. For the main thread of rank 0.
+
+    meaning   signal that arrives -> the one that was meant, where it came through a launcher
     """
 
     def on_signal(number: int, _frame: object) -> None:
-        heard = meaning(signal.Signals(number))
-        if heard == signal.SIGINT:
+        arrived = meaning(signal.Signals(number))
+        if arrived == signal.SIGINT:
             raise KeyboardInterrupt
-        raise StoppedError(f"stopped by {heard.name}")
+        raise StoppedError(f"stopped by {arrived.name}")
 
     numbers = [n for n in SIGNALS if signal.getsignal(n) != signal.SIG_IGN]
-    with nudged(numbers):
+    with interrupted_waits(numbers):
         before = {n: signal.signal(n, on_signal) for n in numbers if _in_main_thread()}
         try:
             yield
@@ -133,7 +136,7 @@ def raised_at_once(meaning: Meaning = as_sent) -> Iterator[None]:
 
 @contextmanager
 def handled(meaning: Meaning = as_sent) -> Iterator[None]:
-    """Be rank 0: inside, signals end the run in good order. Does nothing but in the main thread.
+    """Have signals end the run in good order; on rank 0. Does nothing in another thread than main.
 
     meaning   signal that arrives -> the one that was meant, where it came through a launcher
     """
@@ -142,7 +145,7 @@ def handled(meaning: Meaning = as_sent) -> Iterator[None]:
         yield
         return
     numbers = [*(n for n in SIGNALS if signal.getsignal(n) != signal.SIG_IGN), signal.SIGALRM]
-    with nudged(numbers):
+    with interrupted_waits(numbers):
         _current = stop = _StopRequest(meaning, environment.grace())
         before = {number: signal.signal(number, stop.on_signal) for number in numbers}
         try:
@@ -157,7 +160,7 @@ def handled(meaning: Meaning = as_sent) -> Iterator[None]:
 def check() -> None:
     """Raise StoppedError if a signal has asked for the end. A safe point; in any thread."""
     stop = _current
-    if stop is not None and stop.noted is not None:
+    if stop is not None and stop.first is not None:
         if _in_main_thread():
             stop.settle()
         raise stop.error()
@@ -165,7 +168,7 @@ def check() -> None:
 
 @contextmanager
 def postponed() -> Iterator[None]:
-    """Hold what would be raised anywhere back to the end of this block. For the main thread."""
+    """Raise at the end of this block what would be raised anywhere in it. For the main thread."""
     stop = _current if _in_main_thread() else None
     if stop is None:
         yield
@@ -174,30 +177,30 @@ def postponed() -> Iterator[None]:
     try:
         yield
     finally:
-        stop.go_on()
+        stop.end_postponing()
 
 
 def settle() -> None:
-    """The end is being dealt with: a signal no longer raises anything in the main thread."""
+    """Have no signal raise anything in the main thread any more, since the end has begun."""
     if _current is not None:
         _current.settle()
 
 
 def leave_to_rank_0() -> None:
-    """Be a worker: pass over signals that rank 0 gets too and acts on.
+    """Ignore signals on a worker, because rank 0 gets them too and stops its workers.
 
-    With SIGTERM nothing is certain: mpirun tells all ranks, a person or a node's watchdog only this
-    one. So it ends this worker if rank 0 has not done so within some seconds.
+    SIGTERM may have come to this worker alone, from a person or a node's watchdog. So it ends this
+    worker if rank 0 has not done so within WORKER_SECONDS.
     """
     if not _in_main_thread():
         return
     for number in SIGNALS:
         if signal.getsignal(number) != signal.SIG_IGN:
             # A function, not SIG_IGN: programs that a task starts would inherit that.
-            signal.signal(number, _end_later if number == signal.SIGTERM else _pass_over)
+            signal.signal(number, _end_later if number == signal.SIGTERM else _ignore)
 
 
-def _pass_over(_number: int, _frame: object) -> None:
+def _ignore(_number: int, _frame: object) -> None:
     pass
 
 

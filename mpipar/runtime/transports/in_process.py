@@ -76,10 +76,10 @@ class InProcessTransport(Generic[Incoming]):
             if reason:
                 self._hand(rank, Stop(reason))
 
-    def strays(self) -> list[Rank]:
+    def cut_off_ranks(self) -> list[Rank]:
         return [rank for rank, has_left in self._cut.items() if not has_left]
 
-    def crowd(self, crowding: float) -> None:
+    def set_crowding(self, crowding: float) -> None:
         """Pauses end with the next message anyway."""
 
 

@@ -18,8 +18,8 @@ from mpipar.runtime.wire import codec
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-End: TypeAlias = tuple[MPI.Intracomm | MPI.Intercomm, int]
-"""A communicator, and the number of the other side in it."""
+Address: TypeAlias = tuple[MPI.Intracomm | MPI.Intercomm, int]
+"""A communicator, and the number of the other rank in it."""
 
 FRAME, BUFFER = 1, 2
 PIECE = 1 << 30  # bytes; MPI counts elements in 32 bits
@@ -27,26 +27,26 @@ PIECE = 1 << 30  # bytes; MPI counts elements in 32 bits
 
 @dataclass(slots=True)
 class OutgoingMessages:
-    """What is on its way to one rank, in order."""
+    """Messages on their way to one rank, in order, and the memory that MPI reads them from."""
 
     parts: deque[tuple[MPI.Request, Any, int]] = field(default_factory=deque)
     size: int = 0
     moved: float = 0.0  # when a part last left
 
-    def post(self, end: End, message: object) -> None:
+    def send(self, address: Address, message: object) -> None:
         """Hand a message to MPI."""
         frame, large = codec.encode(message)
         pieces: list[tuple[codec.Frame, int]] = [(frame, FRAME)]
         for view in large:
             pieces += [(view[at : at + PIECE], BUFFER) for at in range(0, len(view), PIECE)]
-        communicator, there = end
+        communicator, there = address
         for buffer, tag in pieces:
             request = communicator.Isend([buffer, MPI.BYTE], there, tag)
             self.parts.append((request, buffer, len(buffer)))
             self.size += len(buffer)
 
-    def move(self, now: float) -> None:
-        """Let go of what has left."""
+    def release_sent(self, now: float) -> None:
+        """Release the memory of what MPI has sent."""
         while self.parts and self.parts[0][0].Test():
             self.size -= self.parts.popleft()[2]
             self.moved = now
@@ -61,14 +61,14 @@ class IncomingMessage:
     large: list[NDArray[np.uint8]] = field(default_factory=list)
     posted: bool = False  # whether the receives of `large` have been posted
 
-    def post_buffers(self, end: End) -> bool:
-        """Receive the large buffers, if the frame is here."""
+    def post_buffers(self, address: Address) -> bool:
+        """Post receives of the large buffers; False if the frame has not arrived yet."""
         if self.posted:
             return True
         if not MPI.Request.Testall(self.requests):
             return False
         self.requests.clear()
-        communicator, there = end
+        communicator, there = address
         for size in codec.large_sizes(self.frame):
             array = np.empty(size, np.uint8)
             self.large.append(array)
@@ -83,11 +83,11 @@ class IncomingMessage:
         return codec.decode(self.frame, self.large)
 
 
-def take_complete(queue: deque[IncomingMessage], end: End) -> list[IncomingMessage]:
-    """Take what has wholly arrived from one rank, in the order in which it was sent."""
+def take_complete(queue: deque[IncomingMessage], address: Address) -> list[IncomingMessage]:
+    """Take the messages of one rank that have wholly arrived, in the order of sending."""
     for incoming in queue:
         # Buffers match receives in the order of posting, so in the order of their frames.
-        if not incoming.post_buffers(end):
+        if not incoming.post_buffers(address):
             break
     complete: list[IncomingMessage] = []
     while queue and queue[0].posted and MPI.Request.Testall(queue[0].requests):
@@ -95,8 +95,8 @@ def take_complete(queue: deque[IncomingMessage], end: End) -> list[IncomingMessa
     return complete
 
 
-def is_over(request: MPI.Request) -> bool:
-    """Whether MPI is done with a request, well or not."""
+def is_finished(request: MPI.Request) -> bool:
+    """Whether MPI is done with a request, with success or not."""
     try:
         return request.Test()
     except MPI.Exception:

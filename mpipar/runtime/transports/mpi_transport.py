@@ -6,8 +6,8 @@ All MPI calls are made by the thread that runs the loop. Between rank 0 and a ra
 later there is a communicator of their own, and none between that rank and the others: rank 0
 passes their messages on.
 
-Nothing is sent to a rank that is dead (where MPI can tell) or cut off (because the loop says so),
-and what it says is dropped. Memory that MPI may still read or write is kept until MPI is done.
+Nothing is sent to a rank that is dead (where MPI can tell) or cut off (by the loop), and messages
+of such a rank are dropped. Memory that MPI may still read or write is kept until MPI is done.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from mpipar.runtime.transports.mpi_requests import (
     FRAME,
     IncomingMessage,
     OutgoingMessages,
-    is_over,
+    is_finished,
     take_complete,
 )
 from mpipar.runtime.transports.transport import Backoff, Incoming, UnsendableError
@@ -33,15 +33,15 @@ from mpipar.runtime.wire import codec
 
 if TYPE_CHECKING:
     from mpipar.runtime.machines.messages import Message, Rank
-    from mpipar.runtime.transports.mpi_requests import End
+    from mpipar.runtime.transports.mpi_requests import Address
 
-AT_ONCE = 256  # frames taken per turn and communicator
-WAIT_FOR_FRAME = 1 << 16  # a frame up to this size is received at once, a longer one by and by
-UNDER_WAY = 1e-4  # seconds of a pause while a transfer needs this process to go on,
-UNDER_WAY_LIMIT = 2e-3  # and where many ranks share a core
-STALLED_SECONDS = 5.0  # after which rank 0 does not count what a worker does not take
-LOOK_SECONDS = 0.05  # between two looks for dead ranks
-SUSPICION_SECONDS = 10.0  # for MPI to say that a rank is dead with which a transfer failed
+FRAMES_PER_TURN = 256  # frames taken per turn and communicator
+WAIT_FOR_FRAME = 1 << 16  # bytes; a larger frame is received in the background
+TRANSFER_PAUSE = 1e-4  # seconds of a pause while a transfer is under way,
+TRANSFER_PAUSE_LIMIT = 2e-3  # and its limit where many ranks share a core
+STALLED_SECONDS = 5.0  # after which rank 0 does not count bytes that a worker does not receive
+CHECK_SECONDS = 0.05  # between two checks for dead ranks
+FAILURE_SECONDS = 10.0  # within which MPI reports as dead a rank with which a transfer failed
 DEAD = frozenset({MPI.ERR_PROC_FAILED, MPI.ERR_PROC_FAILED_PENDING})
 
 
@@ -55,7 +55,7 @@ class RoutedMessage:
 
 
 class MpiTransport(Generic[Incoming]):
-    """One rank's end of a communicator, of which it must be the only user."""
+    """The transport of one rank over a communicator that nothing else uses."""
 
     def __init__(
         self,
@@ -71,34 +71,34 @@ class MpiTransport(Generic[Incoming]):
         self._communicator = communicator
         self._spawned_as = spawned_as
         self._links: dict[Rank, MPI.Intercomm] = {}
-        self._unheard: set[Rank] = set()  # of them, those that have not said a word
+        self._awaited: set[Rank] = set()  # linked ranks of which no message has arrived
         self._outgoing: dict[Rank, OutgoingMessages] = {}
         self._incoming: dict[Rank, deque[IncomingMessage]] = {}
-        self._strays: dict[Rank, deque[IncomingMessage]] = {}  # from ranks that are cut off
+        self._to_discard: dict[Rank, deque[IncomingMessage]] = {}  # of cut-off ranks
         self._abandoned: list[tuple[MPI.Request, Any]] = []
         self._backoff = Backoff()
-        self._under_way = UNDER_WAY
-        self._news = threading.Event()
+        self._transfer_pause = TRANSFER_PAUSE
+        self._wakeup = threading.Event()
         self._fault_tolerant = fault_tolerant
         self._dead: set[Rank] = set()
         self._cut: set[Rank] = set()
         self._left: set[Rank] = set()  # those of them that said Bye
-        self._lost: list[Rank] = []  # that `lost` has not told yet
-        self._suspects: dict[Rank, float] = {}  # until when MPI has time to call them dead
-        self._look_at = 0.0
+        self._lost: list[Rank] = []  # that `lost` has not returned yet
+        self._failing: dict[Rank, float] = {}  # until when MPI may report them as dead
+        self._next_check = 0.0
 
-    def adopt(self, link: MPI.Intercomm) -> Rank:
-        """Take in a rank that was spawned; return its number."""
+    def add_spawned(self, link: MPI.Intercomm) -> Rank:
+        """Add a rank that was spawned, by the communicator to it; return its number."""
         link.Set_errhandler(MPI.ERRORS_RETURN)
         rank, self.size = self.size, self.size + 1
         self._links[rank] = link
-        # To send to one that died at its start would hang: MPI waits for its address.
-        self._unheard.add(rank)
+        # A send to a rank that died at its start would hang: MPI waits for the rank's address.
+        self._awaited.add(rank)
         return rank
 
     @property
     def has_spawned(self) -> bool:
-        """Whether a rank has been taken in."""
+        """Whether a rank has been added."""
         return bool(self._links)
 
     def _is_near(self, rank: Rank) -> bool:
@@ -107,8 +107,8 @@ class MpiTransport(Generic[Incoming]):
             return True
         return self._spawned_as is None and rank < self._communicator.size
 
-    def _end_of(self, rank: Rank) -> End:
-        """Where a rank is that is near."""
+    def _address_of(self, rank: Rank) -> Address:
+        """The address of a rank that is near."""
         link = self._links.get(rank)
         return (self._communicator, rank) if link is None else (link, 0)
 
@@ -127,9 +127,9 @@ class MpiTransport(Generic[Incoming]):
         if not queue.parts:
             queue.moved = time.monotonic()
         try:
-            queue.post(self._end_of(rank), message)
+            queue.send(self._address_of(rank), message)
         except MPI.Exception as error:
-            self._suspect(rank, error)
+            self._on_failed_transfer(rank, error)
         except Exception as error:  # whatever a __reduce__ of a program raises
             name = type(message).__name__
             raise UnsendableError(f"{name} for rank {rank} cannot be pickled: {error}") from error
@@ -137,13 +137,13 @@ class MpiTransport(Generic[Incoming]):
             if not queue.parts:
                 self._outgoing.pop(rank, None)
 
-    def _move_outgoing(self) -> None:
+    def _release_sent(self) -> None:
         now = time.monotonic() if self._outgoing else 0.0
         for rank, queue in list(self._outgoing.items()):
             try:
-                queue.move(now)
+                queue.release_sent(now)
             except MPI.Exception as error:
-                self._suspect(rank, error)
+                self._on_failed_transfer(rank, error)
             if not queue.parts:
                 self._outgoing.pop(rank, None)
 
@@ -156,32 +156,35 @@ class MpiTransport(Generic[Incoming]):
     # Receiving
 
     def receive(self) -> list[tuple[Rank, Incoming]]:
-        self._news.clear()
-        self._move_outgoing()
+        self._wakeup.clear()
+        self._release_sent()
         self._take_frames(self._communicator)
         for rank, link in list(self._links.items()):
             self._take_frames(link, rank)
         arrived = [item for rank in list(self._incoming) for item in self._take(rank)]
-        for rank in list(self._strays):
-            self._take_stray(rank)
-        if time.monotonic() >= self._look_at:
-            self._look()
+        for rank in list(self._to_discard):
+            self._discard_incoming(rank)
+        if time.monotonic() >= self._next_check:
+            self._check_failures()
         return [item for source, message in arrived for item in self._delivered(source, message)]
 
     def _take_frames(
         self, communicator: MPI.Intracomm | MPI.Intercomm, rank: Rank | None = None
     ) -> None:
-        """Take what has come over a communicator; `rank` is who is at its other end, if but one."""
+        """Take the frames that have come over a communicator.
+
+        rank   the rank at its other side, if there is only one
+        """
         if rank in self._dead:
             return
         if self._spawned_as is not None:
             rank = MASTER
         status = MPI.Status()
-        for _ in range(AT_ONCE):
+        for _ in range(FRAMES_PER_TURN):
             try:
                 matched = communicator.Improbe(MPI.ANY_SOURCE, FRAME, status)
             except MPI.Exception as error:
-                self._excuse(error, rank)
+                self._ignore_death(error, rank)
                 return
             if matched is None:
                 return
@@ -190,50 +193,50 @@ class MpiTransport(Generic[Incoming]):
             try:
                 self._take_frame(source, frame, matched)
             except MPI.Exception as error:
-                self._suspect(source, error)
+                self._on_failed_transfer(source, error)
 
     def _take_frame(self, source: Rank, frame: codec.Frame, matched: MPI.Message) -> None:
-        self._unheard.discard(source)
+        self._awaited.discard(source)
         requests = []
         if len(frame) <= WAIT_FOR_FRAME and not self._fault_tolerant:
             matched.Recv([frame, MPI.BYTE])
         else:
             requests.append(matched.Irecv([frame, MPI.BYTE]))
-        if source in self._dead or source in self._suspects:
+        if source in self._dead or source in self._failing:
             self._abandoned += [(request, frame) for request in requests]
             return
-        waiting = self._strays if source in self._cut else self._incoming
+        waiting = self._to_discard if source in self._cut else self._incoming
         waiting.setdefault(source, deque()).append(IncomingMessage(frame, requests))
 
     def _take(self, rank: Rank) -> list[tuple[Rank, Incoming | RoutedMessage]]:
         queue = self._incoming[rank]
         taken: list[tuple[Rank, Incoming | RoutedMessage]] = []
         try:
-            complete = take_complete(queue, self._end_of(rank))
+            complete = take_complete(queue, self._address_of(rank))
             taken = [(rank, incoming.decode()) for incoming in complete]
         except MPI.Exception as error:
-            self._suspect(rank, error)
+            self._on_failed_transfer(rank, error)
         if not queue:
             self._incoming.pop(rank, None)
         return taken
 
-    def _take_stray(self, rank: Rank) -> None:
-        """Receive what a rank says that is cut off, and drop it: MPI has to be rid of it."""
-        queue = self._strays[rank]
+    def _discard_incoming(self, rank: Rank) -> None:
+        """Receive the messages of a rank that is cut off, and drop them, so that MPI frees them."""
+        queue = self._to_discard[rank]
         try:
-            complete = take_complete(queue, self._end_of(rank))
+            complete = take_complete(queue, self._address_of(rank))
             if any(isinstance(incoming.decode(), Bye) for incoming in complete):
                 self._left.add(rank)
         except MPI.Exception:
-            self._look_at = 0.0
-            self._abandon(self._strays, rank)
+            self._next_check = 0.0
+            self._abandon(self._to_discard, rank)
         if not queue:
-            self._strays.pop(rank, None)
+            self._to_discard.pop(rank, None)
 
     def _delivered(
         self, source: Rank, message: Incoming | RoutedMessage
     ) -> list[tuple[Rank, Incoming]]:
-        """What this rank is to hear; on rank 0, what is for another is passed on instead."""
+        """The messages for this rank; on rank 0, one for another rank is passed on instead."""
         if not isinstance(message, RoutedMessage):
             return [(source, message)]
         if self._is_cut_off(message.origin) or self._is_cut_off(message.target):
@@ -243,7 +246,7 @@ class MpiTransport(Generic[Incoming]):
         self._transmit(message.target, message)
         return []
 
-    # Losing
+    # Ranks that are lost
 
     def lost(self) -> list[Rank]:
         lost, self._lost = self._lost, []
@@ -253,86 +256,89 @@ class MpiTransport(Generic[Incoming]):
         if rank in self._dead or rank in self._cut:
             return
         self._cut.add(rank)
-        self._suspects.pop(rank, None)
+        self._failing.pop(rank, None)
         self._abandon_outgoing(rank)
         if rank in self._incoming:
-            self._strays[rank] = self._incoming.pop(rank)
+            self._to_discard[rank] = self._incoming.pop(rank)
         if reason:
-            self._whisper(rank, Stop(reason))
+            self._send_unconfirmed(rank, Stop(reason))
 
-    def _whisper(self, rank: Rank, message: Message) -> None:
-        """Send something that a rank may never hear."""
+    def _send_unconfirmed(self, rank: Rank, message: Message) -> None:
+        """Send a message and never ask whether it has left: the rank may hang."""
         queue = OutgoingMessages()
         try:
-            if rank not in self._unheard:
-                queue.post(self._end_of(rank), message)
+            if rank not in self._awaited:
+                queue.send(self._address_of(rank), message)
         except MPI.Exception:
-            self._look_at = 0.0
+            self._next_check = 0.0
         self._abandoned += [part[:2] for part in queue.parts]
 
-    def strays(self) -> list[Rank]:
+    def cut_off_ranks(self) -> list[Rank]:
         """Return the ranks that are cut off, are not known to be dead, and have not said Bye."""
         return sorted(self._cut - self._dead - self._left)
 
-    def dismiss(self) -> None:
+    def stop_cut_off_ranks(self) -> None:
         """Tell the ranks that are cut off and came back that the job is over."""
         for rank in self._left - self._dead:
-            self._whisper(rank, Stop())
+            self._send_unconfirmed(rank, Stop())
 
     def _is_cut_off(self, rank: Rank) -> bool:
-        return any(rank in some for some in (self._dead, self._cut, self._suspects, self._unheard))
+        return any(rank in some for some in (self._dead, self._cut, self._failing, self._awaited))
 
-    def _look(self) -> None:
+    def _check_failures(self) -> None:
         now = time.monotonic()
-        self._look_at = now + LOOK_SECONDS
+        self._next_check = now + CHECK_SECONDS
         if self._fault_tolerant:
             if self._spawned_as is None:
-                self._look_for_the_dead()
-            for rank in [rank for rank, until in self._suspects.items() if now > until]:
+                self._find_dead_ranks()
+            for rank in [rank for rank, until in self._failing.items() if now > until]:
                 self._lost.append(rank)
                 self.cut_off(rank)
-        self._abandoned = [item for item in self._abandoned if not is_over(item[0])]
+        self._abandoned = [item for item in self._abandoned if not is_finished(item[0])]
 
-    def _look_for_the_dead(self) -> None:
-        """Ask MPI who has failed; it tells nobody of its own accord."""
+    def _find_dead_ranks(self) -> None:
+        """Ask MPI which ranks have failed: MPI does not report it by itself."""
         failed = self._communicator.Get_failed()
         if failed.size > len(self._dead.difference(self._links)):
             ranks = MPI.Group.Translate_ranks(failed, None, self._communicator.group)
             for rank in set(ranks) - self._dead:
-                self._bury(rank)
+                self._mark_dead(rank)
             # Receives from any rank go on without it.
             self._communicator.Ack_failed()
         failed.Free()
 
-    def _bury(self, rank: Rank) -> None:
-        """Drop what is on its way to or from a dead rank."""
+    def _mark_dead(self, rank: Rank) -> None:
+        """Note a death, and drop what is on its way to or from that rank."""
         self._dead.add(rank)
-        self._suspects.pop(rank, None)
+        self._failing.pop(rank, None)
         if rank not in self._cut:
             self._lost.append(rank)
         self._drop(rank)
 
-    def _excuse(self, error: MPI.Exception, rank: Rank | None) -> None:
-        """Raise an error unless it only says that some rank is dead: `rank`, if but one can be."""
+    def _ignore_death(self, error: MPI.Exception, rank: Rank | None) -> None:
+        """Raise an error unless it only says that a rank is dead.
+
+        rank   the only rank that it can be, if there is only one
+        """
         if not self._fault_tolerant or error.Get_error_class() not in DEAD:
             raise error
-        self._look_at = 0.0
+        self._next_check = 0.0
         if rank is not None and rank not in self._dead:
-            self._bury(rank)
+            self._mark_dead(rank)
 
-    def _suspect(self, rank: Rank, error: MPI.Exception) -> None:
-        """Break off with a rank after a failed transfer."""
+    def _on_failed_transfer(self, rank: Rank, error: MPI.Exception) -> None:
+        """Exchange nothing more with a rank with which a transfer failed."""
         if not self._fault_tolerant:
             raise error
         if not self._is_cut_off(rank):
-            self._suspects[rank] = time.monotonic() + SUSPICION_SECONDS
+            self._failing[rank] = time.monotonic() + FAILURE_SECONDS
         self._drop(rank)
-        self._look_at = 0.0
+        self._next_check = 0.0
 
     def _drop(self, rank: Rank) -> None:
         self._abandon_outgoing(rank)
         self._abandon(self._incoming, rank)
-        self._abandon(self._strays, rank)
+        self._abandon(self._to_discard, rank)
 
     def _abandon_outgoing(self, rank: Rank) -> None:
         queue = self._outgoing.pop(rank, None)
@@ -354,13 +360,13 @@ class MpiTransport(Generic[Incoming]):
             return
         seconds = self._backoff.next(relaxed=relaxed)
         if self._outgoing or self._incoming:
-            seconds = min(seconds, self._under_way)
+            seconds = min(seconds, self._transfer_pause)
         if seconds:
-            self._news.wait(seconds)
+            self._wakeup.wait(seconds)
 
     def wake(self) -> None:
-        self._news.set()
+        self._wakeup.set()
 
-    def crowd(self, crowding: float) -> None:
-        self._backoff.crowd(crowding)
-        self._under_way = min(UNDER_WAY_LIMIT, UNDER_WAY * max(1.0, crowding))
+    def set_crowding(self, crowding: float) -> None:
+        self._backoff.set_crowding(crowding)
+        self._transfer_pause = min(TRANSFER_PAUSE_LIMIT, TRANSFER_PAUSE * max(1.0, crowding))

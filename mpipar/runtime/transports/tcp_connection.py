@@ -1,7 +1,7 @@
-"""Connections over TCP: messages with an address on them, and how one rank's end waits for them.
+"""Connections over TCP, and the part that the transports of rank 0 and of a worker have in common.
 
-Every message ends with where it is to go and whence it comes, so that it can be passed on without
-a look into it.
+Every message ends with its route, the ranks of its receiver and its sender. So rank 0 can pass the
+message on without unpickling it.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ if TYPE_CHECKING:
 
 PAUSE = 0.05
 """Seconds of a pause; traffic ends it at once, so this only paces the clocks of the loops."""
-AT_ONCE = 64  # reads from one connection in a turn
-VIEWS = 64  # buffers handed to the system at a time
-ALIVE: Final = (("TCP_KEEPIDLE", 30), ("TCP_KEEPINTVL", 10), ("TCP_KEEPCNT", 6))
+READS_PER_TURN = 64  # reads from one connection in a turn
+BUFFERS_PER_SEND = 64  # buffers handed to the system at a time
+KEEPALIVE: Final = (("TCP_KEEPIDLE", 30), ("TCP_KEEPINTVL", 10), ("TCP_KEEPCNT", 6))
 """A host that has vanished is noticed after about 90 seconds, also by a worker that is idle."""
 
 _ROUTE = struct.Struct("<ii")  # destination, source
@@ -35,7 +35,7 @@ _Events = list[tuple[selectors.SelectorKey, int]]
 
 
 def pack(destination: Rank, source: Rank, message: Message) -> list[Buffer]:
-    """Return what is to be written. Raises UnsendableError."""
+    """Return the bytes of a message with its route. Raises UnsendableError."""
     try:
         frame, large = codec.encode(message)
     except Exception as error:  # whatever a __reduce__ of a program raises
@@ -47,43 +47,43 @@ def pack(destination: Rank, source: Rank, message: Message) -> list[Buffer]:
 
 
 def route(packet: Packet) -> tuple[Rank, Rank]:
-    """Return where a message is to go, and whence it comes."""
+    """Return the receiver and the sender of a message."""
     frame, _ = packet
     destination, source = _ROUTE.unpack_from(frame, len(frame) - _ROUTE.size)
     return destination, source
 
 
-def _tune(connection: socket.socket) -> None:
-    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    for name, value in ALIVE:
+def _tune(sock: socket.socket) -> None:
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for name, value in KEEPALIVE:
         if hasattr(socket, name):
-            connection.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+            sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
 
 
 class TcpConnection:
-    """A connection, and what is waiting to leave over it."""
+    """A connection to one rank, with the bytes that wait to be sent."""
 
-    def __init__(self, connection: socket.socket, rank: Rank) -> None:
-        _tune(connection)
-        connection.setblocking(False)
-        self.connection = connection
-        self.rank = rank  # at the other end
-        self._reader = FrameReader(connection)
+    def __init__(self, sock: socket.socket, rank: Rank) -> None:
+        _tune(sock)
+        sock.setblocking(False)
+        self.socket = sock
+        self.rank = rank  # of the other side
+        self._reader = FrameReader(sock)
         self._waiting: deque[memoryview] = deque()
 
-    def post(self, parts: list[Buffer]) -> int:
-        """Take parts to send; return their bytes."""
+    def enqueue(self, parts: list[Buffer]) -> int:
+        """Add parts to what waits to be sent; return their bytes."""
         views = [memoryview(part).cast("B") for part in parts if len(part)]
         self._waiting.extend(views)
         return sum(map(len, views))
 
     def flush(self) -> int:
-        """Send what the system takes; return the bytes. Raises OSError."""
+        """Send as much as the system accepts; return the bytes. Raises OSError."""
         total = 0
         while self._waiting:
             try:
-                sent = self.connection.sendmsg(list(islice(self._waiting, VIEWS)))
+                sent = self.socket.sendmsg(list(islice(self._waiting, BUFFERS_PER_SEND)))
             except BlockingIOError:
                 break
             total += sent
@@ -97,19 +97,19 @@ class TcpConnection:
 
     @property
     def is_waiting(self) -> bool:
-        """Whether there is something left to send."""
+        """Whether something waits to be sent."""
         return bool(self._waiting)
 
     @property
     def waiting_bytes(self) -> int:
-        """How much that is."""
+        """The bytes that wait to be sent."""
         return sum(map(len, self._waiting))
 
-    def take(self) -> tuple[list[Packet], bool]:
-        """Return what has wholly arrived, and whether the other end is still there."""
+    def receive(self) -> tuple[list[Packet], bool]:
+        """Return the messages that have wholly arrived, and whether the connection is open."""
         packets, alive = list[Any](), True
         try:
-            for _ in range(AT_ONCE):
+            for _ in range(READS_PER_TURN):
                 alive = self._reader.receive()
                 while (packet := self._reader.next()) is not None:
                     packets.append(packet)
@@ -123,77 +123,80 @@ class TcpConnection:
 
 
 class TcpEndpoint:
-    """One rank's end: its lines, how it waits for them, and how others wake it."""
+    """The connections of one rank, and one wait for all of them, which other threads can end."""
 
     def __init__(self, rank: Rank) -> None:
         self.rank = rank
-        self._lines: dict[Rank, TcpConnection] = {}
+        self._connections: dict[Rank, TcpConnection] = {}
         self._backlog = 0
         self._lost: deque[Rank] = deque()
         self._selector = selectors.DefaultSelector()
-        self._bell, self._ringer = socket.socketpair()
-        for end in (self._bell, self._ringer):
+        self._wakeup_reader, self._wakeup_writer = socket.socketpair()
+        for end in (self._wakeup_reader, self._wakeup_writer):
             end.setblocking(False)
-        self._selector.register(self._bell, selectors.EVENT_READ)
+        self._selector.register(self._wakeup_reader, selectors.EVENT_READ)
         self._ready: _Events = []  # found by `pause`, for the next `receive`
 
-    # Lines
+    # Connections
 
-    def _open(self, connection: socket.socket, rank: Rank) -> None:
-        line = self._lines[rank] = TcpConnection(connection, rank)
-        self._selector.register(connection, selectors.EVENT_READ, line)
+    def _open(self, sock: socket.socket, rank: Rank) -> None:
+        connection = self._connections[rank] = TcpConnection(sock, rank)
+        self._selector.register(sock, selectors.EVENT_READ, connection)
 
-    def _lose(self, line: TcpConnection) -> None:
-        if self._shut(line):
-            self._lost.append(line.rank)
+    def _is_open(self, connection: TcpConnection) -> bool:
+        return self._connections.get(connection.rank) is connection
 
-    def _shut(self, line: TcpConnection) -> bool:
-        """Break a connection; False if it is broken already."""
-        if self._lines.get(line.rank) is not line:
+    def _lose(self, connection: TcpConnection) -> None:
+        if self._disconnect(connection):
+            self._lost.append(connection.rank)
+
+    def _disconnect(self, connection: TcpConnection) -> bool:
+        """Close a connection; return False if it is closed already."""
+        if not self._is_open(connection):
             return False
-        del self._lines[line.rank]
-        self._selector.unregister(line.connection)
-        line.connection.close()
-        self._backlog -= line.waiting_bytes
+        del self._connections[connection.rank]
+        self._selector.unregister(connection.socket)
+        connection.socket.close()
+        self._backlog -= connection.waiting_bytes
         return True
 
-    def _post(self, line: TcpConnection, parts: list[Buffer]) -> None:
-        self._backlog += line.post(parts)
-        self._flush(line)
+    def _send_parts(self, connection: TcpConnection, parts: list[Buffer]) -> None:
+        self._backlog += connection.enqueue(parts)
+        self._flush(connection)
 
-    def _flush(self, line: TcpConnection) -> None:
+    def _flush(self, connection: TcpConnection) -> None:
         try:
-            self._backlog -= line.flush()
+            self._backlog -= connection.flush()
         except OSError:
-            self._lose(line)
+            self._lose(connection)
             return
-        watched = selectors.EVENT_READ | (selectors.EVENT_WRITE if line.is_waiting else 0)
-        if self._selector.get_key(line.connection).events != watched:
-            self._selector.modify(line.connection, watched, line)
+        watched = selectors.EVENT_READ | (selectors.EVENT_WRITE if connection.is_waiting else 0)
+        if self._selector.get_key(connection.socket).events != watched:
+            self._selector.modify(connection.socket, watched, connection)
 
-    def _turn(self) -> list[tuple[TcpConnection, Packet]]:
-        """Move what can be moved; return what has arrived."""
+    def _exchange(self) -> list[tuple[TcpConnection, Packet]]:
+        """Send and receive what is possible now; return the messages that have arrived."""
         found, self._ready = self._ready or self._selector.select(0), []
         arrived = []
         for key, events in found:
-            line = key.data
-            if isinstance(line, TcpConnection):
-                if events & selectors.EVENT_WRITE and self._lines.get(line.rank) is line:
-                    self._flush(line)
-                if events & selectors.EVENT_READ and self._lines.get(line.rank) is line:
-                    packets, alive = line.take()
-                    arrived += [(line, packet) for packet in packets]
+            connection = key.data
+            if isinstance(connection, TcpConnection):
+                if events & selectors.EVENT_WRITE and self._is_open(connection):
+                    self._flush(connection)
+                if events & selectors.EVENT_READ and self._is_open(connection):
+                    packets, alive = connection.receive()
+                    arrived += [(connection, packet) for packet in packets]
                     if not alive:
-                        self._lose(line)
-            elif key.fileobj is self._bell:
+                        self._lose(connection)
+            elif key.fileobj is self._wakeup_reader:
                 with suppress(BlockingIOError):
-                    self._bell.recv(4096)
+                    self._wakeup_reader.recv(4096)
             else:
-                self._attend(key)
+                self._on_event(key)
         return arrived
 
-    def _attend(self, key: selectors.SelectorKey) -> None:
-        """Take care of a connection that is no line."""
+    def _on_event(self, key: selectors.SelectorKey) -> None:
+        """Handle an event of a socket that belongs to no rank."""
         raise NotImplementedError
 
     # The transport
@@ -210,29 +213,29 @@ class TcpEndpoint:
             self._ready = self._selector.select(PAUSE)
 
     def wake(self) -> None:
-        with suppress(OSError):  # full: it is rung already; or closed
-            self._ringer.send(b"!")
+        with suppress(OSError):  # full, so a wakeup is pending; or closed
+            self._wakeup_writer.send(b"!")
 
-    def crowd(self, crowding: float) -> None:
+    def set_crowding(self, crowding: float) -> None:
         """Pauses end with the next message anyway."""
 
     def cut_off(self, rank: Rank, reason: str = "") -> None:
-        """Break its connection, after a word why."""
-        line = self._lines.get(rank)
-        if line is None:
+        """Close the connection to a rank, after a Stop with the reason."""
+        connection = self._connections.get(rank)
+        if connection is None:
             return
         if reason:
-            self._post(line, pack(rank, self.rank, Stop(reason)))
-        self._shut(line)
+            self._send_parts(connection, pack(rank, self.rank, Stop(reason)))
+        self._disconnect(connection)
 
-    def strays(self) -> list[Rank]:
-        """A worker whose connection is broken leaves."""
+    def cut_off_ranks(self) -> list[Rank]:
+        """None: a worker whose connection is closed ends."""
         return []
 
     def close(self) -> None:
-        """Break all connections."""
-        for line in list(self._lines.values()):
-            self._lose(line)
+        """Close all connections."""
+        for connection in list(self._connections.values()):
+            self._lose(connection)
         self._selector.close()
-        self._bell.close()
-        self._ringer.close()
+        self._wakeup_reader.close()
+        self._wakeup_writer.close()

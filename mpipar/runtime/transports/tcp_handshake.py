@@ -1,13 +1,13 @@
-"""How a worker that connects over TCP shows that it belongs to a job, and the job that it is it.
+"""The handshake over TCP: worker and job prove to each other that they belong together.
 
     worker                                     master
-      | <------------- version, challenge ------ |     SALUTE bytes
+      | <------------- version, challenge ------ |     GREETING bytes
       | -- name, challenge, proof -------------> |     REPLY bytes
-      | <------------------------ rank, proof -- |     VERDICT bytes; or the connection is closed
+      | <------------------------ rank, proof -- |     ADMISSION bytes; or the connection is closed
 
-A proof is an HMAC of both challenges and what is said, with a key that only this job's processes
-can read. Nothing that a stranger sends is ever unpickled. What follows is neither encrypted nor
-signed, as with Python's multiprocessing. Pure: bytes in, bytes out.
+A proof is an HMAC of both challenges and the name or rank beside it, with a key that only the
+processes of this job can read. Nothing is unpickled before the proofs. Messages after the handshake
+are neither encrypted nor signed, as with Python's multiprocessing. Pure: bytes in, bytes out.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from mpipar.version import __version__
 KEY_BYTES: Final = 32
 NAME_BYTES: Final = 32
 CHALLENGE_BYTES: Final = 32
-PROOF: Final = 32
-VERDICT: Final = 4 + PROOF
-SALUTE: Final = 32 + CHALLENGE_BYTES
-REPLY: Final = NAME_BYTES + CHALLENGE_BYTES + PROOF
+PROOF_BYTES: Final = 32
+ADMISSION: Final = 4 + PROOF_BYTES
+GREETING: Final = 32 + CHALLENGE_BYTES
+REPLY: Final = NAME_BYTES + CHALLENGE_BYTES + PROOF_BYTES
 
-_BANNER: Final = f"mpipar {__version__}".encode().ljust(32)[:32]
+_VERSION: Final = f"mpipar {__version__}".encode().ljust(32)[:32]
 
 
 def new_key() -> bytes:
@@ -36,8 +36,8 @@ def new_key() -> bytes:
     return secrets.token_bytes(KEY_BYTES)
 
 
-def _proof(key: bytes, role: bytes, challenges: bytes, said: bytes) -> bytes:
-    return hmac.digest(key, role + challenges + said, "sha256")
+def _proof(key: bytes, role: bytes, challenges: bytes, payload: bytes) -> bytes:
+    return hmac.digest(key, role + challenges + payload, "sha256")
 
 
 class ServerHandshake:
@@ -46,7 +46,7 @@ class ServerHandshake:
     def __init__(self, key: bytes) -> None:
         self._key = key
         self._challenge = secrets.token_bytes(CHALLENGE_BYTES)
-        self.salute = _BANNER + self._challenge
+        self.greeting = _VERSION + self._challenge
         self._reply = bytearray()
 
     @property
@@ -58,26 +58,26 @@ class ServerHandshake:
         """Note bytes of the reply."""
         self._reply += data
 
-    def judge(self) -> str | None:
-        """Return the name of the worker, or None if it is a stranger."""
-        name, proof = bytes(self._reply[:NAME_BYTES]), bytes(self._reply[-PROOF:])
+    def verified_name(self) -> str | None:
+        """Return the name of the worker, or None if its proof is wrong."""
+        name, proof = bytes(self._reply[:NAME_BYTES]), bytes(self._reply[-PROOF_BYTES:])
         right = _proof(self._key, b"worker", self._challenges, name)
         if not hmac.compare_digest(right, proof):
             return None
-        return name.rstrip(b"\0").decode()  # what has the right proof was made by `UnverifiedPeer`
+        return name.rstrip(b"\0").decode()  # made by a `ClientHandshake`, as the proof is right
 
-    def verdict(self, rank: int) -> bytes:
-        """Return what makes a worker the rank of this number."""
-        said = struct.pack("<i", rank)
-        return said + _proof(self._key, b"master", self._challenges, said)
+    def admission(self, rank: int) -> bytes:
+        """Return the bytes that tell the worker its rank."""
+        payload = struct.pack("<i", rank)
+        return payload + _proof(self._key, b"master", self._challenges, payload)
 
     @property
     def _challenges(self) -> bytes:
-        return self._challenge + bytes(self._reply[NAME_BYTES:-PROOF])
+        return self._challenge + bytes(self._reply[NAME_BYTES:-PROOF_BYTES])
 
 
-class UnverifiedPeer:
-    """The worker's side."""
+class ClientHandshake:
+    """The worker's side of one connection."""
 
     def __init__(self, key: bytes, name: str) -> None:
         self._key = key
@@ -87,12 +87,12 @@ class UnverifiedPeer:
         self._challenge = secrets.token_bytes(CHALLENGE_BYTES)
         self._challenges = b""
 
-    def reply(self, salute: bytes) -> bytes:
-        """Return the reply to a salute. Raises UnavailableError if another mpipar sent it."""
-        banner, challenge = salute[:32], salute[32:]
-        if banner != _BANNER:
-            other = banner.decode(errors="replace").strip()
-            own = _BANNER.decode().strip()
+    def reply(self, greeting: bytes) -> bytes:
+        """Return the reply to a greeting. Raises UnavailableError if another version sent it."""
+        version, challenge = greeting[:32], greeting[32:]
+        if version != _VERSION:
+            other = version.decode(errors="replace").strip()
+            own = _VERSION.decode().strip()
             raise UnavailableError(
                 f"this worker runs {own}, but what it was told to connect to is {other!r}; let "
                 "both use the same installation"
@@ -101,9 +101,9 @@ class UnverifiedPeer:
         proof = _proof(self._key, b"worker", self._challenges, self._name)
         return self._name + self._challenge + proof
 
-    def rank(self, verdict: bytes) -> int | None:
-        """Return the rank given by a verdict, or None if it comes from a stranger."""
-        said, proof = verdict[:-PROOF], verdict[-PROOF:]
-        if not hmac.compare_digest(_proof(self._key, b"master", self._challenges, said), proof):
+    def rank(self, admission: bytes) -> int | None:
+        """Return the rank in an admission, or None if its proof is wrong."""
+        payload, proof = admission[:-PROOF_BYTES], admission[-PROOF_BYTES:]
+        if not hmac.compare_digest(_proof(self._key, b"master", self._challenges, payload), proof):
             return None
-        return int(struct.unpack("<i", said)[0])
+        return int(struct.unpack("<i", payload)[0])

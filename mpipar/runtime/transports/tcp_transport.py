@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from mpipar.runtime.machines.messages import Message, Rank, ToMaster, ToWorker
     from mpipar.runtime.wire.framing import Buffer
 
-GREETING_SECONDS = 10.0
-"""A connection that has not shown by then who it is, is closed."""
+HANDSHAKE_SECONDS = 10.0
+"""A connection that has not proved by then which worker it is, is closed."""
 SPARE_FILES = 256  # open files besides connections
 
 
@@ -39,18 +39,18 @@ def _make_room(files: int) -> None:
 
 
 class HubTransport(TcpEndpoint):
-    """Rank 0's end. Used by one thread, but for `listen`, `expect`, `give_up` and `wake`."""
+    """The transport of rank 0. Thread-safe: `listen`, `expect`, `declare_lost` and `wake` only."""
 
     def __init__(self, key: bytes) -> None:
         super().__init__(MASTER)
         self.size = 1
-        self.heard: dict[Rank, float] = {}  # when (time.time()) a rank last said something
-        self.turned_away = 0  # connections of strangers
+        self.last_heard: dict[Rank, float] = {}  # when (time.time()) a message last came
+        self.rejected = 0  # connections that failed the handshake
         self._key = key
         self._listeners: list[socket.socket] = []
-        self._doors: dict[socket.socket, tuple[tcp_handshake.ServerHandshake, float]] = {}
+        self._handshakes: dict[socket.socket, tuple[tcp_handshake.ServerHandshake, float]] = {}
         self._expected: dict[str, Rank] = {}
-        self._given_up: deque[Rank] = deque()
+        self._declared_lost: deque[Rank] = deque()
 
     def listen(self, host: str) -> int:
         """Listen on a free port of the interface `host` ("" is all); return the port."""
@@ -62,7 +62,7 @@ class HubTransport(TcpEndpoint):
         return int(listener.getsockname()[1])
 
     def expect(self, name: str) -> Rank:
-        """A worker of this name may connect, once; return its rank."""
+        """Let a worker of this name connect, once; return its rank."""
         rank = self.size
         self._expected[name] = rank
         self.size += 1
@@ -70,123 +70,123 @@ class HubTransport(TcpEndpoint):
         return rank
 
     @property
-    def absent(self) -> set[Rank]:
-        """Ranks that are expected and have not come."""
+    def expected(self) -> set[Rank]:
+        """Ranks that may still connect and have not done so."""
         return set(self._expected.values())
 
     @property
     def is_deserted(self) -> bool:
-        """Whether no rank is connected, and none expected."""
-        return not (self._lines or self._expected)
+        """Whether no rank is connected, and none can still connect."""
+        return not (self._connections or self._expected)
 
     @property
-    def present(self) -> set[Rank]:
+    def connected(self) -> set[Rank]:
         """Ranks that are connected."""
-        return set(self._lines)
+        return set(self._connections)
 
-    def give_up(self, rank: Rank) -> None:
-        """Count a rank as lost, whether it has come or not."""
+    def declare_lost(self, rank: Rank) -> None:
+        """Count a rank as lost, whether it has connected or not."""
         for name, other in list(self._expected.items()):
             if other == rank:
                 self._expected.pop(name, None)
-        self._given_up.append(rank)
+        self._declared_lost.append(rank)
         self.wake()
 
     def send(self, rank: Rank, message: Message) -> None:
         parts = pack(rank, MASTER, message)
-        line = self._lines.get(rank)
-        if line is not None:
-            self._post(line, parts)
+        connection = self._connections.get(rank)
+        if connection is not None:
+            self._send_parts(connection, parts)
 
     def receive(self) -> list[tuple[Rank, ToMaster]]:
         messages = []
-        for line, packet in self._turn():
-            self.heard[line.rank] = time.time()
+        for connection, packet in self._exchange():
+            self.last_heard[connection.rank] = time.time()
             destination, _ = route(packet)
             if destination == MASTER:
-                messages.append((line.rank, unpack(packet)))
-            elif destination in self._lines:
+                messages.append((connection.rank, unpack(packet)))
+            elif destination in self._connections:
                 frame, large = packet
                 head = LENGTH.pack(len(frame))
                 parts: list[Buffer] = [head, frame, *(array.data for array in large)]
-                self._post(self._lines[destination], parts)
-        self._forsake()
+                self._send_parts(self._connections[destination], parts)
+        self._drop_lost()
         return messages
 
-    def _forsake(self) -> None:
-        """Act on `give_up`, and on visitors who do not say who they are."""
-        while self._given_up:
-            rank = self._given_up.popleft()
-            if rank in self._lines:
-                self._lose(self._lines[rank])
+    def _drop_lost(self) -> None:
+        """Act on `declare_lost`, and reject connections whose handshake takes too long."""
+        while self._declared_lost:
+            rank = self._declared_lost.popleft()
+            if rank in self._connections:
+                self._lose(self._connections[rank])
             else:
                 self._lost.append(rank)
         now = time.monotonic()
-        for visitor, (_, until) in list(self._doors.items()):
+        for peer, (_, until) in list(self._handshakes.items()):
             if now > until:
-                self._turn_away(visitor)
+                self._reject(peer)
 
-    # Visitors
+    # Connections without a rank yet
 
-    def _attend(self, key: selectors.SelectorKey) -> None:
+    def _on_event(self, key: selectors.SelectorKey) -> None:
         found = key.fileobj
         assert isinstance(found, socket.socket)
-        if found in self._doors:
-            self._hear(found)
+        if found in self._handshakes:
+            self._continue_handshake(found)
         elif found in self._listeners:
             with suppress(BlockingIOError, ConnectionError):  # it has gone again
-                self._greet(found.accept()[0])
+                self._accept(found.accept()[0])
 
-    def _greet(self, visitor: socket.socket) -> None:
-        door = tcp_handshake.ServerHandshake(self._key)
-        visitor.setblocking(False)
+    def _accept(self, peer: socket.socket) -> None:
+        handshake = tcp_handshake.ServerHandshake(self._key)
+        peer.setblocking(False)
         try:
-            visitor.send(door.salute)  # what is so short goes at once
+            peer.send(handshake.greeting)  # so few bytes leave at once
         except OSError:  # it has gone again
-            visitor.close()
+            peer.close()
             return
-        self._doors[visitor] = door, time.monotonic() + GREETING_SECONDS
-        self._selector.register(visitor, selectors.EVENT_READ)
+        self._handshakes[peer] = handshake, time.monotonic() + HANDSHAKE_SECONDS
+        self._selector.register(peer, selectors.EVENT_READ)
 
-    def _hear(self, visitor: socket.socket) -> None:
-        door, _ = self._doors[visitor]
+    def _continue_handshake(self, peer: socket.socket) -> None:
+        handshake, _ = self._handshakes[peer]
         try:
-            data = visitor.recv(door.wanted)
+            data = peer.recv(handshake.wanted)
         except BlockingIOError:
             return
         except OSError:
             data = b""
-        door.take(data)
-        if door.wanted and data:
+        handshake.take(data)
+        if handshake.wanted and data:
             return
-        name = door.judge() if data else None
+        name = handshake.verified_name() if data else None
         rank = None if name is None else self._expected.get(name)
         if name is None or rank is None:
-            self._turn_away(visitor)
+            self._reject(peer)
             return
-        del self._doors[visitor]
-        self._selector.unregister(visitor)
-        self.heard[rank] = time.time()
-        self._open(visitor, rank)
+        del self._handshakes[peer]
+        self._selector.unregister(peer)
+        self.last_heard[rank] = time.time()
+        self._open(peer, rank)
         self._expected.pop(name, None)
-        self._post(self._lines[rank], [bytearray(door.verdict(rank))])
+        self._send_parts(self._connections[rank], [bytearray(handshake.admission(rank))])
 
-    def _turn_away(self, visitor: socket.socket) -> None:
-        self.turned_away += 1
-        del self._doors[visitor]
-        self._selector.unregister(visitor)
-        visitor.close()
+    def _reject(self, peer: socket.socket) -> None:
+        self.rejected += 1
+        del self._handshakes[peer]
+        self._selector.unregister(peer)
+        peer.close()
 
     def close(self) -> None:
-        for visitor in list(self._doors):
-            self._turn_away(visitor)
+        for peer in list(self._handshakes):
+            self._reject(peer)
         for listener in self._listeners:
             listener.close()
         super().close()
 
 
 class SpokeTransport(TcpEndpoint):
-    """A worker's end. Once the connection breaks, rank 0 is lost."""
+    """The transport of a worker. Once the connection breaks, rank 0 is lost."""
 
     size = 2  # as far as a worker can know; no worker asks
 
@@ -196,9 +196,9 @@ class SpokeTransport(TcpEndpoint):
 
     def send(self, rank: Rank, message: Message) -> None:
         parts = pack(rank, self.rank, message)
-        line = self._lines.get(MASTER)
-        if line is not None:
-            self._post(line, parts)
+        connection = self._connections.get(MASTER)
+        if connection is not None:
+            self._send_parts(connection, parts)
 
     def receive(self) -> list[tuple[Rank, ToWorker]]:
-        return [(route(packet)[1], unpack(packet)) for _, packet in self._turn()]
+        return [(route(packet)[1], unpack(packet)) for _, packet in self._exchange()]

@@ -1,4 +1,4 @@
-"""How messages get from rank to rank: what master and worker need of it, and how they wait."""
+"""Transports: what master and worker need to exchange messages, and how they wait."""
 
 from __future__ import annotations
 
@@ -67,11 +67,11 @@ class Transport(Protocol[Incoming]):
         """
         ...
 
-    def strays(self) -> list[Rank]:
+    def cut_off_ranks(self) -> list[Rank]:
         """Return the ranks that are cut off and may still live: they have not said Bye."""
         ...
 
-    def crowd(self, crowding: float) -> None:
+    def set_crowding(self, crowding: float) -> None:
         """Take note of how many ranks share a core: the more, the longer the pauses."""
         ...
 
@@ -102,7 +102,7 @@ class Backoff:
         self._next = self.FIRST
         self._waited = 0.0
 
-    def crowd(self, crowding: float) -> None:
+    def set_crowding(self, crowding: float) -> None:
         """Wait longer where many ranks share a core, whose polling would eat it up."""
         self._cap = min(self.LIMIT, self.CAP * max(1.0, crowding))
 

@@ -4,8 +4,9 @@
             int64 each; below 0: it follows
 
 Pickle protocol 5 hands out the memory of every array instead of copying it, so an array is never
-inside a pickle. Buffers below SMALL travel in the frame itself, which saves a message for each, up
-to FULL for the frame; what is larger (a long string, a list of a million numbers too) follows.
+inside a pickle. A buffer below SMALL bytes is in the frame itself, which saves a message, unless
+the frame has FULL bytes already. A larger one follows the frame; so does a pickle that is larger
+itself, of a long string or of a list of a million numbers.
 """
 
 from __future__ import annotations
@@ -30,16 +31,16 @@ ALIGNMENT = 16  # of arrays within a frame, as compiled kernels want it
 
 
 def reduce_array(array: Any) -> Any:
-    """Return how pickle is to take an array apart: as numpy does, but quicker to read back.
+    """Return what pickle stores of an array: as numpy does, but quicker to read back.
 
-    It is made contiguous, since pickle copies any other array into its own stream.
+    The array is made contiguous, since pickle copies any other array into its own stream.
     """
     dtype = array.dtype
     if dtype.hasobject:
         return array.__reduce_ex__(5)
     if not array.flags.forc:
         array = np.ascontiguousarray(array)
-    if dtype.isbuiltin != 1 or dtype.metadata:  # more than its name says
+    if dtype.isbuiltin != 1 or dtype.metadata:  # its name does not describe it all
         return array.__reduce_ex__(5)
     order = "C" if array.flags.c_contiguous else "F"
     return _array, (pickle.PickleBuffer(array), dtype.str, array.shape, order)
@@ -50,10 +51,10 @@ def _array(buffer: Any, dtype: str, shape: tuple[int, ...], order: Literal["C", 
 
 
 class _FramePickler(pickle.Pickler):
-    """Never copies the memory of an array.
+    """A pickler that never copies the memory of an array.
 
-    And takes memoryviews of bytes, which pickle refuses: a buffer that was read out of a frame is
-    one, and a stolen task travels twice.
+    It accepts memoryviews of bytes, which pickle refuses: a buffer that was read out of a frame is
+    one, and the payload of a stolen task is sent twice.
     """
 
     def reducer_override(self, obj: Any) -> Any:

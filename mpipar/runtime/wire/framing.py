@@ -3,7 +3,8 @@
     length | frame | large buffers, whose sizes the frame tells
     int64
 
-There is no limit on the size of an array: it goes from its own memory into memory of its own.
+There is no limit on the size of an array, and no copy: the receiver reads it into the memory of
+the new array.
 """
 
 from __future__ import annotations
@@ -26,19 +27,19 @@ AT_ONCE = 1 << 17
 
 Buffer: TypeAlias = "bytes | bytearray | memoryview"
 Packet: TypeAlias = "tuple[bytearray, list[NDArray[np.uint8]]]"
-"""A message that has arrived; `unpack` makes it, and may raise what its pickle raises."""
+"""The bytes of a message that has arrived; `unpack` returns the message."""
 
 
 def pack(message: object) -> list[Buffer]:
-    """Return what is to be written, in this order."""
+    """Return the parts of a message that are to be written, in this order."""
     frame, large = encode(message)
     return [*enclosed(frame), *large]
 
 
 def enclosed(frame: Frame, tail: bytes = b"") -> list[Buffer]:
-    """Return what is to be written of a frame, with a tail: how long they are, and they themselves.
+    """Return the parts to be written for a frame and a tail, with their length in front.
 
-    In one piece if it is small. The frame must not be used any more.
+    A small frame becomes one part with both. The frame must not be used any more.
     """
     head = LENGTH.pack(len(frame) + len(tail))
     if not isinstance(frame, bytearray):
@@ -49,23 +50,23 @@ def enclosed(frame: Frame, tail: bytes = b"") -> list[Buffer]:
 
 
 def unpack(packet: Packet) -> Any:
-    """Return the message; its arrays lie in the packet's memory."""
+    """Return the message; its arrays lie in the packet's memory. Raises what pickle raises."""
     return decode(*packet)
 
 
 class FrameReader:
-    """Cuts what comes out of a socket into packets. Works on blocking and other sockets."""
+    """Reads packets from a socket, which may be a blocking one or not."""
 
     def __init__(self, link: socket.socket) -> None:
         self._link = link
         self._buffer = bytearray()
         self._position = 0  # of the next byte in the buffer that is not in a packet
-        self._frame: bytearray | None = None  # whose large buffers are being filled
+        self._frame: bytearray | None = None  # whose large buffers are being read
         self._large: list[NDArray[np.uint8]] = []
-        self._holes: list[memoryview] = []  # of those, what is not here yet; last first
+        self._holes: list[memoryview] = []  # of `_large`, what has not arrived; last first
 
     def receive(self) -> bool:
-        """Take what there is, once; False if the other side has ended."""
+        """Read once; return False if the other side has closed the socket."""
         if not self._holes:
             data = self._link.recv(AT_ONCE)
             self._buffer += data
@@ -76,7 +77,7 @@ class FrameReader:
         return count > 0
 
     def next(self) -> Packet | None:
-        """Return the next packet that is here as a whole."""
+        """Return the next packet that has wholly arrived, or None."""
         if self._frame is None and not self._next_frame():
             return None
         if self._holes:
@@ -86,13 +87,13 @@ class FrameReader:
         return packet  # type: ignore[return-value]
 
     def _next_frame(self) -> bool:
-        """Cut a frame off the buffer, and what is here of its large buffers."""
+        """Take a frame out of the buffer, and what has arrived of its large buffers."""
         buffer, start = self._buffer, self._position + LENGTH.size
         if len(buffer) < start:
-            return self._tidy()
+            return self._drop_used()
         (length,) = LENGTH.unpack_from(buffer, self._position)
         if len(buffer) < start + length:
-            return self._tidy()
+            return self._drop_used()
         self._frame = buffer[start : start + length]
         self._position = start + length
         self._large = [np.empty(size, np.uint8) for size in large_sizes(self._frame)]
@@ -105,8 +106,8 @@ class FrameReader:
                 self._holes.insert(0, array.data[len(here) :])
         return True
 
-    def _tidy(self) -> bool:
-        """Forget the bytes that have gone into packets."""
+    def _drop_used(self) -> bool:
+        """Drop the bytes that are in packets already; return False."""
         del self._buffer[: self._position]
         self._position = 0
         return False

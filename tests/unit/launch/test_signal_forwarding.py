@@ -25,7 +25,7 @@ sys.exit(attempt(lambda: signal_forwarding.supervise(command, {}), rank=0))
 HEAD = f"""
 import os, signal, sys, time
 sys.path.insert(0, {str(ROOT)!r})
-from mpipar.launch.signal_forwarding import meant, tell_begin, tell_end
+from mpipar.launch.signal_forwarding import note_begin, note_end, original_signal
 heard = []
 def hear(number, frame):
     heard.append(signal.Signals(number))
@@ -66,19 +66,19 @@ def test_the_launcher_s_code_where_rank_0_tells_none(code):
 
 
 def test_rank_0_s_code_comes_before_the_launcher_s():
-    assert run("tell_begin(); tell_end(65); sys.exit(1)")[0] == 65
-    assert run("tell_begin(); tell_end(0); sys.exit(9)")[0] == 0
+    assert run("note_begin(); note_end(65); sys.exit(1)")[0] == 65
+    assert run("note_begin(); note_end(0); sys.exit(9)")[0] == 0
 
 
 def test_a_launcher_that_ends_well_without_rank_0_does_not_deceive():
-    code, _, complaints = run("tell_begin()")
+    code, _, complaints = run("note_begin()")
     assert code == 75
     assert "a node was lost" in complaints
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP])
 def test_every_signal_reaches_the_ranks_as_usr1_and_keeps_its_name(number):
-    program = "wait(1); print(heard[0].name, meant(heard[0]).name); tell_end(75)"
+    program = "wait(1); print(heard[0].name, original_signal(heard[0]).name); note_end(75)"
     code, said, _ = run(program, number)
     assert (code, said) == (75, f"ready\nSIGUSR1 {number.name}\n")
 
@@ -90,7 +90,7 @@ def test_the_signal_s_own_code_where_rank_0_could_tell_none(number, code):
 
 
 def test_the_third_signal_is_for_the_launcher():
-    program = "wait(3); print([n.name for n in heard]); tell_end(75)"
+    program = "wait(3); print([n.name for n in heard]); note_end(75)"
     found = run(program, *3 * [signal.SIGINT])
     assert found == (75, "ready\n['SIGUSR1', 'SIGUSR1', 'SIGTERM']\n", "")
 

@@ -1,18 +1,20 @@
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
-import time
 
 import pytest
 
 from mpipar.launch.watchdog import bounded_start
 
-SLOW = """
-import time
+NEVER_STARTS = """
+import os, time
 from mpipar.launch.watchdog import bounded_start
+launcher = os.getppid()
 with bounded_start(0):
-    time.sleep(3)
+    while os.getppid() == launcher:
+        time.sleep(0.01)
 """
 
 
@@ -25,19 +27,16 @@ def tolerant(monkeypatch):
 @pytest.mark.usefixtures("tolerant")
 def test_launcher_of_a_start_that_takes_too_long_is_ended_with_a_word():
     # A shell stands in for mpirun: the parent of the rank.
-    launcher = ["sh", "-c", f"{sys.executable} -c '{SLOW}' & wait"]
-    begin = time.monotonic()
-    done = subprocess.run(launcher, capture_output=True, text=True, timeout=30, check=False)
-    assert done.returncode != 0
+    launcher = ["sh", "-c", f"{sys.executable} -c '{NEVER_STARTS}' & wait"]
+    done = subprocess.run(launcher, capture_output=True, text=True, timeout=50, check=False)
+    assert done.returncode == -signal.SIGTERM
     assert "MPI has not started on all ranks within" in done.stderr
-    assert time.monotonic() - begin < 15
 
 
 @pytest.mark.usefixtures("tolerant")
 def test_start_in_time_is_not_disturbed(capfd):
     with bounded_start(0):
-        pass
-    time.sleep(0.7)
+        pass  # its end waits for the end of the watcher, which can say nothing later
     assert capfd.readouterr() == ("", "")
 
 

@@ -113,7 +113,7 @@ def test_last_worker_may_break_off_if_another_comes(job):
     with tcp_cluster.open_pool(job.hub, patience=10) as pool:
         pool.serve(Numbers())
         job.start(1)
-        job.when(lambda: pool.workers == 1, lambda: job.hub.give_up(1))
+        job.when(lambda: pool.workers == 1, lambda: job.hub.declare_lost(1))
         job.when(lambda: pool.losses, lambda: job.start(2))
         statistics = run(pool, 0.01)
         assert statistics.lost == (1,)
@@ -137,7 +137,7 @@ def test_nobody_left_and_nobody_to_come_ends_the_run(job, comes):
         pool.serve(Numbers())
         if comes:
             job.start(1)
-        job.when(lambda: pool.workers == comes, lambda: job.hub.give_up(1))
+        job.when(lambda: pool.workers == comes, lambda: job.hub.declare_lost(1))
         with pytest.raises(RequeueError, match=r"no worker is left|last worker is lost"):
             run(pool, 0.02)
         with pytest.raises(RequeueError):

@@ -53,7 +53,7 @@ def test_many_tasks_come_back_in_order_from_one_other_process(child_of):
     assert [ran.result[1] for run in runs for ran in run] == list(range(1, 1401))
     (process,) = {ran.result[0] for run in runs for ran in run}
     assert process != os.getpid()
-    assert all(ran.trouble is None and ran.seconds >= 0 for ran in runs[0])
+    assert all(ran.error is None and ran.seconds >= 0 for ran in runs[0])
 
 
 def test_large_arrays_go_there_and_back(child_of):
@@ -89,43 +89,43 @@ def test_death_costs_the_task_that_caused_it_and_no_other(child_of, what, said):
     child = child_of()
     before, culprit, *after = child.run(tasks("count", what, "count", "count"))
     assert culprit.task == 1
-    assert (culprit.trouble.kind, culprit.trouble.text) == ("Died", said)
-    assert [ran.trouble for ran in (before, *after)] == [None] * 3
+    assert (culprit.error.kind, culprit.error.text) == ("Died", said)
+    assert [ran.error for ran in (before, *after)] == [None] * 3
     assert [ran.result[1] for ran in after] == [1, 2]  # a new process
     if what == "segfault":
-        assert "string_at" in culprit.trouble.traceback
+        assert "string_at" in culprit.error.traceback
 
 
 def test_task_beyond_its_time_is_killed_and_says_where_it_was(child_of):
     child = child_of(timeout=0.5)
     first, hung, last = child.run(tasks(0.3, "hang", 0.3))
-    assert (first.trouble, last.trouble) == (None, None)
-    assert hung.trouble.kind == "Timeout"
-    assert hung.trouble.text == "no end after 0.5 s while running it; the process was killed"
-    assert "in act" in hung.trouble.traceback
+    assert (first.error, last.error) == (None, None)
+    assert hung.error.kind == "Timeout"
+    assert hung.error.text == "no end after 0.5 s while running it; the process was killed"
+    assert "in act" in hung.error.traceback
 
 
 def test_a_reader_that_is_slow_does_not_make_its_tasks_late(child_of):
     child = child_of(timeout=0.2)
     child.start()
     for ran in child.run(tasks(0.01, 0.01, 0.01)):
-        assert ran.trouble is None
+        assert ran.error is None
         time.sleep(0.3)
 
 
 @pytest.mark.parametrize(("what", "kind"), [("raise", "ValueError"), ("sys.exit", "SystemExit")])
 def test_exception_becomes_text_and_the_process_goes_on(child_of, what, kind):
     first, second = child_of().run(tasks(what, "count"))
-    assert first.trouble.kind == kind
-    assert "in act" in first.trouble.traceback
+    assert first.error.kind == kind
+    assert "in act" in first.error.traceback
     assert second.result[1] == 2
 
 
 def test_what_pickle_refuses_is_trouble_of_that_task_alone(child_of):
     work = tasks("count", "lambda", lambda: None, "count")
     first, result, payload, last = child_of().run(work)
-    assert "the result of task 1 cannot be pickled" in result.trouble.text
-    assert "task 2 cannot be pickled" in payload.trouble.text
+    assert "the result of task 1 cannot be pickled" in result.error.text
+    assert "task 2 cannot be pickled" in payload.error.text
     assert [ran.task for ran in (first, result, payload, last)] == [0, 1, 2, 3]
     assert last.result[1] == 3
 

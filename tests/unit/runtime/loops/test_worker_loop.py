@@ -219,12 +219,12 @@ def test_silent_worker_costs_its_tasks_and_is_told_so_when_it_comes_back(monkeyp
     with Pool(master, threads=1, cache_bytes=0) as pool:
         assert len(pool.run(Where(), {}, tasks_of(4, blocks=False)).results) == 4
         assert str(pool.losses[0]).startswith("rank 2 on node7 (process 4711) is lost: silent for")
-        assert master.strays() == [2]
+        assert master.cut_off_ranks() == [2]
         back, found = in_thread(worker_loop.serve, late)
         back.join(5)
         assert "so hung or cut off" in found[0].reason
         assert len(pool.run(Where(), {}, tasks_of(4, blocks=False)).results) == 4
-        assert master.strays() == []
+        assert master.cut_off_ranks() == []
     thread.join(5)
     assert "the job goes on without it: silent for" in capfd.readouterr().err
 

@@ -10,13 +10,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mpipar.runtime.node_memory import shared_arrays as depot_module
+from mpipar.runtime.node_memory import shared_arrays as module
 from mpipar.runtime.node_memory.shared_arrays import (
     LARGE,
     ArrayHandle,
     SharedArrays,
     UnmappableError,
-    has_tickets,
+    has_handles,
     memory_name,
 )
 from mpipar.runtime.stage import frozen
@@ -40,31 +40,30 @@ def descriptors():
 
 
 @pytest.fixture
-def lodged():
+def published():
     before = descriptors()
-    depot = SharedArrays.lodge(VALUES)
-    yield depot
-    if depot.tickets:
-        depot.close()
+    arrays = SharedArrays.publish(VALUES)
+    yield arrays
+    if arrays.handles:
+        arrays.close()
     assert descriptors() == before
 
 
-def ticket_of(depot):
-    return depot.tickets["volume"]
+def handle_of(arrays):
+    return arrays.handles["volume"]
 
 
-def unreachable(tickets, reason):
+def unreachable(handles, reason):
     before = descriptors()
     with pytest.raises(UnmappableError, match=reason):
-        SharedArrays.find(tickets)
+        SharedArrays.attach(handles)
     assert descriptors() == before
 
 
-def test_large_arrays_are_found_as_they_were_read_only_aligned_and_in_one_memory(lodged):
-    found = SharedArrays.find(lodged.tickets)
-    assert {name for name, value in lodged.tickets.items() if isinstance(value, ArrayHandle)} == (
-        LARGE_ONES
-    )
+def test_large_arrays_are_found_as_they_were_read_only_aligned_and_in_one_memory(published):
+    found = SharedArrays.attach(published.handles)
+    handles = {name for name, value in published.handles.items() if isinstance(value, ArrayHandle)}
+    assert handles == LARGE_ONES
     for name, value in VALUES.items():
         array = found.values[name]
         assert np.array_equal(array, value), name
@@ -73,19 +72,19 @@ def test_large_arrays_are_found_as_they_were_read_only_aligned_and_in_one_memory
             assert array.flags.c_contiguous
             assert array.flags.aligned
             assert not array.flags.writeable
-            assert inode_of(array) == inode_of(lodged.values[name]) == ticket_of(lodged).inode
+            assert inode_of(array) == inode_of(published.values[name]) == handle_of(published).inode
     with pytest.raises(ValueError, match="WRITEABLE"):
         found.values["volume"].flags.writeable = True
     found.close()
 
 
-def test_other_process_finds_what_tickets_lead_to(lodged):
-    wire = pickle.dumps(lodged.tickets)
+def test_other_process_attaches_by_handles(published):
+    wire = pickle.dumps(published.handles)
     assert len(wire) < 3000
     script = (
         "import pickle, sys\n"
         "from mpipar.runtime.node_memory.shared_arrays import SharedArrays\n"
-        "values = SharedArrays.find(pickle.load(sys.stdin.buffer)).values\n"
+        "values = SharedArrays.attach(pickle.load(sys.stdin.buffer)).values\n"
         "print(repr(values['volume'].sum()), values['text'])\n"
     )
     line = [sys.executable, "-c", script]
@@ -93,10 +92,10 @@ def test_other_process_finds_what_tickets_lead_to(lodged):
     assert done.stdout.decode().strip() == f"{VALUES['volume'].sum()!r} hello", done.stderr.decode()
 
 
-def test_who_found_it_can_pass_it_on_when_the_lender_has_gone(lodged):
-    second = SharedArrays.find(lodged.tickets)
-    lodged.close()
-    third = SharedArrays.find(second.tickets)
+def test_an_attached_process_can_hand_it_on_when_the_publisher_has_gone(published):
+    second = SharedArrays.attach(published.handles)
+    published.close()
+    third = SharedArrays.attach(second.handles)
     second.close()
     assert np.array_equal(third.values["bytes"], VALUES["bytes"])
     arrays = dict(third.values)
@@ -104,8 +103,8 @@ def test_who_found_it_can_pass_it_on_when_the_lender_has_gone(lodged):
     assert np.array_equal(arrays["volume"], VALUES["volume"])
 
 
-def test_memory_is_sealed(lodged):
-    path = f"/proc/self/fd/{ticket_of(lodged).descriptor}"
+def test_memory_is_sealed(published):
+    path = f"/proc/self/fd/{handle_of(published).descriptor}"
     writing = os.open(path, os.O_RDWR)
     try:
         with pytest.raises(PermissionError):
@@ -116,19 +115,19 @@ def test_memory_is_sealed(lodged):
         os.close(writing)
 
 
-def test_descriptor_number_that_is_another_file_by_now_is_not_mistaken(lodged):
-    tickets = dict(lodged.tickets)
-    number = ticket_of(lodged).descriptor
-    lodged.close()
-    unreachable(tickets, "No such file")
-    other = SharedArrays.lodge(VALUES)  # as large, and at the same number
-    assert ticket_of(other).descriptor == number
-    unreachable(tickets, "another file")
+def test_descriptor_number_that_is_another_file_by_now_is_not_mistaken(published):
+    handles = dict(published.handles)
+    number = handle_of(published).descriptor
+    published.close()
+    unreachable(handles, "No such file")
+    other = SharedArrays.publish(VALUES)  # as large, and at the same number
+    assert handle_of(other).descriptor == number
+    unreachable(handles, "another file")
     other.close()
 
 
-def test_same_number_and_inode_on_another_host_is_not_mistaken(lodged):
-    mine = lodged.tickets
+def test_same_number_and_inode_on_another_host_is_not_mistaken(published):
+    mine = published.handles
     forged = {
         name: replace(value, token=bytes(16)) if isinstance(value, ArrayHandle) else value
         for name, value in mine.items()
@@ -136,21 +135,21 @@ def test_same_number_and_inode_on_another_host_is_not_mistaken(lodged):
     unreachable(forged, "another file")
 
 
-def test_pipe_at_that_number_is_not_waited_for(lodged):
+def test_pipe_at_that_number_is_not_waited_for(published):
     reading, writing = os.pipe()
     status = os.fstat(reading)
     forged = replace(
-        ticket_of(lodged), descriptor=reading, inode=status.st_ino, size=status.st_size
+        handle_of(published), descriptor=reading, inode=status.st_ino, size=status.st_size
     )
     unreachable({"x": forged}, "no file")
     os.close(reading)
     os.close(writing)
 
 
-def test_process_that_has_ended_has_nothing_to_find(lodged):
+def test_process_that_has_ended_has_nothing_to_attach(published):
     ended = subprocess.Popen([sys.executable, "-c", ""])
     ended.wait()
-    unreachable({"x": replace(ticket_of(lodged), process=ended.pid)}, "No such file")
+    unreachable({"x": replace(handle_of(published), process=ended.pid)}, "No such file")
 
 
 @pytest.mark.parametrize(
@@ -166,26 +165,26 @@ def test_process_that_has_ended_has_nothing_to_find(lodged):
 def test_other_arrays_are_sent_as_they_are(array):
     if array.dtype.hasobject or array.size < LARGE or not array.flags.c_contiguous:
         array.flags.writeable = False
-    assert SharedArrays.lodge({"x": array}) is None
+    assert SharedArrays.publish({"x": array}) is None
 
 
-def test_without_such_memory_nothing_is_lodged(monkeypatch):
+def test_without_such_memory_nothing_is_published(monkeypatch):
     before = descriptors()
-    monkeypatch.setattr(depot_module, "_write", lambda *_: (_ for _ in ()).throw(OSError("full")))
-    assert SharedArrays.lodge(VALUES) is None
+    monkeypatch.setattr(module, "_write", lambda *_: (_ for _ in ()).throw(OSError("full")))
+    assert SharedArrays.publish(VALUES) is None
     monkeypatch.delattr(os, "memfd_create")
-    assert SharedArrays.lodge(VALUES) is None
+    assert SharedArrays.publish(VALUES) is None
     assert memory_name() == ""
     assert descriptors() == before
 
 
-def test_tickets_are_recognised(lodged):
-    assert has_tickets(lodged.tickets)
-    assert not has_tickets(lodged.values)
+def test_handles_are_recognised(published):
+    assert has_handles(published.handles)
+    assert not has_handles(published.values)
 
 
 def test_writes_go_on_where_the_kernel_stopped(monkeypatch):
-    monkeypatch.setattr(depot_module, "PIECE", 100_001)
-    depot = SharedArrays.lodge(VALUES)
-    assert np.array_equal(depot.values["volume"], VALUES["volume"])
-    depot.close()
+    monkeypatch.setattr(module, "PIECE", 100_001)
+    arrays = SharedArrays.publish(VALUES)
+    assert np.array_equal(arrays.values["volume"], VALUES["volume"])
+    arrays.close()

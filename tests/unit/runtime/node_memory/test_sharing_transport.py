@@ -1,4 +1,4 @@
-"""The sharing transport over in-process ends, whose tickets lead to this very process."""
+"""The sharing transport over in-process ends, whose handles lead to this very process."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from mpipar.runtime.node_memory.shared_arrays import (
     ArrayHandle,
     SharedArrays,
     UnmappableError,
-    for_child,
+    values_for_child,
 )
 from mpipar.runtime.node_memory.sharing_transport import SharingTransport
 from mpipar.runtime.pool import Pool
@@ -55,7 +55,7 @@ def the_only(arrived):
     return message
 
 
-def is_ticket(message):
+def is_handle(message):
     return isinstance(message.shared["a"], ArrayHandle)
 
 
@@ -68,11 +68,11 @@ def address(message):
     return message.shared["a"].__array_interface__["data"][0]
 
 
-def test_ranks_of_a_host_get_tickets_to_one_memory_and_see_arrays():
+def test_ranks_of_a_host_get_handles_to_one_memory_and_see_arrays():
     (master, *others), below = ends()
     for rank in (1, 2):
         master.send(rank, begin())
-    assert {is_ticket(message) for end in below[1:3] for _, message in end._inbox} == {True}
+    assert {is_handle(message) for end in below[1:3] for _, message in end._inbox} == {True}
     inodes = {message.shared["a"].inode for end in below[1:3] for _, message in end._inbox}
     assert len(inodes) == 1
     assert all(is_right(the_only(other.receive())) for other in others[:2])
@@ -88,7 +88,7 @@ def test_other_ranks_get_the_arrays_themselves(message):
     assert is_right(the_only(worker.receive()))
 
 
-def test_leader_lodges_what_came_from_outside_and_uses_that_memory_itself():
+def test_leader_publishes_what_came_from_outside_and_uses_that_memory_itself():
     (master, leader, follower, *_), below = ends()
     master.send(1, begin(tree=((0,), (1, 2), (3, 4))))
     message = the_only(leader.receive())
@@ -96,8 +96,8 @@ def test_leader_lodges_what_came_from_outside_and_uses_that_memory_itself():
     assert address(message) != address(begin())
     leader.send(2, message)
     leader.send(3, message)
-    assert is_ticket(the_only(below[2]._inbox))
-    assert not is_ticket(the_only(below[3]._inbox))
+    assert is_handle(the_only(below[2]._inbox))
+    assert not is_handle(the_only(below[3]._inbox))
     assert is_right(the_only(follower.receive()))
 
 
@@ -113,7 +113,7 @@ def test_what_was_found_is_passed_on_by_the_finder_when_the_lender_lets_go():
     message = the_only(middle.receive())
     master.send(3, Forget(1))  # rank 0 lets go
     middle.send(2, message)
-    assert is_ticket(the_only(below[2]._inbox))
+    assert is_handle(the_only(below[2]._inbox))
     assert is_right(the_only(leaf.receive()))
 
 
@@ -122,7 +122,7 @@ def test_who_cannot_map_asks_rank_0_and_takes_plain_arrays(monkeypatch):
     master.send(1, begin())
     message = the_only(middle.receive())
     middle.send(2, message)
-    monkeypatch.setattr(SharedArrays, "find", lambda values: (_ for _ in ()).throw(UnmappableError))
+    monkeypatch.setattr(SharedArrays, "attach", lambda _: (_ for _ in ()).throw(UnmappableError))
     assert leaf.receive() == []
     assert master.receive() == [(2, NeedArrays(1, 1))]
     master.send(2, begin(plain=True))
@@ -134,10 +134,10 @@ def test_begin_that_comes_twice_or_late_is_dropped():
     for _ in range(2):
         master.send(1, begin(2))
     assert [type(message) for _, message in worker.receive()] == [Begin]
-    SharingTransport(master._plain).send(1, begin(1, plain=True))
+    SharingTransport(master._inner).send(1, begin(1, plain=True))
     assert worker.receive() == []
     master.send(1, Forget(4))
-    SharingTransport(master._plain).send(1, begin(3))
+    SharingTransport(master._inner).send(1, begin(3))
     assert worker.receive() == [(0, Forget(4))]
 
 
@@ -197,17 +197,17 @@ def pool_of_sharing_ranks():
 
 @pytest.mark.parametrize("blind", [set(), {2}, {1, 2, 3, 4}])
 def test_whole_runs_are_right_whoever_cannot_map(monkeypatch, blind):
-    plain_find = SharedArrays.find
+    attach_as_it_is = SharedArrays.attach
     found = []
 
-    def find(values):
+    def attach(values):
         rank = int(threading.current_thread().name)
         found.append(rank)
         if rank in blind:
             raise UnmappableError
-        return plain_find(values)
+        return attach_as_it_is(values)
 
-    monkeypatch.setattr(SharedArrays, "find", find)
+    monkeypatch.setattr(SharedArrays, "attach", attach)
     shared = {"a": np.ones(1 << 18), "b": np.ones(1 << 17)}
     with pool_of_sharing_ranks() as pool:
         for _ in range(3):
@@ -236,11 +236,11 @@ def test_child_processes_map_the_same_memory(opener):
 
 def test_child_process_that_cannot_map_is_sent_the_arrays(monkeypatch):
     def forged(values):
-        tickets = {**for_child(values)}
-        tickets["a"] = replace(tickets["a"], token=bytes(16))
-        return tickets
+        handles = {**values_for_child(values)}
+        handles["a"] = replace(handles["a"], token=bytes(16))
+        return handles
 
-    monkeypatch.setattr(isolated_tasks, "for_child", forged)
+    monkeypatch.setattr(isolated_tasks, "values_for_child", forged)
     assert seen_by_children(thread_cluster.open_pool(1)) == {0}
 
 

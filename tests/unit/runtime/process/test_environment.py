@@ -47,7 +47,7 @@ def test_patience_is_a_positive_number(monkeypatch, value):
         environment.patience()
 
 
-def test_calm_process_has_single_threaded_blas():
-    environment.calm_process()
+def test_tuned_process_has_single_threaded_blas():
+    environment.tune_process()
     assert sys.getswitchinterval() == pytest.approx(environment.SWITCH_SECONDS)
     assert {library["num_threads"] for library in threadpool_info()} <= {1}

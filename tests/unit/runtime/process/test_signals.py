@@ -15,7 +15,7 @@ from mpipar.runtime.clusters.thread_cluster import (
     open_pool,
 )
 from mpipar.runtime.process import signals
-from mpipar.runtime.process.signal_wakeup import nudged
+from mpipar.runtime.process.signal_wakeup import interrupted_waits
 from mpipar.runtime.stage import Stage, Task
 
 ROOT = Path(__file__).parents[3]
@@ -216,9 +216,9 @@ def test_a_wait_ends_that_the_signal_did_not_interrupt(grace, handling):
 
 def test_nudging_leaves_all_as_it_was():
     threads = threading.active_count()
-    with nudged([signal.SIGTERM]):
+    with interrupted_waits([signal.SIGTERM]):
         assert threading.active_count() == threads + 1
-        with nudged([signal.SIGTERM]):  # has nothing to add
+        with interrupted_waits([signal.SIGTERM]):  # has nothing to add
             assert threading.active_count() == threads + 1
     assert threading.active_count() == threads
     assert signal.getsignal(signal.SIGURG) == signal.SIG_DFL
@@ -229,10 +229,10 @@ def test_nudging_stands_back_for_an_event_loop():
     reading, writing = os.pipe()
     os.set_blocking(writing, False)
     threads = threading.active_count()
-    with nudged([signal.SIGTERM]):
+    with interrupted_waits([signal.SIGTERM]):
         signal.set_wakeup_fd(writing)  # as asyncio does
     assert signal.set_wakeup_fd(writing) == writing  # not taken away
-    with nudged([signal.SIGTERM]):
+    with interrupted_waits([signal.SIGTERM]):
         assert threading.active_count() == threads
     assert signal.set_wakeup_fd(-1) == writing
     os.close(reading)

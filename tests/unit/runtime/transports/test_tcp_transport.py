@@ -40,10 +40,10 @@ def join(hub, name, key=KEY):
             found.append(tcp_cluster.connect("127.0.0.1", hub.port, key, name))
         found.append(None)
 
-    visitor = threading.Thread(target=visit)
-    visitor.start()
+    stranger = threading.Thread(target=visit)
+    stranger.start()
     turn_until(hub, lambda: found)
-    visitor.join(10)
+    stranger.join(10)
     return found[0]
 
 
@@ -118,13 +118,13 @@ def test_worker_notices_that_the_hub_is_gone():
     [("w2", tcp_handshake.new_key()), ("w9", KEY), ("w1", KEY)],
     ids=["wrong key", "unknown name", "name that has been used"],
 )
-def test_stranger_is_turned_away(name, key):
+def test_stranger_is_rejected(name, key):
     with star(1) as (hub, _):
         hub.expect("w2")
         with pytest.raises(UnavailableError, match="turned away"):
             _visit_in_turns(hub, name, key)
-        assert hub.turned_away == 1
-        assert hub.absent == {2}
+        assert hub.rejected == 1
+        assert hub.expected == {2}
         assert hub.lost() == []
 
 
@@ -147,10 +147,10 @@ def _visit_in_turns(hub, name, key):
 
 @pytest.mark.parametrize("noise", [b"", b"GET / HTTP/1.0\r\n\r\n", b"\0" * 1000])
 def test_noise_on_the_port_disturbs_nobody(noise, monkeypatch):
-    monkeypatch.setattr(tcp_transport, "GREETING_SECONDS", 0.1)
-    with star(1) as (hub, spoke), socket.create_connection(("127.0.0.1", hub.port)) as visitor:
-        visitor.sendall(noise)
-        turn_until(hub, lambda: hub.turned_away)
+    monkeypatch.setattr(tcp_transport, "HANDSHAKE_SECONDS", 0.1)
+    with star(1) as (hub, spoke), socket.create_connection(("127.0.0.1", hub.port)) as stranger:
+        stranger.sendall(noise)
+        turn_until(hub, lambda: hub.rejected)
         spoke.send(0, BlockRequest(1, 3))
         heard = []
         turn_until(hub, lambda: heard.extend(hub.receive()) or heard)
@@ -160,19 +160,19 @@ def test_noise_on_the_port_disturbs_nobody(noise, monkeypatch):
 def test_rank_that_does_not_come_can_be_given_up():
     with star(1) as (hub, _):
         hub.expect("late")
-        hub.give_up(2)
+        hub.declare_lost(2)
         lost = []
         turn_until(hub, lambda: lost.extend(hub.lost()) or lost)
-        assert (lost, hub.absent) == ([2], set())
+        assert (lost, hub.expected) == ([2], set())
         assert join(hub, "late") is None
 
 
 def test_another_version_is_told_apart(monkeypatch):
-    monkeypatch.setattr(tcp_handshake, "_BANNER", b"mpipar 0.0.0".ljust(32))
-    door = tcp_handshake.ServerHandshake(KEY)
-    monkeypatch.setattr(tcp_handshake, "_BANNER", b"mpipar 1.0.0".ljust(32))
+    monkeypatch.setattr(tcp_handshake, "_VERSION", b"mpipar 0.0.0".ljust(32))
+    server = tcp_handshake.ServerHandshake(KEY)
+    monkeypatch.setattr(tcp_handshake, "_VERSION", b"mpipar 1.0.0".ljust(32))
     with pytest.raises(UnavailableError, match=r"'mpipar 0\.0\.0'"):
-        tcp_handshake.UnverifiedPeer(KEY, "w1").reply(door.salute)
+        tcp_handshake.ClientHandshake(KEY, "w1").reply(server.greeting)
 
 
 def test_nobody_listening_is_said_so():

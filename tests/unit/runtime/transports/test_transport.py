@@ -25,9 +25,9 @@ def test_long_idle_raises_the_cap_and_traffic_resets_it():
 
 def test_crowded_cores_are_polled_less_but_not_without_bound():
     backoff = Backoff()
-    backoff.crowd(3.0)
+    backoff.set_crowding(3.0)
     assert max(waits(backoff, 80)) == 3 * Backoff.CAP
-    backoff.crowd(64.0)
+    backoff.set_crowding(64.0)
     assert max(waits(backoff, 1000)) == Backoff.LIMIT
 
 
