@@ -1,1 +1,1 @@
-"""Other people's interfaces on our runtime; all of them share the workers of one crew."""
+"""Interfaces of other projects, on the workers of the job: Executor, joblib's backend, IMP."""

@@ -75,17 +75,17 @@ def script(tmp_path):
     return path
 
 
-def job(ranks, script, *words, options=(), flags=()):
+def job(ranks, script, *arguments, options=(), flags=()):
     start = [*mpirun(), *options, "-n", ranks, "-wdir", script.parent]
-    return run(line=[*start, *EXEC, *flags, script, *words])
+    return run(line=[*start, *EXEC, *flags, script, *arguments])
 
 
 def test_functions_of_the_script_run_on_the_workers(script):
     done = job(4, script, "who", "--flag")
     assert done.returncode == 0, done.stderr
     total = 3 * sum(range(200))
-    words = [str(script), "who", "--flag"]
-    assert done.stdout == f"{total} 3 False {words} {script.parent}\nat exit\n"
+    argv = [str(script), "who", "--flag"]
+    assert done.stdout == f"{total} 3 False {argv} {script.parent}\nat exit\n"
 
 
 def test_killed_worker_costs_no_call(script):
@@ -138,7 +138,7 @@ def test_script_under_mpirun_without_exec_is_refused(script):
 
 
 @pytest.mark.parametrize(
-    ("words", "code", "says"),
+    ("arguments", "code", "message"),
     [
         ([], 64, "needs a script"),
         (["none.py"], 66, "none.py"),
@@ -147,11 +147,11 @@ def test_script_under_mpirun_without_exec_is_refused(script):
         (["--paralel=mpi:2", "x.py"], 64, "did you mean --parallel"),
     ],
 )
-def test_what_is_wrong_is_said_in_one_line(words, code, says):
-    done = run(line=[*EXEC, *words])
+def test_what_is_wrong_is_said_in_one_line(arguments, code, message):
+    done = run(line=[*EXEC, *arguments])
     assert done.returncode == code
     (line,) = complaints(done)
-    assert says in line
+    assert message in line
     assert "Traceback" not in done.stderr
 
 
@@ -161,9 +161,9 @@ from mpipar import Executor
 
 if __name__ == "__main__":
     with Executor() as executor:
-        made = [executor.submit(time.sleep, 100) for _ in range(20)]
+        submitted = [executor.submit(time.sleep, 100) for _ in range(20)]
         print("waiting", flush=True)
-        made[-1].result()
+        submitted[-1].result()
 """
 
 

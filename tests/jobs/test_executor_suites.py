@@ -15,8 +15,8 @@ from tests.support.installed import MPIRUN, mpirun
 from tests.support.jobs import ROOT, environment
 from tests.support.suites import CPYTHON, MPI4PY, find
 
-# How the workers come about, whose tests, and which: those that only wait for futures once. The
-# slowest are waited for last.
+# The `--parallel` (none: mpirun), the suite, and its classes: those that only wait for futures run
+# once. The test waits for the slowest job last.
 JOBS = {
     "mpi-mpi4py": ("", "mpi4py"),
     "mpi-waits": ("", "cpython", "Waits", "Completions"),
@@ -31,7 +31,7 @@ pytestmark = pytest.mark.skipif(not MPIRUN.exists(), reason="this environment br
 
 @pytest.fixture(scope="module")
 def jobs(tmp_path_factory):
-    """All of them under way, each with a file for what it says."""
+    """All of them under way, each with a file for its output."""
     folder = tmp_path_factory.mktemp("suites")
     cache = ROOT / ".suites"
     find(cache)
@@ -41,12 +41,12 @@ def jobs(tmp_path_factory):
         command = [*start, sys.executable, "-m", "mpipar", "exec", parallel or "--parallel=mpi"]
         command += ["-m", "tests.support.suites", suite, str(cache), *only]
         if list(cache.glob(f"{CPYTHON if suite == 'cpython' else MPI4PY}*")):
-            with (folder / name).open("w") as said:
+            with (folder / name).open("w") as output:
                 started[name] = subprocess.Popen(
                     command,
                     cwd=ROOT,
                     env=environment(),
-                    stdout=said,
+                    stdout=output,
                     stderr=subprocess.STDOUT,
                 )
     yield folder, started
@@ -62,6 +62,6 @@ def test_suite_passes(jobs, name):
         pytest.skip("that suite comes with no Python here, and could not be downloaded")
     with suppress(subprocess.TimeoutExpired):
         started[name].wait(PATIENCE)
-    said = (folder / name).read_text()
-    assert started[name].poll() == 0, said
-    assert int(said.rpartition("\nRan ")[2].split()[0]) > 10
+    output = (folder / name).read_text()
+    assert started[name].poll() == 0, output
+    assert int(output.rpartition("\nRan ")[2].split()[0]) > 10

@@ -55,14 +55,14 @@ def run(manager, tasks, startup=None):
     return list(context.get_results_unordered())
 
 
-def python(*words, **how):
+def python(*arguments, **variables):
     return subprocess.run(
-        [sys.executable, *map(str, words)],
+        [sys.executable, *map(str, arguments)],
         capture_output=True,
         text=True,
         timeout=60,
         check=False,
-        env=os.environ | {"PYTHONPATH": str(ROOT), **how},
+        env=os.environ | {"PYTHONPATH": str(ROOT), **variables},
     )
 
 
@@ -323,7 +323,7 @@ def test_worker_added_while_iterating_is_put_to_work(manager):
     assert workers_seen(manager, 2, then=lambda: manager.add_worker(imp.LocalWorker())) == 2
 
 
-def test_worker_that_cannot_start_is_told_with_its_own_words():
+def test_worker_that_cannot_start_is_told_with_its_output():
     manager = imp.Manager(python="/no/such/python", output="out%d")
     manager.add_worker(imp.LocalWorker())
     with pytest.raises(imp.NetworkError, match=r"ended with code 127 .*out0 ends: .*not found"):
@@ -345,7 +345,7 @@ def test_workers_that_stay_in_the_queue_are_told_after_the_heartbeat_timeout(sge
         manager.add_worker(imp.SGEQsubWorkerArray(2, ""))
         with pytest.raises(imp.NetworkError, match=r"ID 99\.2>: has not connected within 0\.3 s"):
             run(manager, [Give(1)])
-    assert (sge / "qdel-said").read_text() == "99\n"
+    assert (sge / "qdel-calls").read_text() == "99\n"
 
 
 def test_output_without_a_number_is_refused():
@@ -383,9 +383,9 @@ def test_script_needs_no_module_for_its_tasks_and_leaves_no_worker(folder):
 @pytest.mark.crash
 def test_workers_end_when_their_manager_is_killed(folder):
     (folder / "script.py").write_text(SCRIPT)
-    words = [sys.executable, "script.py", "60"]
+    command = [sys.executable, "script.py", "60"]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True, env=environment) as process:
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
         worker = int(process.stdout.readline())
         process.kill()
     assert gone(worker)
@@ -396,7 +396,7 @@ def test_workers_end_when_their_manager_is_killed(folder):
 
 QSUB = """\
 #!/bin/sh
-echo "$@" >> {here}/qsub-said
+echo "$@" >> {here}/qsub-calls
 cat > {here}/script
 for i in 1 2; do
     SGE_TASK_ID=$i /bin/sh {here}/script < /dev/null > /dev/null 2>&1 &
@@ -412,8 +412,8 @@ def sge(tmp_path, monkeypatch):
     tools.mkdir()
     scripts = {
         "qsub": QSUB,
-        "qdel": '#!/bin/sh\necho "$@" >> {here}/qdel-said\n',
-        "qrsh": '#!/bin/sh\necho "$@" >> {here}/qrsh-said\nshift 3\nexec "$@"\n',
+        "qdel": '#!/bin/sh\necho "$@" >> {here}/qdel-calls\n',
+        "qrsh": '#!/bin/sh\necho "$@" >> {here}/qrsh-calls\nshift 3\nexec "$@"\n',
     }
     for name, text in scripts.items():
         (tools / name).write_text(text.format(here=tools))
@@ -426,9 +426,9 @@ def test_array_job_of_workers(manager, sge):
     array = imp.SGEQsubWorkerArray(2, "-l mem_free=1G")
     manager.add_worker(array)
     assert workers_seen(manager, 2) == 2
-    said = (sge / "qsub-said").read_text().split()
+    calls = (sge / "qsub-calls").read_text().split()
     wanted = "-S /bin/sh -l mem_free=1G -j y -cwd -r n -o sge-errors -t 1-2"
-    assert said == wanted.split()
+    assert calls == wanted.split()
     assert [repr(worker) for worker in manager._all_workers] == [
         "<SGE qsub worker, ID 17.1>",
         "<SGE qsub worker, ID 17.2>",
@@ -436,7 +436,7 @@ def test_array_job_of_workers(manager, sge):
     key = list(Path().glob(".mpipar-imp-*.key"))
     assert [path.stat().st_mode & 0o777 for path in key] == [0o600]
     manager.close()
-    assert not (sge / "qdel-said").exists()
+    assert not (sge / "qdel-calls").exists()
     assert not list(Path().glob(".mpipar-imp-*"))
 
 
@@ -446,8 +446,8 @@ def test_parallel_environment(manager, sge, tmp_path, monkeypatch):
     monkeypatch.setenv("PE_HOSTFILE", str(host_file))
     manager.add_worker(imp.SGEPEWorkerArray())
     assert workers_seen(manager, 3) == 3
-    said = (sge / "qrsh-said").read_text().splitlines()
-    assert [line.split()[:3] for line in said] == [["-inherit", "-V", "node2"]] * 2
+    calls = (sge / "qrsh-calls").read_text().splitlines()
+    assert [line.split()[:3] for line in calls] == [["-inherit", "-V", "node2"]] * 2
 
 
 def test_parallel_environment_that_is_none(monkeypatch):
@@ -472,7 +472,7 @@ def test_failing_qsub_is_told(sge):
 
 # In an MPI job
 
-WORLD = """\
+RANKS_SCRIPT = """\
 import os, sys, time
 from mpipar import imp
 
@@ -495,10 +495,10 @@ if __name__ == "__main__":
 """
 
 
-def mpirun(*words):
+def mpirun(*arguments):
     start = [str(Path(sys.executable).with_name("mpirun")), "--oversubscribe", "-n", "4"]
     return subprocess.run(
-        [*start, sys.executable, "-m", "mpipar", "exec", *map(str, words)],
+        [*start, sys.executable, "-m", "mpipar", "exec", *map(str, arguments)],
         capture_output=True,
         text=True,
         timeout=100,
@@ -508,7 +508,7 @@ def mpirun(*words):
 
 
 def test_ranks_of_an_mpi_job_are_the_workers(folder):
-    (folder / "script.py").write_text(WORLD)
+    (folder / "script.py").write_text(RANKS_SCRIPT)
     done = mpirun("script.py", 3)
     assert (done.returncode, done.stdout) == (0, "12 3 3\n"), done.stderr
     assert sorted(path.name for path in folder.glob("worker*")) == [
@@ -523,19 +523,19 @@ def test_what_eight_of_them_ask_in_an_mpi_job():
 
 
 def test_fewer_workers_than_ranks_are_said_so(folder):
-    (folder / "script.py").write_text(WORLD)
+    (folder / "script.py").write_text(RANKS_SCRIPT)
     done = mpirun("script.py", 1)
     assert (done.returncode, done.stdout[:3]) == (0, "12 "), done.stderr
     assert "no more of the 3" in done.stderr
 
 
 def test_script_that_mpirun_starts_without_exec_is_refused(folder):
-    (folder / "script.py").write_text(WORLD)
+    (folder / "script.py").write_text(RANKS_SCRIPT)
     start = [str(Path(sys.executable).with_name("mpirun")), "--oversubscribe", "-n", "2"]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    words = [*start, sys.executable, "script.py", "1"]
+    command = [*start, sys.executable, "script.py", "1"]
     done = subprocess.run(
-        words, capture_output=True, text=True, timeout=60, check=False, env=environment
+        command, capture_output=True, text=True, timeout=60, check=False, env=environment
     )
     assert done.returncode != 0
     assert "python -m mpipar exec" in done.stderr
@@ -545,16 +545,16 @@ def test_script_that_mpirun_starts_without_exec_is_refused(folder):
 @pytest.mark.parametrize("seed", range(20))
 def test_workers_killed_at_random_cost_no_result(manager, seed):
     """Up to all workers but one, while they start, compute, or have nothing to do."""
-    dice = random.Random(seed)
+    generator = random.Random(seed)
     for _ in range(4):
         manager.add_worker(imp.LocalWorker())
     context = manager.get_context()
     for number in range(300):
-        context.add_task(Sleep(number, dice.choice([0.0, 0.001, 0.02])))
+        context.add_task(Sleep(number, generator.choice([0.0, 0.001, 0.02])))
     iterator = context.get_results_unordered()
     results = [next(iterator)]
-    victims = dice.sample(manager._all_workers, dice.randint(1, 3))
-    times = sorted(dice.uniform(0.0, 1.0) for _ in victims)
+    victims = generator.sample(manager._all_workers, generator.randint(1, 3))
+    times = sorted(generator.uniform(0.0, 1.0) for _ in victims)
     began = time.monotonic()
     for victim, when in zip(victims, times, strict=True):
         while time.monotonic() - began < when and len(results) < 299:

@@ -1,10 +1,10 @@
-"""What the nine tests of IMP.parallel ask, written anew: runs by itself or under `mpipar exec`.
+"""What the nine tests of IMP.parallel check, written anew: runs by itself or under `mpipar exec`.
 
     python -m unittest tests.support.imp_nine
     mpirun -n 4 python -m mpipar exec -m unittest tests.support.imp_nine.Anywhere
 
-IMP's own files (github.com/salilab/imp, modules/parallel/test) are LGPL and not kept here. Whoever
-has them can run them with `IMP.parallel` replaced by `mpipar.imp`.
+IMP's own files (github.com/salilab/imp, modules/parallel/test) are LGPL and not kept here. They
+can be run with `IMP.parallel` replaced by `mpipar.imp`.
 """
 
 from __future__ import annotations
@@ -43,14 +43,14 @@ class InFolder(unittest.TestCase):
         self.folder = Path(folder.name)
         os.chdir(self.folder)
 
-    def managed(self, **words):
-        manager = imp.Manager(**words)
+    def managed(self, **options):
+        manager = imp.Manager(**options)
         manager.heartbeat_timeout = 5.0
         manager.add_worker(imp.LocalWorker())
         return manager
 
-    def results(self, tasks, startup=None, **words):
-        context = self.managed(**words).get_context(startup=startup)
+    def results(self, tasks, startup=None, **options):
+        context = self.managed(**options).get_context(startup=startup)
         for task in tasks:
             context.add_task(task)
         return list(context.get_results_unordered())
@@ -86,18 +86,18 @@ class Anywhere(InFolder):
         assert sorted(map(repr, found)) == ["inf", "nan"]
 
     def test_pe_worker(self):
-        said = self.folder / "said"
+        calls = self.folder / "calls"
         qrsh = self.folder / "qrsh"
-        qrsh.write_text(f'#!/bin/sh\necho "$@" > {said}.new\nmv {said}.new {said}\n')
+        qrsh.write_text(f'#!/bin/sh\necho "$@" > {calls}.new\nmv {calls}.new {calls}\n')
         qrsh.chmod(0o755)
         before = os.environ["PATH"]
         self.addCleanup(os.environ.__setitem__, "PATH", before)
         os.environ["PATH"] = f"{self.folder}:{before}"
         imp._SGEPEWorker("testnode")._start("testpath", "testid", "testoutput")
         until = time.monotonic() + SOON
-        while not said.exists() and time.monotonic() < until:
+        while not calls.exists() and time.monotonic() < until:
             time.sleep(0.02)
-        assert said.read_text() == "-inherit -V testnode testpath testid\n"
+        assert calls.read_text() == "-inherit -V testnode testpath testid\n"
 
     def test_pe_worker_array(self):
         hosts = self.folder / "hosts"

@@ -54,7 +54,7 @@ class NotedSetup:
 
 
 class Deadly:
-    """End this process, or do something to the one that has started it, but only so many times."""
+    """Send a signal to this process or to its parent, but only so many times."""
 
     def __init__(self, folder: Path, times: int, signal_number: int, *, parent: bool) -> None:
         self.folder = folder

@@ -20,7 +20,7 @@ LAUNCHER = ("OMPI_", "PMI", "PRTE", "MPIPAR_")
 
 
 def names_of_suite() -> dict[str, Any]:
-    """What its modules define; until Python 3.11 it is one module."""
+    """Return what the modules of the suite define; until Python 3.11 it is one module."""
     modules = [importlib.import_module(SUITE)]
     folder = Path(modules[0].__file__ or "").parent
     if hasattr(modules[0], "__path__"):
@@ -36,15 +36,15 @@ def names_of_suite() -> dict[str, Any]:
 
 
 def alone(original: Any, folder: Path) -> Any:
-    """`assert_python_ok` for scripts that get the executor from where it is, and no MPI world."""
+    """Return `assert_python_ok` for scripts that use mpipar.Executor, outside of the MPI job."""
 
-    def assert_python_ok(*words: str, **environment: str) -> Any:
-        script = words[-1].replace("from concurrent.futures import", "from mpipar import")
+    def assert_python_ok(*arguments: str, **environment: str) -> Any:
+        script = arguments[-1].replace("from concurrent.futures import", "from mpipar import")
         script = script.replace(f"from test.{SUITE}", f"from {SUITE}")
         environment["PYTHONPATH"] = os.pathsep.join([str(Path.cwd()), str(folder)])
         kept = {name: v for name, v in os.environ.items() if not name.startswith(LAUNCHER)}
         with mock.patch.dict(os.environ, kept, clear=True):
-            return original(*words[:-1], script, **environment)
+            return original(*arguments[:-1], script, **environment)
 
     return assert_python_ok
 
@@ -52,29 +52,29 @@ def alone(original: Any, folder: Path) -> Any:
 NAMES = names_of_suite()
 
 
-class Made(NAMES["ExecutorMixin"]):
+class OurExecutor(NAMES["ExecutorMixin"]):
     executor_type = mpipar.Executor
 
 
-class Executors(NAMES["ProcessPoolExecutorTest"], Made, NAMES["BaseTestCase"]):
+class Executors(NAMES["ProcessPoolExecutorTest"], OurExecutor, NAMES["BaseTestCase"]):
     """Among them are those of ExecutorTest."""
 
 
-class Shutdowns(NAMES["ExecutorShutdownTest"], Made, NAMES["BaseTestCase"]):
+class Shutdowns(NAMES["ExecutorShutdownTest"], OurExecutor, NAMES["BaseTestCase"]):
     pass
 
 
-class Waits(NAMES["WaitTests"], Made, NAMES["BaseTestCase"]):
+class Waits(NAMES["WaitTests"], OurExecutor, NAMES["BaseTestCase"]):
     pass
 
 
-class Completions(NAMES["AsCompletedTests"], Made, NAMES["BaseTestCase"]):
+class Completions(NAMES["AsCompletedTests"], OurExecutor, NAMES["BaseTestCase"]):
     pass
 
 
-class Initializers(NAMES["InitializerMixin"], Made, NAMES["BaseTestCase"]):
+class Initializers(NAMES["InitializerMixin"], OurExecutor, NAMES["BaseTestCase"]):
     pass
 
 
-class FailingInitializers(NAMES["FailingInitializerMixin"], Made, NAMES["BaseTestCase"]):
+class FailingInitializers(NAMES["FailingInitializerMixin"], OurExecutor, NAMES["BaseTestCase"]):
     pass

@@ -8,7 +8,7 @@ is what a Python on this machine brings (Lib/test/test_concurrent_futures, PSF l
 from the source package of the installed version (demo/futures/test_futures.py, BSD licence). What
 is left out stands in LEFT_OUT, with the reason; of CPython's also what is not about an executor
 (FutureTests), about ThreadPoolExecutor (threads as workers), or about what breaks a
-ProcessPoolExecutor (test_deadlock: here a crash breaks nothing).
+ProcessPoolExecutor (test_deadlock: a crash breaks no mpipar.Executor).
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ LEFT_OUT = {
 
 
 def find(folder: Path) -> None:
-    """Put links to, or copies of, the suites into a folder; those that cannot be had stay away."""
+    """Put links to, or copies of, the suites that can be found into a folder."""
     folder.mkdir(parents=True, exist_ok=True)
     found = cpython_suite()
     link = folder / (found.name if found else CPYTHON)
@@ -72,7 +72,7 @@ def find(folder: Path) -> None:
 
 
 def cpython_suite() -> Path | None:
-    """What this Python brings, or else the next older one that brings any."""
+    """Return the suite of this Python, or else that of the next older one that has it."""
     libraries = [Path(os.__file__).parent]
     others = Path(sys.base_prefix).parent.glob("3.*/lib/python3.*")  # pyenv's folders
     minor = sys.version_info.minor
@@ -115,7 +115,7 @@ def _unpack_mpi4py(folder: Path) -> None:
 
 
 def classes_of(suite: str) -> list[type]:
-    """Test classes, which workers find as well: some functions of theirs are calls."""
+    """Return the test classes. Workers import them, too: some tests have their methods called."""
     if suite == "mpi4py":
         from concurrent.futures.process import _RemoteTraceback
 
@@ -135,7 +135,7 @@ def classes_of(suite: str) -> list[type]:
 
 
 def main() -> int:
-    """Do what the command line says; see above."""
+    """Run the command line that is described above; return the exit code."""
     act, folder = sys.argv[1], Path(sys.argv[2]).absolute()
     if act == "find":
         find(folder)

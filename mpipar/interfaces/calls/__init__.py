@@ -1,1 +1,1 @@
-"""Calls of functions on the workers of this process's job; every interface stands on it."""
+"""Calls of functions on the workers; each interface is built on this."""

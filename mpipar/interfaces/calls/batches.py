@@ -22,7 +22,7 @@ __all__ = ["BatchSize", "CallBatch", "PackedCalls", "SameCalls", "pack_calls"]
 
 BATCH_SECONDS: Final = 0.002
 BATCH_CALLS: Final = 512
-BATCHES_PER_WORKER: Final = 4  # that are made, at least, of the calls that wait
+BATCHES_PER_WORKER: Final = 4  # at least, of the calls that wait
 LONGEST_BATCH_SECONDS: Final = 0.02  # after which a worker sends the rest of a batch back
 PICKLED_BY_NAME: Final = (types.FunctionType, types.BuiltinFunctionType, type)
 
@@ -94,8 +94,8 @@ class BatchSize:
 class PackedCalls:
     """Calls as they travel; `CallStage.run` reads them on the worker.
 
-    First come functions, which the calls name by number. Then each call is a pickle of its own; or,
-    together, one pickle is the list of the arguments of all calls of the only function.
+    The first pickles are functions, which the calls name by number. Then each call has a pickle of
+    its own; or, if `together`, one pickle is the list of the arguments of the only function.
     """
 
     functions: int  # how many

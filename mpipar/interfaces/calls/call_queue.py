@@ -31,9 +31,11 @@ class CallQueue:
         self.finished = threading.Event()  # set by the router when the queue is over
         self._feeds: dict[CallFeed, None] = {}  # that may have calls, next first
         self._again: deque[tuple[CallBatch, bool]] = deque()  # to be sent again; call by call?
-        self._under_way = 0  # batches that were taken and are not answered
+        self._under_way = 0  # batches that were taken, or are just being, and are not answered
         self._error: BaseException | None = None  # with which all calls fail
-        self._lock = threading.Lock()  # held while a feed is asked, and not among the feeds
+        # Held while a feed is asked, and not among the feeds. The garbage collector may close a
+        # queue in any thread at any moment, so also in one that holds this lock.
+        self._lock = threading.RLock()
 
     def offer(self, feed: CallFeed) -> None:
         """Take calls from this feed, from now on until it has none. Any thread."""
@@ -58,8 +60,9 @@ class CallQueue:
                 return None
             workers = min(workers, self.limit)
         with self._lock:
+            self._under_way += 1
             batch = self._take_again(workers) if self._again else self._take_new(workers)
-            self._under_way += batch is not None
+            self._under_way -= batch is None
         return batch
 
     def _take_again(self, workers: int) -> CallBatch:
@@ -87,11 +90,13 @@ class CallQueue:
 
     def batch_answered(self) -> None:
         """Count one batch less under way: its calls are answered, or to be sent again."""
-        self._under_way -= 1
+        with self._lock:
+            self._under_way -= 1
 
     def fail(self, error: BaseException) -> None:
         """Answer all calls that wait, and that will come, with this error. Any thread."""
         with self._lock:
+            self._under_way += 1  # as one batch, until all are answered
             self._error = error
             batches = [batch for batch, _ in self._again]
             self._again.clear()
@@ -103,3 +108,4 @@ class CallQueue:
                 batch.feed.failed(key, WorkersGone(error))
         for batch in batches:
             batch.feed.notify_waiters()
+        self.batch_answered()

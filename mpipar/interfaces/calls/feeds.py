@@ -18,7 +18,7 @@ Call: TypeAlias = tuple[Callable[..., Any], Sequence[Any], Mapping[str, Any]]
 
 
 class CallFeed(Protocol):
-    """A source of calls, which is told what became of each. Offer one with `CallRouter.offer`.
+    """A source of calls, which also takes their results. `CallRouter.offer` has the calls made.
 
     The router uses a feed in the stream's thread only, except for `waiting`.
     """
@@ -30,19 +30,19 @@ class CallFeed(Protocol):
         ...
 
     def take(self, limit: int) -> tuple[Sequence[Any], Sequence[Call]]:
-        """Remove up to `limit` calls, which now go to a worker; return a key for each, and them."""
+        """Remove up to `limit` calls, which now go to a worker; return keys and calls."""
         ...
 
     def returned(self, keys: Sequence[Any], values: Sequence[Any]) -> None:
-        """Take the values of calls that have returned."""
+        """Take the values of calls that have returned; `keys` are those that `take` gave."""
         ...
 
     def failed(self, key: Any, failure: CallFailure) -> None:
-        """Learn why a call that was taken has no value."""
+        """Take the failure of one call; `key` is that which `take` gave."""
         ...
 
     def notify_waiters(self) -> None:
-        """Wake the threads that wait for values: nothing more is known for now."""
+        """Wake the threads that wait for results, after some were taken."""
         ...
 
 

@@ -42,6 +42,7 @@ def _function_as_setup(function: Callable[..., T]) -> tuple[Callable[..., T]]:
 
 
 def _call(function: Callable[..., T], /, *arguments: Any) -> T:
+    """Call a function that a setup gave."""
     return function(*arguments)
 
 
@@ -100,7 +101,10 @@ class Executor(futures.Executor):
         return self
 
     def submit(self, fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> futures.Future[T]:
-        """Have `fn(*args, **kwargs)` called on some worker."""
+        """Have `fn(*args, **kwargs)` called on some worker; return the future of the call.
+
+        Raises RuntimeError after the shutdown, BrokenWorkersError if no worker can be used.
+        """
         future = futures.Future[T]()
         self._state.check()
         self._submitted.append(future, (fn, args, kwargs))
@@ -116,12 +120,14 @@ class Executor(futures.Executor):
         buffersize: int | None = None,
         unordered: bool = False,
     ) -> Iterator[T]:
-        """Return an iterator like `map(fn, *iterables)`; the calls are made on the workers at once.
+        """Return an iterator like `map(fn, *iterables)`; the calls start on the workers at once.
+
+        Raises, or its iterator does, what `submit` raises, and what a call raises.
 
         timeout     seconds from now, beyond which waiting for a result raises TimeoutError
         chunksize   calls that travel together; calls known to be short do so anyway
         buffersize  how many calls may be ahead of the results taken; None: all
-        unordered   results as they come
+        unordered   yield each result when it comes, not in the order of the calls
         """
         return self._iterate(
             fn, zip(*iterables, strict=False), timeout, MapOptions(chunksize, buffersize, unordered)
@@ -182,7 +188,7 @@ class Executor(futures.Executor):
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """Shut down. After ^C or SIGTERM, drop what waits, and do not wait for the rest."""
+        """Shut down. After ^C or SIGTERM drop the calls that wait, and wait for no others."""
         interrupted = isinstance(error, (KeyboardInterrupt, StoppedError))
         self.shutdown(wait=not interrupted, cancel_futures=interrupted)
 

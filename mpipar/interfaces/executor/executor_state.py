@@ -21,7 +21,7 @@ LOG = logging.getLogger("concurrent.futures")  # where the standard library's ex
 
 
 class ExecutorState:
-    """The state of an executor. The state outlives an executor that nobody holds any more."""
+    """Whether an executor takes calls, and its queues. Outlives an executor that is deleted."""
 
     def __init__(self, router: CallRouter, queue: CallQueue) -> None:
         """`queue` takes all calls for which `add_queue` opened no queue of their own."""
@@ -77,7 +77,7 @@ class ExecutorState:
             self._router.close_queue(queue)
 
     def wait(self) -> None:
-        """Wait until all calls are finished; at once over in the thread that finishes them."""
+        """Wait until all calls are finished; return at once in the thread that finishes them."""
         if not self._router.is_delivering:
             for queue in list(self._queues):
                 queue.finished.wait()

@@ -1,7 +1,7 @@
 """joblib's backend on the workers of the job, and so that of scikit-learn.
 
-joblib calls this API experimental; it is that of its release 1.4, in which `submit` and
-`retrieve_result_callback` came: https://joblib.readthedocs.io/en/stable/custom_parallel_backend.html
+joblib calls this API experimental. Its release 1.4 brought `submit` and `retrieve_result_callback`:
+https://joblib.readthedocs.io/en/stable/custom_parallel_backend.html
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ __all__ = ["JoblibBackend"]
 
 
 class JoblibBackend(ParallelBackendBase):  # type: ignore[misc]  # joblib is not typed
-    """Runs what `joblib.Parallel` is given on an `Executor`, opened for each use of it."""
+    """Runs the calls of `joblib.Parallel` on an `Executor`, opened for each use."""
 
     supports_retrieve_callback = True
     default_n_jobs = -1
 
-    def __init__(self, nesting_level: int | None = None, **words: Any) -> None:
-        """`words` are those of `Executor`: parallel, isolate."""
+    def __init__(self, nesting_level: int | None = None, **options: Any) -> None:
+        """`options` are those of `Executor`: parallel, isolate."""
         super().__init__(nesting_level=nesting_level)
-        self._words = words
+        self._options = options
         self._executor: Executor | None = None
 
     def effective_n_jobs(self, n_jobs: int | None) -> int:
@@ -43,7 +43,7 @@ class JoblibBackend(ParallelBackendBase):  # type: ignore[misc]  # joblib is not
     def submit(
         self, func: Callable[[], Any], callback: Callable[[Future[Any]], None] | None = None
     ) -> Future[Any]:
-        """Have a batch of calls made; `callback` gets the future when they are over."""
+        """Have a batch of calls made; `callback` gets the future when the calls are over."""
         future = self._open().submit(func)
         if callback is not None:
             future.add_done_callback(callback)
@@ -54,21 +54,21 @@ class JoblibBackend(ParallelBackendBase):  # type: ignore[misc]  # joblib is not
         return out.result()
 
     def get_nested_backend(self) -> tuple[SequentialBackend, None]:
-        """Calls within calls are made one after the other: the workers are busy with the outer."""
+        """Return a backend that runs calls within calls one after the other, on their worker."""
         return SequentialBackend(nesting_level=(self.nesting_level or 0) + 1), None
 
     def terminate(self) -> None:
-        """Take no more calls. The workers stay: they are the job's."""
+        """Take no more calls. The workers stay: they belong to the job."""
         self._close(cancel=False)
 
     def abort_everything(self, ensure_ready: bool = True) -> None:
-        """Drop what no worker has begun. The next call opens another executor, so all is ready."""
+        """Drop the calls that no worker has got. The next call opens another executor."""
         del ensure_ready
         self._close(cancel=True)
 
     def _open(self) -> Executor:
         if self._executor is None:
-            self._executor = Executor(**self._words)
+            self._executor = Executor(**self._options)
         return self._executor
 
     def _close(self, *, cancel: bool) -> None:

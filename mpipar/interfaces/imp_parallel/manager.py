@@ -186,7 +186,7 @@ class Context:
     """Tasks that share a setup."""
 
     def __init__(self, manager: Manager, startup: Callable[[], Any] | None = None) -> None:
-        """Made by `Manager.get_context`."""
+        """Use `Manager.get_context` instead."""
         self._manager = manager
         self._startup = startup
         self._tasks: deque[ImpTask] = deque()  # that are not submitted
@@ -212,7 +212,7 @@ class Context:
         """Run all tasks; yield what each returns, in the order in which they end.
 
         Raises RemoteError if a task raised: the other tasks are not lost, but go on with the next
-        iteration. NoMoreWorkersError, NetworkError: no worker is left, or none has come.
+        iteration. Raises NoMoreWorkersError, NetworkError if no worker is left, or none connected.
         """
         with self._iterating():
             while True:

@@ -90,7 +90,7 @@ class WorkerGroup(Protocol):
         ...
 
     def error(self) -> Error:
-        """Return the error that says why no worker is left, or none has come."""
+        """Return the error that says why no worker is left, or none has connected."""
         ...
 
     def close(self) -> None:

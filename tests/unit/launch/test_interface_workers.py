@@ -50,15 +50,15 @@ def test_exec_in_one_process_without_a_word_leaves_the_choice():
 
 
 @pytest.mark.parametrize(
-    ("text", "error", "says"),
+    ("text", "error", "message"),
     [
         ("five", UsageError, "the types are"),
         ("mpi:4", LaunchError, "mpipar exec --parallel=mpi:4 script.py"),
     ],
 )
-def test_what_cannot_be_had_is_said(text, error, says):
+def test_what_cannot_be_opened_is_refused(text, error, message):
     interface_workers.use_own_workers()
-    with pytest.raises(error, match=says):
+    with pytest.raises(error, match=message):
         resolve(text)
 
 

@@ -8,12 +8,12 @@ import pytest
 from mpipar.interfaces.calls.pickling import UnreadableObject, pickle_each, unpickle_each
 
 
-class Unwilling:
+class NotPicklable:
     def __reduce__(self):
         raise ZeroDivisionError("not me")
 
 
-class Unwelcome:
+class NotReadable:
     def __reduce__(self):
         return divmod, (1, 0)
 
@@ -55,7 +55,7 @@ def test_copies_do_not_share_memory_with_the_pickled_array():
 
 
 def test_what_cannot_be_pickled_costs_no_other():
-    objects = [np.arange(3), [np.arange(4), Unwilling()], "a", lambda: 0, np.arange(5)]
+    objects = [np.arange(3), [np.arange(4), NotPicklable()], "a", lambda: 0, np.arange(5)]
     pickled, failed = pickle_each(objects)
     assert [position for position, _ in failed] == [1, 3]
     assert isinstance(failed[0][1], ZeroDivisionError)
@@ -64,7 +64,7 @@ def test_what_cannot_be_pickled_costs_no_other():
 
 
 def test_what_cannot_be_read_costs_no_other():
-    pickled, _ = pickle_each([np.arange(3), Unwelcome(), np.arange(4)])
+    pickled, _ = pickle_each([np.arange(3), NotReadable(), np.arange(4)])
     first, second, third = unpickle_each(pickled, copy=False)
     assert isinstance(second, UnreadableObject)
     assert isinstance(second.error, ZeroDivisionError)

@@ -65,8 +65,8 @@ def test_calls_return_raise_and_refuse_to_be_pickled(router):
     assert isinstance(answer, Raised)
     assert "in fail_at" in answer.traceback
     assert "process" in answer.where
-    for unwilling in ((lambda: 0,), (functions.unpicklable,), (functions.raise_needs_two,)):
-        caller.submit(*unwilling)
+    for arguments in ((lambda: 0,), (functions.unpicklable,), (functions.raise_needs_two,)):
+        caller.submit(*arguments)
         (answer,) = caller.take(1)
         assert isinstance(answer, Raised)
     assert "NeedsTwoError" in str(answer.exception)
@@ -165,8 +165,8 @@ def test_one_slow_call_of_a_batch_sends_the_rest_back():
     assert list(reply.kinds) == [0, 0]
 
 
-class Script:
-    """A pool whose stream answers as a test says."""
+class ScriptedPool:
+    """A pool with a stream that the test drives itself."""
 
     workers = 2
     description = "scripted"
@@ -195,7 +195,7 @@ class Script:
 
 @pytest.fixture
 def script():
-    pool: Any = Script()
+    pool: Any = ScriptedPool()
     return pool, CallRouter(pool, Policy())
 
 
@@ -285,3 +285,38 @@ def test_arrays_of_a_setup_reach_the_worker_as_arrays_of_the_block(router):
     block = router.read(0)
     assert block["buffer0"].nbytes == data.nbytes
     assert sum(array.nbytes for array in block.values()) < data.nbytes + 1000
+
+
+class ClosingFeed(SubmittedCalls):
+    """Closes its queue while it is asked for calls, as the garbage collector may."""
+
+    def __init__(self, router, calls):
+        super().__init__(FailedError)
+        self.router, self.calls = router, calls
+
+    def take(self, limit):
+        taken = super().take(limit)
+        self.router.close_queue(self.calls)
+        return taken
+
+
+def test_queue_that_is_closed_while_its_last_call_is_taken_is_not_over(script):
+    pool, router = script
+    caller = Caller(router, router.open_queue())
+    caller.feed = ClosingFeed(router, caller.calls)
+    caller.submit(functions.square, 2)
+    (task,) = pool.client.supply(1)
+    assert not caller.calls.finished.is_set()
+    pool.client.deliver([died(task)])
+    assert [type(answer) for answer in caller.take(1)] == [GivenUp]
+    assert caller.calls.finished.is_set()
+
+
+def test_queue_that_fails_is_over_when_all_its_calls_are_answered(script):
+    _, router = script
+    caller = Caller(router, router.open_queue())
+    over = []
+    caller.submit(functions.square, 2)
+    caller.answers.put = lambda answer: over.append(caller.calls.is_over)
+    router.fail_queue(caller.calls, LookupError("no such setup"))
+    assert (over, caller.calls.finished.is_set()) == ([False], True)

@@ -38,13 +38,13 @@ def worker(monkeypatch):
     monkeypatch.setattr(user_main, "_loaded", [])
 
 
-def far(**words):
+def remote(**fields):
     main = UserMain(process=-1, search=(), module=None, path=None, source=None)
-    return replace(main, **words)
+    return replace(main, **fields)
 
 
 def test_script_is_run_once_from_its_source_and_is_then_main(worker):
-    main = far(path="/not/here/script.py", source=SCRIPT.encode())
+    main = remote(path="/not/here/script.py", source=SCRIPT.encode())
     main.load()
     loaded = sys.modules["__main__"]
     main.load()
@@ -53,12 +53,12 @@ def test_script_is_run_once_from_its_source_and_is_then_main(worker):
 
 
 def test_module_is_imported_by_name(worker):
-    far(module="tests.support.functions").load()
+    remote(module="tests.support.functions").load()
     assert sys.modules["__main__"].square(3) == 9
 
 
 def test_script_that_fails_is_tried_again_by_the_next_call(worker):
-    main = far(path="script.py", source=b"1 / 0")
+    main = remote(path="script.py", source=b"1 / 0")
     for _ in range(2):
         with pytest.raises(ZeroDivisionError):
             main.load()
@@ -74,7 +74,7 @@ def test_nothing_is_done_in_the_process_that_it_comes_from(worker):
 
 def test_search_path_is_that_of_rank_0_behind_our_own(worker):
     mine = list(sys.path)
-    far(search=("/a", mine[0], "/b")).extend_search()
+    remote(search=("/a", mine[0], "/b")).extend_search()
     assert sys.path == [*mine, "/a", "/b"]
 
 

@@ -130,25 +130,25 @@ def test_several_executors_share_the_workers():
 
 def test_forgotten_executor_finishes_its_calls():
     executor = Executor()
-    made = [executor.submit(functions.nap, 0.01) for _ in range(10)]
+    submitted = [executor.submit(functions.nap, 0.01) for _ in range(10)]
     gone = weakref.ref(executor)
     del executor
     gc.collect()
     assert gone() is None
-    futures.wait(made, PATIENCE)
-    assert all(future.done() and future.exception() is None for future in made)
+    futures.wait(submitted, PATIENCE)
+    assert all(future.done() and future.exception() is None for future in submitted)
 
 
 def test_callbacks_may_submit_and_shut_down():
-    executor, told = Executor(), threading.Event()
+    executor, called = Executor(), threading.Event()
 
     def go_on(future):
         again = executor.submit(functions.square, future.result())
-        executor.shutdown()  # waits for nothing: it is this thread that would bring it
-        again.add_done_callback(lambda done: told.set())
+        executor.shutdown()  # waits for nothing: this thread delivers the results
+        again.add_done_callback(lambda done: called.set())
 
     executor.submit(functions.square, 2).add_done_callback(go_on)
-    assert told.wait(PATIENCE)
+    assert called.wait(PATIENCE)
 
 
 def nested():
@@ -162,8 +162,8 @@ def test_a_call_cannot_have_an_executor_of_its_own():
 
 def test_submit_of_many_is_answered_to_the_last():
     with Executor(2) as executor:
-        made = [executor.submit(operator.mul, n, 2) for n in range(3000)]
-    assert [future.result(0) for future in made] == list(range(0, 6000, 2))
+        submitted = [executor.submit(operator.mul, n, 2) for n in range(3000)]
+    assert [future.result(0) for future in submitted] == list(range(0, 6000, 2))
 
 
 def test_options_that_cannot_be():
@@ -173,9 +173,9 @@ def test_options_that_cannot_be():
     cannot_be: Any = ({"chunksize": 0}, {"buffersize": 0}, {"buffersize": 2, "unordered": True})
     no_number: Any = "2"
     with Executor() as executor:
-        for words in cannot_be:
+        for options in cannot_be:
             with pytest.raises(ValueError, match="size"):
-                executor.map(functions.square, [1], **words)
+                executor.map(functions.square, [1], **options)
         with pytest.raises(TypeError):
             executor.map(functions.square, [1], buffersize=no_number)
 
