@@ -18,30 +18,9 @@ from mpipar.runtime.machines.orders import (
     Compute,
 )
 from mpipar.runtime.machines.task_state import TaskState
-from mpipar.runtime.machines.victims import RAIDS
 from mpipar.runtime.stage import QUARANTINED, Policy
 from tests.support.ledger_runs import check, make_tasks
 from tests.support.loopback import STEPS, Cluster, Ledger
-
-
-def check_books(scheduler):
-    loads, market = scheduler.loads, scheduler.market
-    threads = market._threads
-    where = {state: {} for state in TaskState}
-    for number, entry in scheduler.entries.items():
-        where[entry.state].setdefault(entry.rank, set()).add(number)
-    for rank, load in loads.items():
-        assert load.placed == where[TaskState.PLACED].get(rank, set())
-        assert load.held == where[TaskState.HELD].get(rank, set())
-        assert load.raids == sum(other.asking == rank for other in loads.values())
-        can_be_robbed = not load.dry and load.raids < min(RAIDS, len(load.placed) - threads)
-        assert (rank in market._silent) == can_be_robbed
-        assert rank not in market._silent or rank in market._weights
-    counts = [len(loads[rank].placed) for rank in loads.by_need()]
-    assert counts == sorted(len(load.placed) for load in loads.values())
-    assert market.hungry.keys() <= loads.keys()
-    asked = {(number, rank) for _, number, rank in market._thieves}
-    assert {(number, rank) for rank, number in market.hungry.items()} <= asked
 
 
 class AnyOrder(RuleBasedStateMachine):
@@ -157,7 +136,7 @@ class AnyOrder(RuleBasedStateMachine):
     def books_agree(self):
         """What the scheduler keeps at hand is what it would find if it looked through all."""
         if hasattr(self, "cluster"):
-            check_books(self.run.scheduler)
+            self.run.scheduler.sanity_check()
 
     def teardown(self):
         if hasattr(self, "cluster"):

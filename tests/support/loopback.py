@@ -428,6 +428,8 @@ class Cluster:
                 self._post(MASTER, [Send(rank, Stop(action.reason))])
 
     def _post(self, source: int, sends: Iterable[Send]) -> None:
+        if source == MASTER and self.master.run is not None:
+            self.master.run.scheduler.sanity_check()
         for send in sends:
             if (source, send.rank) in self.broken:
                 continue

@@ -141,3 +141,18 @@ class WorkerLoads(dict[int, WorkerLoad]):
         if silence < self._delay and measured > 0:
             surplus -= silence / measured * self._threads
         return max(0.0, surplus)
+
+    def faults(self) -> Iterator[str]:
+        """Describe what is kept here and disagrees with what each worker has."""
+        grouped = {rank: count for count, ranks in self._levels.items() for rank in ranks}
+        if grouped != {rank: len(load.placed) for rank, load in self.items()}:
+            yield "workers are grouped by other numbers of tasks than they have"
+        if sum(map(len, self._levels.values())) != len(grouped):
+            yield "a worker is in two groups"
+        if grouped and self._lowest > min(grouped.values()):
+            yield "a worker has fewer tasks than the lowest group"
+        for rank, load in self.items():
+            if load.suspect is not None and load.suspect not in load.placed:
+                yield f"the suspect of rank {rank} is not placed there"
+            if load.started and load.suspect is None:
+                yield f"rank {rank} has begun a suspect that it does not have"

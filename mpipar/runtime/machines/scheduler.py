@@ -7,9 +7,10 @@ of them at a time, and says when it begins; who is lost while it runs, is lost b
 
 from __future__ import annotations
 
-from collections import deque
+from collections import defaultdict, deque
 from typing import TYPE_CHECKING
 
+from mpipar.errors import ProtocolError
 from mpipar.runtime.machines.loads import WorkerLoads
 from mpipar.runtime.machines.messages import (
     MASTER,
@@ -27,13 +28,19 @@ from mpipar.runtime.machines.messages import (
     TaskFailed,
 )
 from mpipar.runtime.machines.report_interval import report_seconds
-from mpipar.runtime.machines.task_state import TaskEvent, TaskState, TrackedTask
+from mpipar.runtime.machines.task_state import (
+    FINISHED,
+    ON_A_WORKER,
+    TaskEvent,
+    TaskState,
+    TrackedTask,
+)
 from mpipar.runtime.machines.victims import Victims
 from mpipar.runtime.stage import QUARANTINED, TIMEOUT, GivenUpTask
 
 if TYPE_CHECKING:
     import random
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from mpipar.runtime.machines.loads import WorkerLoad
     from mpipar.runtime.stage import Policy, Task
@@ -353,3 +360,43 @@ class Scheduler:
         """The sum of all partials has arrived, or there is none to wait for."""
         for rank, load in self.loads.items():
             self._book(TaskEvent.BANKED, rank, list(load.held))
+
+    # Self-check
+
+    def sanity_check(self) -> None:
+        """Raise ProtocolError if the books disagree: what is kept at hand is counted again.
+
+        The time that this takes grows with the number of tasks; tests call it after each step.
+        """
+        faults = [*self._faults(), *self._waiting_faults()]
+        faults += [*self.loads.faults(), *self.market.faults()]
+        if faults:
+            raise ProtocolError("the scheduler's books disagree: " + "; ".join(faults))
+
+    def _faults(self) -> Iterator[str]:
+        """Compare the loads and the count of finished tasks with the states of all tasks."""
+        found: dict[tuple[TaskState, Rank | None], set[int]] = defaultdict(set)
+        for number, entry in self.entries.items():
+            found[entry.state, entry.rank].add(number)
+        for rank, load in self.loads.items():
+            if load.placed != found.pop((TaskState.PLACED, rank), set()):
+                yield f"rank {rank} has other tasks than are placed there"
+            if load.held != found.pop((TaskState.HELD, rank), set()):
+                yield f"rank {rank} holds other tasks than its load says"
+        for state, owner in found:
+            if state in ON_A_WORKER or (state is not TaskState.DONE and owner is not None):
+                yield f"a task is {state.name} on rank {owner}"
+        count = sum(entry.state in FINISHED for entry in self.entries.values())
+        if self.finished != count:
+            yield f"{self.finished} tasks are counted as finished, not {count}"
+
+    def _waiting_faults(self) -> Iterator[str]:
+        """Compare the suspects, and the workers that could take one, with the waiting tasks."""
+        waiting = {n for n, entry in self.entries.items() if entry.state is TaskState.WAITING}
+        suspects = [entry.task.id for entry in self._suspects]
+        if len(set(suspects)) < len(suspects) or not waiting.issuperset(suspects):
+            yield "a suspect waits twice, or is not waiting"
+        if self.loads and len(suspects) < len(waiting):
+            yield "a task waits although there is a worker for it"
+        if suspects and any(load.suspect is None for load in self.loads.values()):
+            yield "a suspect waits although a worker has none"

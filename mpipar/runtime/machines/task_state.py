@@ -62,7 +62,9 @@ NEXT: Final = {
 }
 BY_OWNER: Final = frozenset({TaskEvent.FINISHED, TaskEvent.FAILED, TaskEvent.RANK_LOST})
 """Events that only the rank on which the task is can cause."""
-ON_A_RANK: Final = frozenset({TaskState.PLACED, TaskState.HELD, TaskState.DONE})
+ON_A_WORKER: Final = frozenset({TaskState.PLACED, TaskState.HELD})
+FINISHED: Final = frozenset({TaskState.HELD, TaskState.DONE, TaskState.ASIDE})
+NOWHERE: Final = frozenset({TaskState.WAITING, TaskState.ASIDE})
 
 
 @dataclass(slots=True)
@@ -87,4 +89,4 @@ class TrackedTask:
             )
         self.story += ((event, rank),)
         self.state = after
-        self.rank = rank if after in ON_A_RANK else None
+        self.rank = None if after in NOWHERE else rank

@@ -8,13 +8,14 @@ never too small but by silence; one that is much too large is put right when it 
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from heapq import heapify, heappop, heappush
 from itertools import islice
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import random
+    from collections.abc import Iterator
 
     from mpipar.runtime.machines.loads import WorkerLoads
     from mpipar.runtime.machines.messages import Rank
@@ -165,3 +166,24 @@ class Victims:
         for rank in found:
             heappush(self._heap, (-self._weights[rank], rank))
         return found
+
+    # Self-check
+
+    def faults(self) -> Iterator[str]:
+        """Describe what is kept here and disagrees with the loads."""
+        thieves = Counter(load.asking for load in self._loads.values())
+        for rank, load in self._loads.items():
+            if load.raids != thieves[rank]:
+                yield f"rank {rank} is asked by {thieves[rank]} thieves, not {load.raids}"
+            most = 0 if load.dry else min(RAIDS, len(load.placed) - self._threads)
+            if (rank in self._silent) != (load.raids < most):
+                yield f"rank {rank} is a victim with nothing to give, or none although it has"
+            if load.asking is not None and rank in self.hungry:
+                yield f"rank {rank} has a victim and asks for one"
+        if not self._loads.keys() >= {*self.hungry, *self._silent, *self._weights}:
+            yield "a lost rank is a thief or a victim"
+        if not {*self._heap} >= {(-self._weights.get(rank, 0.0), rank) for rank in self._silent}:
+            yield "the weight of a victim is not in the heap"
+        asked = {(number, rank) for _, number, rank in self._thieves}
+        if not asked >= {(number, rank) for rank, number in self.hungry.items()}:
+            yield "the request of a thief is not in the heap"

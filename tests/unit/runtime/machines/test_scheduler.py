@@ -189,6 +189,24 @@ def test_victim_is_asked_again_if_work_was_on_its_way_to_it():
     assert other.message.victim == 3
 
 
+def test_victim_that_had_nothing_is_asked_again_once_it_got_more():
+    scheduler, _ = started(12, ranks=(1, 2))
+    scheduler.finish(1, range(6), 0.6)
+    scheduler.idle(1, Idle(1))
+    assert scheduler.idle(1, Idle(1, dry=2, seen=1)) == []
+    granted, steal = scheduler.claim(2, Claim(1, 1, 2, (6,)))  # back from a thief that is lost
+    assert granted == Send(2, Granted(1, 1, (6,)))
+    assert (steal.rank, steal.message.victim) == (1, 2)
+
+
+def test_rank_is_not_silent_before_it_has_tasks():
+    scheduler, _ = started(4)
+    scheduler.finish(1, [0, 1], 1.0)
+    scheduler.tick(50.0)
+    scheduler.add_more([Task(4, None, None)])
+    assert scheduler.loads.pace(1) == 0.5
+
+
 def test_hungry_rank_is_told_when_work_appears():
     scheduler, _ = started(6, ranks=(1, 2, 3))
     scheduler.finish(1, [0, 1], 0.2)
@@ -335,3 +353,72 @@ def test_forgotten_task_is_refused_to_a_late_thief():
     scheduler.finish(1, [1], 0.1)
     scheduler.finish(2, [2], 0.1)
     assert scheduler.all_finished
+
+
+# Self-check
+
+
+def forget_to_place(scheduler):
+    scheduler.loads.unbook(1, [0])
+
+
+def forget_to_hold(scheduler):
+    scheduler.loads[2].held.clear()
+
+
+def miscount(scheduler):
+    scheduler.finished += 1
+
+
+def send_a_task_to_nobody(scheduler):
+    scheduler.entries[0].rank = None
+
+
+def forget_a_waiting_task(scheduler):
+    scheduler.entries[4].move(TaskEvent.FAILED, 2)
+    scheduler.loads.unbook(2, [4])
+    scheduler.market.note(2)
+
+
+def group_wrongly(scheduler):
+    scheduler.loads[1].placed.discard(0)
+
+
+def forget_a_victim(scheduler):
+    scheduler.loads.unbook(1, [0, 1])
+
+
+def forget_a_thief(scheduler):
+    scheduler.loads[1].raids += 1
+
+
+def keep_a_lost_rank(scheduler):
+    scheduler.market.hungry[9] = 1
+
+
+def keep_a_suspect(scheduler):
+    scheduler.loads[1].suspect = 4
+
+
+@pytest.mark.parametrize(
+    ("breaks", "fault"),
+    [
+        (forget_to_place, "rank 1 has other tasks"),
+        (forget_to_hold, "rank 2 holds other tasks"),
+        (miscount, "2 tasks are counted as finished"),
+        (send_a_task_to_nobody, "a task is PLACED on rank None"),
+        (forget_a_waiting_task, "a task waits although there is a worker"),
+        (group_wrongly, "workers are grouped by other numbers"),
+        (forget_a_victim, "rank 1 is a victim with nothing to give"),
+        (forget_a_thief, "rank 1 is asked by 0 thieves, not 1"),
+        (keep_a_lost_rank, "a lost rank is a thief"),
+        (keep_a_suspect, "the suspect of rank 1 is not placed there"),
+    ],
+)
+def test_sanity_check_says_which_books_disagree(breaks, fault):
+    scheduler, _ = started(5)
+    scheduler.finish(2, [3], 0.1)
+    scheduler.sanity_check()
+    breaks(scheduler)
+    with pytest.raises(ProtocolError, match=fault):
+        scheduler.sanity_check()
