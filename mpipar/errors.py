@@ -61,7 +61,10 @@ class UnavailableError(MpiparError):
 
 
 class ProtocolError(MpiparError):
-    """A bug: a state machine met a transition that is not in its table; the message tells how."""
+    """Something that must always hold does not, such as a task that ends twice: a bug.
+
+    The message says what was found and where; of a task, all that has happened to it.
+    """
 
     exit_code = 70
 

@@ -15,6 +15,7 @@ from mpipar.cryoem.fourier import (
     volume_from_half_transform,
 )
 from mpipar.cryoem.symmetry import SAME
+from mpipar.errors import ProtocolError
 from mpipar.kernels import insertion
 
 if TYPE_CHECKING:
@@ -98,9 +99,9 @@ def half_sums(
 
     sums      (d, d, h, 3) int64 from `insert`
     symmetry  (g, 3, 3)
+    raises    ProtocolError if a sum is beyond the bound that `fixed_point` promises
     """
-    largest = max(int(sums.max()), -int(sums.min()))
-    assert largest < 2**LARGEST_SUM_BITS, "a fixed-point sum overflowed its bound"
+    _check_bound(sums)
     values = np.empty(sums.shape, np.float32)
     values[..., :2] = sums[..., :2] * (1.0 / scales.value)
     values[..., 2] = sums[..., 2] * (1.0 / scales.weight)
@@ -115,6 +116,18 @@ def half_sums(
         values = total
     numerator = np.ascontiguousarray(values[..., :2]).view(np.complex64).reshape(sums.shape[:3])
     return HalfSums(numerator, values[..., 2], box)
+
+
+def _check_bound(sums: NDArray[np.int64]) -> None:
+    for place in (int(sums.argmax()), int(sums.argmin())):
+        found = int(sums.reshape(-1)[place])
+        if abs(found) >= 2**LARGEST_SUM_BITS:
+            *voxel, part = (int(index) for index in np.unravel_index(place, sums.shape))
+            name = ("real", "imaginary", "weight")[part]
+            raise ProtocolError(
+                f"the back-projected sums have overflowed: {found} ({name}, voxel z y x {voxel}) "
+                f"is not below 2^{LARGEST_SUM_BITS}; the bound of the images' values was too low"
+            )
 
 
 def cosets(group: NDArray[np.float64]) -> list[NDArray[np.float64]]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from scipy.spatial.transform import Rotation
 
-from mpipar.errors import UsageError
+from mpipar.errors import ProtocolError, UsageError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -80,7 +80,10 @@ def _closure(generators: list[NDArray[np.float64]]) -> NDArray[np.float64]:
             if not (np.abs(group - product).max(axis=(1, 2)) < SAME).any():
                 group = np.concatenate([group, product[None]])
         position += 1
-        assert len(group) <= LARGEST_GROUP, "the generators do not close to a finite group"
+        if len(group) > LARGEST_GROUP:
+            raise ProtocolError(
+                f"{len(generators)} rotations give no finite group of symmetry operators"
+            )
     return group
 
 

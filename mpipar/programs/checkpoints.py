@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mpipar.cryoem.alignment import Poses
-from mpipar.errors import InputError
+from mpipar.errors import CorruptStoreError, InputError
 from mpipar.programs.convergence import FinishedIteration
 from mpipar.programs.dataset import ImageConstants
 from mpipar.programs.iteration import Maps, RefineState
@@ -131,7 +131,8 @@ def _state_attributes(state: RefineState) -> dict[str, Any]:
 
 def _latest(project: Project) -> Commit:
     latest = project.latest()
-    assert latest is not None, "asked for the state of a project without commits"
+    if latest is None:
+        raise CorruptStoreError(f"{project.path} has no commit, so no state to go on from")
     return latest
 
 

@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from mpipar.errors import ProtocolError
 from mpipar.runtime.isolation.child_main import (
     ChildReady,
     ChildSetup,
@@ -162,7 +163,8 @@ class TaskChild:
         if packet is None:
             return process.end_error("while its stage started", limit)
         ready = unpack(packet)
-        assert isinstance(ready, ChildReady)
+        if not isinstance(ready, ChildReady):
+            raise ProtocolError(f"a task process that starts has said {type(ready).__name__}")
         return ready.error
 
     def _drop(self) -> None:
@@ -229,7 +231,8 @@ class TaskChild:
             return TaskRan(task.id, None, 0.0, replace(CaughtError.of(error), text=text))
         if isinstance(reply, TasksSkipped):
             return None
-        assert isinstance(reply, TaskRan)
+        if not isinstance(reply, TaskRan):
+            raise ProtocolError(f"a process has said {type(reply).__name__} of task {task.id}")
         return reply if reply.task == task.id else replace(reply, task=task.id)
 
     def _on_death(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 
 import numpy as np
 import pytest
@@ -27,6 +28,7 @@ from mpipar.cryoem.reconstruction import (
 )
 from mpipar.cryoem.resolution import fourier_shell_correlation
 from mpipar.cryoem.symmetry import operators
+from mpipar.errors import ProtocolError
 from tests.support import naive
 
 BOX, RADIUS = 24, 11
@@ -120,12 +122,13 @@ def test_scales_are_powers_of_two_within_the_bound(value, weight, particles):
         assert largest * scale * SLICES_PER_VOXEL * particles <= 2**62
 
 
-def test_overflow_of_either_sign_is_noticed():
-    for value in (2**62, -(2**62)):
-        sums = empty_sums(2)
-        sums[3, 3, 1, 0] = value
-        with pytest.raises(AssertionError, match="overflowed"):
-            half_sums(sums, FixedPoint(1.0, 1.0), C1, 8)
+@pytest.mark.parametrize("value", [2**62, -(2**62), -(2**63)])
+def test_overflow_of_either_sign_is_an_error_that_says_where(value):
+    sums = empty_sums(2)
+    sums[3, 4, 1, 2] = value
+    where = re.escape(f"overflowed: {value} (weight, voxel z y x [3, 4, 1])")
+    with pytest.raises(ProtocolError, match=where):
+        half_sums(sums, FixedPoint(1.0, 1.0), C1, 8)
 
 
 @pytest.mark.parametrize(

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 from scipy.spatial.transform import Rotation
 
+from mpipar.cryoem import symmetry
 from mpipar.cryoem.symmetry import canonical_name, in_asymmetric_unit, operators, settings_of
 from mpipar.cryoem.symmetry_check import fitting_setting, symmetry_correlation
-from mpipar.errors import UsageError
+from mpipar.errors import ProtocolError, UsageError
 from tests.support import naive
 
 ORDERS = {
@@ -146,3 +147,10 @@ def test_a_molecule_without_symmetry_is_told():
 
 def test_c1_fits_everything():
     assert fitting_setting(symmetric_volume("C3"), "C1") == ("C1", 1.0)
+
+
+def test_rotations_that_make_no_finite_group_are_an_error(monkeypatch):
+    monkeypatch.setattr(symmetry, "LARGEST_GROUP", 50)
+    monkeypatch.setitem(symmetry.GENERATORS, "O", ((4, (0, 0, 1)), (3, (1, 1, 0.5))))
+    with pytest.raises(ProtocolError, match="2 rotations give no finite group"):
+        operators("O")

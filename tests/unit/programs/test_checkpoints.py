@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from mpipar.cryoem.alignment import Poses
-from mpipar.errors import InputError
+from mpipar.errors import CorruptStoreError, InputError
 from mpipar.programs import checkpoints
 from mpipar.programs.convergence import FinishedIteration
 from mpipar.programs.dataset import ImageConstants
@@ -99,6 +99,11 @@ def test_state_maps_and_history_round_trip(made: Small, project: Project) -> Non
     assert_same(checkpoints.load_state(again), state)
     assert_same(checkpoints.load_maps(again), maps)
     assert checkpoints.load_history(again) == STEPS
+
+
+def test_a_project_without_commits_has_no_state(project: Project) -> None:
+    with pytest.raises(CorruptStoreError, match="no commit"):
+        checkpoints.load_state(project)
 
 
 def test_a_run_begins_with_what_stays_the_same(made: Small, project: Project) -> None:
