@@ -20,6 +20,7 @@ from mpipar.cryoem.fourier import (
     volume_half_transform,
 )
 from mpipar.kernels import poses, scores, slices
+from mpipar.kernels.poses import ClimbOptions
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -246,17 +247,14 @@ def climb(
     rotations = np.array(start.rotations, np.float64, order="C")
     shifts = np.array(start.shifts, np.float64, order="C")
     result = np.empty((len(rotations), 3))
-    turn = math.radians(max(plan.step, 1.0)) * 0.7
-    options = np.array(
-        [
-            OVERSAMPLING,
-            reference.box,
-            steps,
-            float(plan.free_scale),
-            turn,
-            plan.shift_step,
-            1.5 * plan.shift_range + 2.0,
-        ]
+    options = ClimbOptions(
+        oversampling=OVERSAMPLING,
+        box=reference.box,
+        steps=steps,
+        free_scale=plan.free_scale,
+        longest_turn=math.radians(max(plan.step, 1.0)) * 0.7,
+        longest_move=float(plan.shift_step),
+        largest_shift=1.5 * plan.shift_range + 2.0,
     )
     image = np.ascontiguousarray(data[:count])
     poses.climb(

@@ -10,6 +10,7 @@ import math
 
 import numpy as np
 
+from mpipar.kernels.interpolation import trilinear
 from mpipar.kernels.jit import kernel
 
 
@@ -75,7 +76,7 @@ def add_rotated(source, rotation, radius, target):
     flat = source.reshape(-1)
     side, height = source.shape[0], source.shape[2]
     centre, reach = side // 2, int(radius)
-    row, plane = np.uint64(3 * height), np.uint64(3 * height * side)
+    three, row, plane = np.uint64(3), np.uint64(3 * height), np.uint64(3 * height * side)
     for tz in range(-reach, reach + 1):
         for ty in range(-reach, reach + 1):
             for tx in range(reach + 1):
@@ -97,14 +98,5 @@ def add_rotated(source, rotation, radius, target):
                 at = np.uint64(((k * side + j) * height + i) * 3)
                 voxel = target[tz + centre, ty + centre, tx]
                 for part in range(3):
-                    p = at + np.uint64(part)
-                    a00 = flat[p] + fx * (flat[p + np.uint64(3)] - flat[p])
-                    p += row
-                    a01 = flat[p] + fx * (flat[p + np.uint64(3)] - flat[p])
-                    p += plane
-                    a11 = flat[p] + fx * (flat[p + np.uint64(3)] - flat[p])
-                    p -= row
-                    a10 = flat[p] + fx * (flat[p + np.uint64(3)] - flat[p])
-                    b0 = a00 + fy * (a01 - a00)
-                    value = b0 + fz * (a10 + fy * (a11 - a10) - b0)
+                    value = trilinear(flat, at + np.uint64(part), three, row, plane, (fx, fy, fz))
                     voxel[part] += np.float32(sign) * value if part == 1 else value

@@ -13,11 +13,14 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import numba
 from numba.core import sigutils
 from numba.core.types import Array
+
+if TYPE_CHECKING:
+    from numba.core.typing.templates import Signature
 
 Kernel = TypeVar("Kernel", bound=Callable[..., Any])
 
@@ -28,12 +31,13 @@ FAST_MATH = {"reassoc", "contract", "nsz", "arcp"}
 
 
 def kernel(
-    signature: str | None = None, changes: tuple[int, ...] = ()
+    signature: str | Signature | None = None, changes: tuple[int, ...] = ()
 ) -> Callable[[Kernel], Kernel]:
     """Compile a function for `signature`, e.g. ``"void(float32[:,::1], int64)"``.
 
-    signature   None is for helpers that kernels call
-    changes     which arguments are changed in place; of the others, read-only arrays will do
+    signature  as a text, or as numba's object where a type has no name in numba; None for helpers
+               that kernels call
+    changes    which arguments are changed in place; of the others, read-only arrays will do
     """
     arguments = None if signature is None else _arguments(signature, changes)
     compiled = numba.njit(
@@ -42,7 +46,7 @@ def kernel(
     return cast("Callable[[Kernel], Kernel]", compiled)
 
 
-def _arguments(signature: str, changes: tuple[int, ...]) -> Any:
+def _arguments(signature: str | Signature, changes: tuple[int, ...]) -> Any:
     types, result = sigutils.normalize_signature(signature)  # type: ignore[no-untyped-call]
     given = [
         kind.copy(readonly=True) if isinstance(kind, Array) and place not in changes else kind

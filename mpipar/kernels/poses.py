@@ -14,8 +14,10 @@ normal matrix in rows 0-4, derivative of cross in 5, half that of the quadratic 
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import numpy as np
+from numba import float32, float64, typeof, void
 
 from mpipar.kernels.jit import kernel
 from mpipar.kernels.slices import sample_with_gradient
@@ -28,6 +30,30 @@ FIRST_DAMPING, LARGEST_DAMPING = 1e-2, 1e3
 TINY = 1e-30
 TINY_ANGLE = 1e-8
 """Radians: a turn by less is its own series' first terms."""
+
+
+class ClimbOptions(NamedTuple):
+    """What all climbs of one image have in common. Kernels are compiled for exactly these types.
+
+    oversampling   voxels of the reference per cycle per box
+    box            pixels along each side of the images
+    steps          at most so many for each starting pose
+    free_scale     whether the grey scale of the reference is fitted to the image
+    longest_turn   of one step, radians
+    longest_move   of one step, pixels
+    largest_shift  pixels: no climb goes farther from the centre, unless it starts farther out
+    """
+
+    oversampling: int
+    box: int
+    steps: int
+    free_scale: bool
+    longest_turn: float
+    longest_move: float
+    largest_shift: float
+
+
+OPTIONS = typeof(ClimbOptions(2, 64, 10, False, 0.1, 1.0, 10.0))  # type: ignore[no-untyped-call]
 
 
 @kernel()
@@ -155,10 +181,9 @@ def add_curvatures(f, count, turn, system):
 def normal_equations(reference, frequencies, image, options, rotation, shift, scratch, system):
     """Fill `system` for one pose. Sums are float32 within a chunk, float64 across chunks."""
     table, fields = scratch
-    oversampling, box = np.float32(options[0]), options[1]
-    turn = np.float32(2.0 * math.pi / box)
-    shift_phases(shift, box, table)
-    matrix = rotation.astype(np.float32) * oversampling
+    turn = np.float32(2.0 * math.pi / options.box)
+    shift_phases(shift, options.box, table)
+    matrix = rotation.astype(np.float32) * np.float32(options.oversampling)
     system[:] = 0.0
     for start in range(0, frequencies.shape[0], CHUNK):
         stop = min(start + CHUNK, frequencies.shape[0])
@@ -256,25 +281,30 @@ def limited(step, longest_turn, longest_move):
 
 
 @kernel(
-    "void(float32[:,:,:,::1], float32[:,::1], float32[:,::1], float64[::1], float64[:,:,::1],"
-    "float64[:,::1], float64[:,::1])",
+    void(
+        float32[:, :, :, ::1],
+        float32[:, ::1],
+        float32[:, ::1],
+        OPTIONS,
+        float64[:, :, ::1],
+        float64[:, ::1],
+        float64[:, ::1],
+    ),
     changes=(4, 5, 6),
 )
 def climb(reference, frequencies, image, options, rotations, shifts, scores):
-    """Improve each starting pose of one image in at most options[2] damped Gauss-Newton steps.
+    """Improve each starting pose of one image by damped Gauss-Newton steps.
 
     reference    (d, d, h, 2) float32
     frequencies  (v, 2) float32      kx, ky in pixels, whole numbers
     image        (v, 3) float32      see the module's head
-    options      (7,) float64        oversampling, box, steps, free scale (0 or 1), longest turn of
-                                     one step (radians), longest move of one step (pixels), largest
-                                     shift to climb to (pixels) unless the start has a larger one
+    options      ClimbOptions
     rotations    (k, 3, 3) float64   in place
     shifts       (k, 2) float64      in place, pixels: where the particle lies in the image
     scores       (k, 3) float64      in place: log-likelihood, cross and quadratic term at the final
                                      pose
     """
-    steps, free = int(options[2]), options[3] > 0.0
+    free = options.free_scale
     half = 0
     for v in range(frequencies.shape[0]):
         half = max(half, int(abs(frequencies[v, 0])), int(abs(frequencies[v, 1])))
@@ -288,12 +318,12 @@ def climb(reference, frequencies, image, options, rotations, shifts, scores):
         score = likelihood(system[8, 0], system[8, 1], free)
         damping = FIRST_DAMPING
         x, y = shifts[k]
-        widest = max(options[6] * options[6], x * x + y * y)
-        for _ in range(steps):
+        widest = max(options.largest_shift * options.largest_shift, x * x + y * y)
+        for _ in range(options.steps):
             if not solve_step(system, best_scale(system, free), damping):
                 break
             step = system[7]
-            limited(step, options[4], options[5])
+            limited(step, options.longest_turn, options.longest_move)
             turned(rotations[k], step, rotation)
             shift[0], shift[1] = shifts[k, 0] + step[3], shifts[k, 1] + step[4]
             better = False

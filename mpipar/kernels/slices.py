@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from mpipar.kernels.interpolation import trilinear
 from mpipar.kernels.jit import kernel
 
 
@@ -25,7 +26,7 @@ def extract_slices(reference, rotations, frequencies, slices):
     flat = reference.reshape(-1)
     side, height = reference.shape[0], reference.shape[2]
     centre = np.float32(side // 2)
-    row, plane = np.uint64(2 * height), np.uint64(2 * height * side)
+    two, row, plane = np.uint64(2), np.uint64(2 * height), np.uint64(2 * height * side)
     for m in range(rotations.shape[0]):
         r = rotations[m]
         for v in range(frequencies.shape[0]):
@@ -40,17 +41,7 @@ def extract_slices(reference, rotations, frequencies, slices):
             fx, fy, fz = x - np.float32(i), y - np.float32(j), z - np.float32(k)
             at = np.uint64(((k * side + j) * height + i) * 2)
             for part in range(2):
-                p = at + np.uint64(part)
-                a00 = flat[p] + fx * (flat[p + np.uint64(2)] - flat[p])
-                p += row
-                a01 = flat[p] + fx * (flat[p + np.uint64(2)] - flat[p])
-                p += plane
-                a11 = flat[p] + fx * (flat[p + np.uint64(2)] - flat[p])
-                p -= row
-                a10 = flat[p] + fx * (flat[p + np.uint64(2)] - flat[p])
-                b0 = a00 + fy * (a01 - a00)
-                b1 = a10 + fy * (a11 - a10)
-                value = b0 + fz * (b1 - b0)
+                value = trilinear(flat, at + np.uint64(part), two, row, plane, (fx, fy, fz))
                 slices[m, 2 * v + part] = value if part == 0 else sign * value
 
 

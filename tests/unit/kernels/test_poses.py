@@ -12,6 +12,7 @@ from scipy.spatial.transform import Rotation
 from mpipar.cryoem.alignment import make_reference, slices_of
 from mpipar.cryoem.fourier import OVERSAMPLING, components
 from mpipar.kernels import poses
+from mpipar.kernels.poses import ClimbOptions
 from tests.support import naive
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ MOLECULE = naive.blobs(BOX, count=5)
 REFERENCE = make_reference(MOLECULE.volume(BOX), RADIUS)
 TRUE_TURN = Rotation.from_euler("ZYZ", [40, 65, -20], degrees=True).as_matrix()
 TRUE_SHIFT = np.array([0.7, -0.4])
-LONGEST_TURN, LONGEST_MOVE, WIDEST = 0.15, 1.0, 4.0
+LONGEST_TURN, LONGEST_MOVE, LARGEST_SHIFT = 0.15, 1.0, 4.0
 
 
 def image_data(
@@ -50,7 +51,9 @@ def climbed(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     rotations, shifts = rotation[None].copy(), np.array([shift], float)
     scores = np.empty((1, 3))
-    options = np.array([OVERSAMPLING, BOX, steps, free, LONGEST_TURN, LONGEST_MOVE, WIDEST])
+    options = ClimbOptions(
+        OVERSAMPLING, BOX, steps, free, LONGEST_TURN, LONGEST_MOVE, LARGEST_SHIFT
+    )
     poses.climb(reference, WANTED.frequencies, data, options, rotations, shifts, scores)
     return rotations[0], shifts[0], scores[0]
 
@@ -134,7 +137,7 @@ def test_empty_image_with_a_free_scale_scores_nothing():
 
 def test_shift_stays_within_the_allowed_disc():
     _, shift, _ = climbed(image_data()[2], TRUE_TURN, (3.9, 0.0))
-    assert np.hypot(*shift) <= WIDEST
+    assert np.hypot(*shift) <= LARGEST_SHIFT
 
 
 def test_start_beyond_the_allowed_disc_can_still_climb():
@@ -150,7 +153,7 @@ def test_start_beyond_the_allowed_disc_can_still_climb():
 
 def test_normal_equations_are_the_derivatives_of_the_score():
     data = image_data(np.cos(0.3 * WANTED.distance))[2]
-    options = np.array([OVERSAMPLING, BOX, 0, 0, LONGEST_TURN, LONGEST_MOVE, WIDEST])
+    options = ClimbOptions(OVERSAMPLING, BOX, 0, False, LONGEST_TURN, LONGEST_MOVE, LARGEST_SHIFT)
     start = TRUE_TURN @ Rotation.from_euler("xy", [3, -2], degrees=True).as_matrix()
     table = np.empty((2, 2 * RADIUS + 1, 2), np.float32)
     fields = np.empty((13, poses.CHUNK), np.float32)
