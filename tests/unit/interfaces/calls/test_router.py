@@ -312,11 +312,11 @@ def test_queue_that_is_closed_while_its_last_call_is_taken_is_not_over(script):
     assert caller.calls.finished.is_set()
 
 
-def test_queue_that_fails_is_over_when_all_its_calls_are_answered(script):
+def test_queue_that_fails_is_over_when_all_its_calls_are_answered(script, monkeypatch):
     _, router = script
     caller = Caller(router, router.open_queue())
     over = []
     caller.submit(functions.square, 2)
-    caller.answers.put = lambda answer: over.append(caller.calls.is_over)
+    monkeypatch.setattr(caller.answers, "put", lambda answer: over.append(caller.calls.is_over))
     router.fail_queue(caller.calls, LookupError("no such setup"))
     assert (over, caller.calls.finished.is_set()) == ([False], True)
