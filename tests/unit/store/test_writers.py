@@ -146,7 +146,7 @@ def test_a_zombie_between_claim_and_manifest_is_not_counted(path):
     ids=["commit", "append"],
 )
 def test_a_write_that_lost_the_race_with_a_newcomer_is_not_acknowledged(path, monkeypatch, write):
-    """The newcomer claims between the check before and the record: the check after tells."""
+    """The next writer claims between the check before and the record: the check after tells."""
     project = create(path, lease=1000)
     append = JournalWriter.append
 
@@ -161,7 +161,7 @@ def test_a_write_that_lost_the_race_with_a_newcomer_is_not_acknowledged(path, mo
     monkeypatch.undo()
     project.close()
     assert list(path.glob(".tmp*")) == []
-    # the newcomer may have accepted the record: what it names must be there
+    # the next writer may have accepted the record: what it names must be there
     assert Project.open(path, writer=False).records("result") in ([], [b"1"])
     assert check(path) == []
 
