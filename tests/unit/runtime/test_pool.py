@@ -242,14 +242,11 @@ def test_slowed_worker_does_its_share_and_no_more(monkeypatch):
     monkeypatch.setenv("MPIPAR_SLOW", "1:4")
     with thread_cluster.open_pool(2) as pool:
         pool.serve(Numbers())
-        start = time.monotonic()
         outcome = run(pool, Total(0.01), count=80)
-        wall = time.monotonic() - start
     check(outcome, count=80)
     done = outcome.statistics.tasks_per_rank
-    assert done[1] <= 24, done  # 16 is its share
+    assert done[1] <= 24, done  # 16 is its share, 40 were placed there
     assert outcome.statistics.steals >= 1
-    assert wall < 1.3  # 0.64 is ideal, 1.6 without stealing
 
 
 @pytest.mark.parametrize("seed", [1, 2])
