@@ -1,4 +1,4 @@
-"""The one object through which a program uses all workers."""
+"""The pool: the one object through which a program uses all workers."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from mpipar.runtime.transports.transport import MasterTransport
 
 WATCH_SECONDS = 0.1
-PARTING_SECONDS = 5.0
+STOP_SECONDS = 5.0
 NOTHING: Final[Mapping[Rank, tuple[int, ...]]] = {}
 
 
@@ -43,14 +43,14 @@ def stop_workers(
     ranks: Sequence[Rank],
     kill: Mapping[Rank, tuple[int, ...]] = NOTHING,
 ) -> list[Rank]:
-    """Tell workers to stop and hear from each; return those that did not answer in time.
+    """Tell workers to stop; return those that have not answered after STOP_SECONDS.
 
-    `kill`: processes of its host that a worker is to end.
+    kill   for some workers, the hung processes on their host that they are to kill
     """
     for rank in ranks:
         transport.send(rank, Stop(kill=kill.get(rank, ())))
     silent = set(ranks)
-    until = time.monotonic() + PARTING_SECONDS
+    until = time.monotonic() + STOP_SECONDS
     while silent and time.monotonic() < until:
         arrived = transport.receive()
         silent -= {source for source, message in arrived if isinstance(message, Bye)}
@@ -60,7 +60,7 @@ def stop_workers(
 
 
 class Pool:
-    """The workers, as seen from rank 0. Use as a context manager."""
+    """The workers, as seen from rank 0. A context manager that stops them at its end."""
 
     _losses_told = _gains_told = 0  # how many `new_losses` and `new_gains` have returned
 
@@ -71,28 +71,31 @@ class Pool:
         threads: int,
         cache_bytes: int,
         vendor: str | None = None,
-        farewell: Callable[[list[Rank]], None] = lambda silent: None,
-        newcomers: ExternalWorkers | Starter | None = None,
+        on_close: Callable[[list[Rank]], None] = lambda silent: None,
+        late_workers: ExternalWorkers | Starter | None = None,
     ) -> None:
-        """Greet all workers, or Recruits when they come.
+        """Wait until all workers have come, unless they are external: these may come later.
 
-        `vendor` names the MPI, if any; `farewell` ends `close`; a Starter can start new workers
-        in the place of lost ones.
+        threads       of each worker, for tasks
+        cache_bytes   of blocks that each worker keeps
+        vendor        the name of the MPI, if there is one
+        on_close      called at the end of `close`, with the workers that did not answer Stop
+        late_workers  external workers, or a function that starts a worker in a lost one's place
         """
         if threads < 1 or cache_bytes < 0:
             raise UsageError("a worker needs at least one thread and a cache of 0 bytes or more")
-        recruits = newcomers if isinstance(newcomers, ExternalWorkers) else None
+        external = late_workers if isinstance(late_workers, ExternalWorkers) else None
         self._transport = transport
-        self._farewell = farewell
+        self._on_close = on_close
         self._patience = environment.patience()
         self.threads = threads
         self.losses: list[LostWorker] = []  # in the order in which they were noticed
         knobs = environment.knobs()
-        self.hosts = {} if recruits else self._greet()
+        self.hosts = {} if external else self._await_hellos()
         self._ranks_on = Counter(hello.host for hello in self.hosts.values())
         self._welcome(knobs, cache_bytes)
         self.description = self._describe(vendor)
-        patience = recruits.patience if recruits else self._patience
+        patience = external.patience if external else self._patience
         machine = MasterMachine(
             self.hosts,
             threads=threads,
@@ -103,21 +106,21 @@ class Pool:
         self._loop = MasterLoop(transport, machine, self.losses, patience)
         self._stream: Stream | None = None
         self._closed = False
-        self._replacer: RespawnedWorkers | None = None
+        self._respawned: RespawnedWorkers | None = None
         welcome = partial(self._welcome_to, knobs=knobs, cache_bytes=cache_bytes)
-        if isinstance(newcomers, ExternalWorkers):
-            self._loop.late_workers = WelcomedWorkers(newcomers, welcome)
-        elif newcomers is not None:
-            self._replacer = RespawnedWorkers(newcomers, welcome, self._patience)
+        if isinstance(late_workers, ExternalWorkers):
+            self._loop.late_workers = WelcomedWorkers(late_workers, welcome)
+        elif late_workers is not None:
+            self._respawned = RespawnedWorkers(late_workers, welcome, self._patience)
 
     @property
     def workers(self) -> int:
-        """How many there are now."""
+        """How many workers there are now."""
         return len(self._loop.ranks)
 
     @property
     def gains(self) -> list[NewWorker]:
-        """The workers that have come in the place of lost ones."""
+        """The workers that have come after the pool was opened."""
         return self._loop.gains
 
     def new_losses(self) -> list[LostWorker]:
@@ -134,13 +137,13 @@ class Pool:
 
     def replace_lost(self) -> bool:
         """From now on start a new worker for each one lost; False if that cannot be done here."""
-        self._loop.late_workers = self._replacer
-        return self._replacer is not None
+        self._loop.late_workers = self._respawned
+        return self._respawned is not None
 
-    # Greeting
+    # The beginning
 
-    def _greet(self) -> dict[Rank, Hello]:
-        """Wait for every worker's hello."""
+    def _await_hellos(self) -> dict[Rank, Hello]:
+        """Wait for the Hello of every worker; return these by rank."""
         transport, hellos = self._transport, dict[int, Hello]()
         awaited = set(range(1, transport.size))
         until = time.monotonic() + self._patience
@@ -188,13 +191,13 @@ class Pool:
         nodes = f"{len(names)} node{'s' * (len(names) > 1)}"
         if len(names) <= 4:  # noqa: PLR2004 - a line's worth
             nodes += f" {', '.join(names)}"
-        crew = f"{workers} worker{'s' * (workers > 1)}"
-        return f"mpi: 1 master + {crew}{each} on {nodes} ({vendor})"
+        count = f"{workers} worker{'s' * (workers > 1)}"
+        return f"mpi: 1 master + {count}{each} on {nodes} ({vendor})"
 
     # Runs
 
     def serve(self, source: BlockSource) -> None:
-        """Take blocks from this source from now on; what workers have cached is void."""
+        """Read blocks from this source from now on; the workers' cached blocks are void."""
         self._loop.serve(source)
 
     def run(
@@ -206,10 +209,14 @@ class Pool:
         policy: Policy = POLICY,
         watch: Callable[[PoolStatistics], None] | None = None,
     ) -> RunResult:
-        """Compute all tasks; return results by task id, and the sum of the workers' partials.
+        """Compute all tasks; return results by task id, and the sum of the workers' partial sums.
 
-        Raises TaskFailedError if a task was given up, and the source's own error if a block could
-        not be read, RequeueError if no worker is left. The pool can be used again after an error.
+        shared   values that every worker gets, once; large arrays are sent once to each host
+        tasks    with ids 0 .. n-1, in any order
+        watch    called about every WATCH_SECONDS, and at the end
+
+        Raises TaskFailedError if a task was given up, the source's own error if a block could not
+        be read, RequeueError if no worker is left. The pool can be used again after an error.
         """
         self._check(stage, policy)
         self._check_tasks(tasks)
@@ -232,9 +239,10 @@ class Pool:
         *,
         policy: Policy = POLICY,
     ) -> Stream:
-        """Begin a run to which the client adds tasks while it goes on; its stage has no sums.
+        """Begin a run to which the client adds tasks while it goes on; the stage has no sums.
 
-        Until it is over, nothing else can be done with the pool.
+        Until the stream is over, nothing else can be done with the pool. Raises RequeueError if no
+        worker is left.
         """
         self._check(stage, policy)
         if stage.has_sums:
@@ -279,7 +287,7 @@ class Pool:
     # The end
 
     def close(self) -> None:
-        """Stop all workers and leave. Never waits for long."""
+        """Stop all workers, and abort a stream. Waits for STOP_SECONDS at most."""
         if self._closed:
             return
         if self._stream is not None:
@@ -287,14 +295,14 @@ class Pool:
         self._closed = True
         silent = stop_workers(self._transport, self._loop.ranks, self._kills())
         self._loop.close()
-        self._farewell(silent)
+        self._on_close(silent)
 
     def _kills(self) -> dict[Rank, tuple[int, ...]]:
-        """For one worker of each host, the processes there that hang and were written off."""
+        """Return, for one worker of each host, the hung processes there that were cut off."""
         where = {self.hosts[rank].host: rank for rank in self._loop.ranks}
         kills: dict[Rank, tuple[int, ...]] = {}
-        for stray in self._transport.cut_off_ranks():
-            hello = self.hosts.get(stray)
+        for lost in self._transport.cut_off_ranks():
+            hello = self.hosts.get(lost)
             if hello is not None and hello.host in where:
                 rank = where[hello.host]
                 kills[rank] = (*kills.get(rank, ()), hello.process)

@@ -1,4 +1,4 @@
-"""What rank 0 can tell of a run: how far it is, what it took, what it gave, whom it lost."""
+"""Reports on a run: progress, result, statistics, and workers lost and new."""
 
 from __future__ import annotations
 
@@ -36,22 +36,22 @@ class NewWorker:
 class PoolStatistics:
     """How far a run is."""
 
-    done: int
-    total: int
-    stolen: int
-    running_workers: int
+    done: int  # tasks that have ended, well or not
+    total: int  # tasks
+    stolen: int  # tasks
+    running_workers: int  # that have tasks
     elapsed: float  # seconds
     lost: int = 0  # workers, since the pool was opened
 
 
 @dataclass(frozen=True)
 class StageStatistics:
-    """What a run took."""
+    """How long a run took, and how its tasks and blocks were distributed."""
 
     wall: float  # seconds
     blocks_served: int  # by rank 0
     bytes_served: int  # by rank 0
-    steals: int
+    steals: int  # of one or more tasks
     tasks_stolen: int
     tasks_per_rank: dict[int, int]
     busy_seconds_per_rank: dict[int, float]
@@ -62,7 +62,7 @@ class StageStatistics:
 
 @dataclass(frozen=True)
 class RunResult:
-    """What a run gave."""
+    """The results of a run."""
 
     results: list[Any]  # by task id
     sums: Sums | None

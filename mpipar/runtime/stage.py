@@ -1,4 +1,4 @@
-"""What the runtime asks of a program: tasks, a stage that computes them, a source of blocks."""
+"""What a program gives to the runtime: tasks, a stage that computes them, a source of blocks."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ TIMEOUT: Final = "Timeout"
 class Policy:
     """What a run does about tasks that fail."""
 
-    tries: int = 3  # how often a task that raises is run, elsewhere if there is an elsewhere
-    deaths: int = 3  # a task that so many ranks died with is set aside (quarantined)
+    tries: int = 3  # how often a task that raises is run, on other ranks if there are any
+    deaths: int = 3  # a task with which so many ranks died is given up (quarantined)
     timeout: float | None = None  # seconds that one task may take; None: any
     isolate: bool = False  # run tasks in a supervised child process; only for stages without sums
 
@@ -50,13 +50,13 @@ class Policy:
 
 @dataclass(frozen=True, slots=True)
 class GivenUpTask:
-    """Why a task was given up; in the place of its result."""
+    """Why a task was given up; stands in the place of its result."""
 
     task: int
     kind: str  # class of the last exception; Died, Timeout, or QUARANTINED
     text: str
     traceback: str  # of the last exception, where it was raised
-    ranks: tuple[int, ...]  # that tried it
+    ranks: tuple[int, ...]  # those that tried the task
     block: int | None = None
 
     def __str__(self) -> str:
@@ -69,15 +69,15 @@ class GivenUpTask:
 
 
 class Stage(ABC):
-    """A step of a program, computed by workers. The only door between a program and the runtime.
+    """A step of a program, computed by workers: the only code of a program that the runtime calls.
 
-    A stage travels by pickle: its attributes by value, its class by reference.
+    A stage is sent by pickle: its attributes by value, its class by reference.
     """
 
     def start(self, shared: Mapping[str, Any]) -> Any:
-        """Set up one worker, once per run; what it returns is handed to every `run` there.
+        """Set up one worker, once per run; return the state that every `run` there is given.
 
-        The arrays in `shared` are read-only: in one process, all workers have the same.
+        The arrays in `shared` are read-only: the workers of one host may have the same memory.
         """
         del shared
         return None
@@ -87,14 +87,14 @@ class Stage(ABC):
         """Compute one task and return its (picklable) result.
 
         Called from several threads at once when the pool has more than one thread per worker. A
-        task that raises is run again, so add to the sums in `state` as the last act, under a lock.
+        task that raises is run again, so add to the sums in `state` last, and under a lock.
         """
 
     def partial(self, state: Any) -> Sums | None:
-        """Return the sums of all tasks that this worker ran, or None if it adds nothing.
+        """Return the sums of all tasks that this worker ran, or None if there is nothing to add.
 
-        A stage that does not override this has no sums, and its runs skip the reduction. Called
-        when no task is running; called again if a lost rank's tasks had to be redone.
+        A stage that does not override this has no sums, and its runs have no reduction. Called
+        when no task is running; called again if tasks of a lost rank had to be run again.
         """
         del state
         return None
@@ -122,8 +122,8 @@ def _frozen(value: Any) -> Any:
 
 
 class BlockSource(Protocol):
-    """Where blocks come from. Lives on rank 0; read by its I/O thread, never on a worker."""
+    """The place that blocks are read from, on rank 0, by its I/O thread."""
 
     def read(self, block: int) -> dict[str, NDArray[Any]]:
-        """Return the arrays of one block. An exception ends the run and reaches its caller."""
+        """Return the arrays of one block. An exception ends the run, and `Pool.run` raises it."""
         ...

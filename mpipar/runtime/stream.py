@@ -1,4 +1,4 @@
-"""A run to which tasks are added while it goes on, driven by a thread of its own."""
+"""A stream: a run to which tasks are added while it goes on, driven by a thread of its own."""
 
 from __future__ import annotations
 
@@ -15,31 +15,32 @@ if TYPE_CHECKING:
     from mpipar.runtime.stage import Task
 
 AHEAD_SECONDS = 0.02
-"""So much work is handed out ahead: more than a message takes, less than matters to who cancels."""
-AHEAD_TASKS = 2, 2000  # and at least, at most, so many tasks for each compute thread
+"""Each thread is given tasks for so many seconds ahead: longer than a message takes, but short
+enough that a task which is cancelled has mostly not been given out yet."""
+AHEAD_TASKS = 2, 2000  # limits of that, in tasks for each compute thread
 LONG_SECONDS = 1.0
-"""Of tasks that take so long none is handed out ahead: fetching the next one costs little, and a
-task that holds the interpreter lock keeps what lies behind it from thieves."""
+"""Tasks that take so long are not given out ahead: to wait for the next one costs little, and
+while a task holds the interpreter lock no thief gets the tasks behind it."""
 
 
 class StreamClient(Protocol):
-    """Who has the tasks of a stream; always called in the stream's thread."""
+    """The program's side of a stream: it has the tasks. Called in the stream's thread only."""
 
     def supply(self, limit: int) -> Sequence[Task]:
-        """Return up to `limit` tasks that are to be run now; their ids are fresh and ascending."""
+        """Return up to `limit` tasks to run now; each id is larger than those before."""
         ...
 
     def deliver(self, results: Sequence[tuple[int, Any]]) -> None:
-        """Take results, or Failures, by task id; each id comes once."""
+        """Take results by task id, each once; a GivenUpTask is the result of a failed task."""
         ...
 
     def ended(self, error: BaseException | None) -> None:
-        """The last call: what ended the stream early, or None."""
+        """Take note that the stream is over: the last call. `error`: what ended it early."""
         ...
 
 
 class Stream:
-    """A run under way. The thread that made it may do anything but use the pool."""
+    """A run under way in a thread of its own; no other thread may use the pool meanwhile."""
 
     def __init__(
         self, loop: MasterLoop, run: MasterRun, client: StreamClient, *, threads: int
@@ -51,7 +52,7 @@ class Stream:
         self._threads = threads
         self._supplied = 0
         self._delivered = 0
-        self._wanted = True  # whether the client may have something
+        self._notified = True  # whether the client may have tasks
         self._closing = self._aborting = False
         self._thread = threading.Thread(target=self._drive, name="stream", daemon=True)
         self._thread.start()
@@ -59,18 +60,18 @@ class Stream:
     # Of any thread
 
     def notify(self) -> None:
-        """Something can be supplied."""
-        self._wanted = True
+        """Ask the client for tasks soon: it has some, or is to be closed."""
+        self._notified = True
         self._loop.transport.wake()
 
     def close(self) -> None:
-        """No more tasks will come; return when all results are delivered."""
+        """End the stream when the client has no more tasks; return when all is delivered."""
         self._closing = True
         self.notify()
         self._thread.join()
 
     def abort(self) -> None:
-        """Drop what is not delivered yet."""
+        """End the stream at once; results that are not delivered yet are dropped."""
         self._aborting = True
         self.close()
 
@@ -111,21 +112,21 @@ class Stream:
         results = self._loop.take_results()
         if results:
             self._delivered += len(results)
-            self._wanted = True
+            self._notified = True
             self._client.deliver(results)
         return bool(results)
 
     def _supply(self) -> bool:
-        if not self._wanted or self._run.over:
+        if not self._notified or self._run.over:
             return False
         room = self._window() - (self._supplied - self._delivered)
         if room <= 0:
             return False
         closing = self._closing  # before the client is asked: what came earlier is still taken
-        self._wanted = False
+        self._notified = False
         tasks = self._client.supply(room)
         if tasks:
-            self._wanted = True
+            self._notified = True
             self._supplied += len(tasks)
             self._loop.add(tasks)
         elif closing and not self._run.sealed:
@@ -133,7 +134,7 @@ class Stream:
         return bool(tasks)
 
     def _window(self) -> int:
-        """How many tasks are to be with the workers."""
+        """Return how many tasks the workers are to have, together."""
         mean = self._run.mean_seconds
         fewest, most = AHEAD_TASKS
         if not self._delivered or mean > LONG_SECONDS:

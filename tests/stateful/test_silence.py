@@ -90,7 +90,7 @@ def test_all_workers_hung_is_a_requeue():
 
 
 @pytest.mark.parametrize("seed", range(10))
-def test_worker_that_rank_0_does_not_hear_is_given_up_and_told(seed):
+def test_worker_that_rank_0_does_not_hear_is_cut_off_and_told(seed):
     cluster, run, dice = under_way(seed)
     cluster.lose_what_is_sent(3, MASTER)
     cluster.finish(run, dice)
@@ -149,7 +149,7 @@ class Silence(RuleBasedStateMachine):
     """Workers hang and go on, links break and are mended, at any moment of one run after another.
 
     Time passes only when all that has been sent to workers that do not hang has arrived, so that
-    nobody is slow: whoever is given up hangs, or has a link that is broken.
+    nobody is slow: whoever is cut off hangs, or has a link that is broken.
     """
 
     @initialize(seed=st.integers(0, 9), hosts=st.integers(1, 3))
@@ -207,12 +207,12 @@ class Silence(RuleBasedStateMachine):
         self.run = self.cluster.begin(Ledger(TASKS), make_tasks(TASKS, with_blocks=True))
 
     @invariant()
-    def only_who_was_disturbed_is_given_up(self):
+    def only_who_was_disturbed_is_cut_off(self):
         if hasattr(self, "cluster"):
             assert {*self.cluster.cut_off, *self.cluster.left} <= self.touched
 
     @invariant()
-    def who_is_given_up_has_no_task(self):
+    def who_is_cut_off_has_no_task(self):
         if hasattr(self, "cluster") and not self.run.over:
             entries = self.run.scheduler.entries.values()
             assert not {entry.rank for entry in entries} & self.cluster.cut_off.keys()

@@ -26,11 +26,11 @@ from mpipar.runtime.machines.messages import (
     Beat,
     Begin,
     Finished,
-    Gone,
     Hello,
     Knobs,
     Message,
     NeedArrays,
+    RankLost,
     Send,
     Stop,
     Welcome,
@@ -38,8 +38,8 @@ from mpipar.runtime.machines.messages import (
 from mpipar.runtime.machines.orders import (
     Compute,
     Computed,
+    ComputeEvent,
     Drop,
-    EngineEvent,
     Gather,
     Gathered,
     Order,
@@ -100,7 +100,7 @@ class Threads:
         else:
             self.orders.append(order)
 
-    def carry_out(self, position: int, *, fails: bool = False) -> EngineEvent:
+    def carry_out(self, position: int, *, fails: bool = False) -> ComputeEvent:
         """Carry out one order; `fails` makes a task raise instead."""
         order = self.orders[position]
         del self.orders[position]
@@ -168,7 +168,7 @@ class Cluster:
         self.unnoticed: list[int] = []  # dead, but rank 0 does not know yet
         self.hung: set[int] = set()  # stopped processes: they do nothing, and may go on later
         self.losses: list[LostWorker] = []
-        self.cut_off: dict[int, str] = {}  # workers given up by rank 0, and why
+        self.cut_off: dict[int, str] = {}  # workers cut off by rank 0, and why
         self.left: dict[int, str] = {}  # workers that have left by themselves, and why
 
     def _worker(self, rank: int) -> WorkerMachine:
@@ -230,7 +230,7 @@ class Cluster:
             self._post(target, [Send(MASTER, NeedArrays(message.serial, source))])
         elif target in self.workers:
             self._act(target, self.workers[target].handle(source, message))
-            if isinstance(message, Gone):
+            if isinstance(message, RankLost):
                 self.wires.pop((message.rank, target), None)
             elif isinstance(message, Stop):
                 self._leave(target, message.reason)

@@ -142,8 +142,8 @@ def open_pool(*, threads: int = 1, cache_bytes: int = 1 << 30) -> Pool:
         threads=threads,
         cache_bytes=cache_bytes,
         vendor=here.vendor,
-        farewell=job.on_workers_stopped,
-        newcomers=partial(spawn_worker, job.mpi_transport) if job.tolerant else None,
+        on_close=job.on_workers_stopped,
+        late_workers=partial(spawn_worker, job.mpi_transport) if job.tolerant else None,
     )
     job.hosts = pool.hosts
     return pool

@@ -34,7 +34,7 @@ def open_pool(hub: HubTransport, *, patience: float) -> Pool:
         del silent  # a worker ends when its connection is closed
         hub.close()
 
-    pool = Pool(hub, threads=1, cache_bytes=CACHE_BYTES, farewell=close, newcomers=workers)
+    pool = Pool(hub, threads=1, cache_bytes=CACHE_BYTES, on_close=close, late_workers=workers)
     pool.description = "workers over TCP"
     return pool
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from mpipar.errors import UsageError
 from mpipar.runtime.loops.worker_loop import serve
 from mpipar.runtime.node_memory.sharing_transport import SharingTransport
-from mpipar.runtime.pool import PARTING_SECONDS, Pool, stop_workers
+from mpipar.runtime.pool import STOP_SECONDS, Pool, stop_workers
 from mpipar.runtime.process.environment import tune_process
 from mpipar.runtime.transports.in_process import local_cluster
 
@@ -33,11 +33,11 @@ def open_pool(workers: int, *, threads: int = 1, cache_bytes: int = 1 << 30) -> 
 
     def join(silent: list[Rank]) -> None:
         for thread in worker_threads:
-            thread.join(0.0 if silent else PARTING_SECONDS)
+            thread.join(0.0 if silent else STOP_SECONDS)
 
     try:
         rank_0 = SharingTransport(transports[0], one_process=True)
-        return Pool(rank_0, threads=threads, cache_bytes=cache_bytes, farewell=join)
+        return Pool(rank_0, threads=threads, cache_bytes=cache_bytes, on_close=join)
     except BaseException:
         join(stop_workers(transports[0], range(1, workers + 1)))
         raise

@@ -37,7 +37,10 @@ class BlockUnreadable:
 
 
 class BlockReader:
-    """One thread that reads blocks in the order asked. `wake` is called when one is there."""
+    """One thread that reads blocks in the order of the requests.
+
+    `wake` is called from this thread when a block has been read, or cannot be read.
+    """
 
     def __init__(self, wake: Callable[[], None]) -> None:
         self._wake = wake
@@ -47,7 +50,7 @@ class BlockReader:
         self._thread.start()
 
     def read(self, source: BlockSource, generation: int, block: int) -> None:
-        """Ask for a block; it appears later in `events`."""
+        """Request a block; it is returned later by `events`."""
         self._orders.put((source, generation, block))
 
     def events(self) -> list[BlockLoaded | BlockUnreadable]:
@@ -64,7 +67,7 @@ class BlockReader:
             source, generation, block = order
             try:
                 arrays = frozen(source.read(block))
-            except BaseException as error:  # it is the caller's of Pool.run, whatever it is
+            except BaseException as error:  # Pool.run raises it, whatever it is
                 self._events.append(BlockUnreadable(generation, block, error))
             else:
                 self._events.append(BlockLoaded(generation, block, arrays))

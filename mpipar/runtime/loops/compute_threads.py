@@ -1,8 +1,8 @@
 """A worker's compute threads: the only place where a stage's code runs.
 
-    Worker --Prepare, Compute, Gather--> Engine --(threads)--> Prepared, Computed, Gathered
+    WorkerMachine --Prepare, Compute, Gather--> ComputeThreads --Prepared, Computed, Gathered-->
 
-A stage's state lives here, between the threads that use it; the worker's machine never sees it.
+A stage's state is kept here, for the threads that use it; the worker's machine never sees it.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from collections import deque
 from typing import TYPE_CHECKING
 
 from mpipar.runtime.loops.prepared_stage import (
-    BurstResult,
+    BatchResult,
     InProcessStage,
     IsolatedStage,
     PreparedStage,
@@ -23,8 +23,8 @@ from mpipar.runtime.machines.caught_error import CaughtError, StartFailedError
 from mpipar.runtime.machines.orders import (
     Compute,
     Computed,
+    ComputeEvent,
     Drop,
-    EngineEvent,
     Gather,
     Gathered,
     Order,
@@ -41,16 +41,19 @@ if TYPE_CHECKING:
 
 
 class ComputeThreads:
-    """Compute threads fed by a queue. `wake` is called from a thread when an event is ready."""
+    """Compute threads that take orders from a queue and answer each with an event.
+
+    `wake` is called from a thread when an event is ready.
+    """
 
     def __init__(self, threads: int, slowdown: float, wake: Callable[[], None]) -> None:
         self._slowdown = slowdown
         self._wake = wake
         self._orders: queue.SimpleQueue[Prepare | Compute | Gather | None] = queue.SimpleQueue()
-        self._events: deque[EngineEvent] = deque()
+        self._events: deque[ComputeEvent] = deque()
         self._stages: dict[int, PreparedStage] = {}
-        self._bursts: dict[int, tuple[int, BurstResult]] = {}  # under way, by thread
-        self._peeling = threading.Lock()
+        self._batches: dict[int, tuple[int, BatchResult]] = {}  # serial, batch; by thread
+        self._lock = threading.Lock()  # of `_batches`, and of what is taken from them
         self._closed = False
         self._threads = [
             threading.Thread(target=self._work, args=(index,), name=f"compute-{index}", daemon=True)
@@ -60,7 +63,7 @@ class ComputeThreads:
             thread.start()
 
     def perform(self, order: Order) -> None:
-        """Take an order; its event appears later in `events`."""
+        """Take an order; its event is returned later by `events`."""
         if isinstance(order, Drop):
             stage = self._stages.pop(order.serial, None)
             if stage is not None:
@@ -68,24 +71,24 @@ class ComputeThreads:
         else:
             self._orders.put(order)
 
-    def events(self) -> list[EngineEvent]:
+    def events(self) -> list[ComputeEvent]:
         """Return what has happened since the last call."""
         found = []
         while self._events:
             found.append(self._events.popleft())
-        return found + self._peeled() if self._bursts else found
+        return found + self._take_partial_results() if self._batches else found
 
-    def _peeled(self) -> list[EngineEvent]:
-        """What bursts that take long have brought so far."""
-        found: list[EngineEvent] = []
-        with self._peeling:
-            for serial, burst in self._bursts.values():
-                if results := burst.overdue():
+    def _take_partial_results(self) -> list[ComputeEvent]:
+        """Return the results so far of batches that take long."""
+        found: list[ComputeEvent] = []
+        with self._lock:
+            for serial, batch in self._batches.values():
+                if results := batch.take_partial_results():
                     found.append(Computed(serial, results, 0.0, more=True))
         return found
 
     def running(self, serial: int) -> list[RunningTask]:
-        """Return which tasks of a run the threads are at, and since when."""
+        """Return the tasks of a run that are being run, and when each began."""
         stage = self._stages.get(serial)
         return [] if stage is None else stage.running()
 
@@ -107,7 +110,7 @@ class ComputeThreads:
             del order  # its block must not outlive it here
             self._wake()
 
-    def _execute(self, order: Prepare | Compute | Gather, thread: int) -> EngineEvent:
+    def _execute(self, order: Prepare | Compute | Gather, thread: int) -> ComputeEvent:
         match order:
             case Prepare():
                 return self._prepare(order, thread)
@@ -129,7 +132,7 @@ class ComputeThreads:
             if self._closed:
                 prepared.close()
         except StartFailedError as error:
-            return Prepared(order.serial, error.trouble)
+            return Prepared(order.serial, error.caught)
         except BaseException as error:  # even SystemExit must not end this thread
             return Prepared(order.serial, CaughtError.of(error))
         return Prepared(order.serial)
@@ -138,21 +141,21 @@ class ComputeThreads:
         stage = self._stages.get(order.serial)
         if stage is None:  # the run is over
             return Computed(order.serial, (), 0.0)
-        burst = BurstResult(len(order.work))
-        with self._peeling:
-            self._bursts[thread] = order.serial, burst
+        batch = BatchResult(len(order.work))
+        with self._lock:
+            self._batches[thread] = order.serial, batch
         try:
-            stage.run(thread, order.work, burst)
-        except StartFailedError as error:  # of another child; a task's own errors are no raise
-            told = dict(burst.results[: burst.told])
-            ids = [task.id for task, _ in order.work if task.id not in told]
-            failed = tuple((task, error.trouble) for task in ids)
+            stage.run(thread, order.work, batch)
+        except StartFailedError as error:  # of a new child process; errors of tasks are in `batch`
+            taken = dict(batch.results[: batch.taken])
+            ids = [task.id for task, _ in order.work if task.id not in taken]
+            failed = tuple((task, error.caught) for task in ids)
             return Computed(order.serial, (), 0.0, failed)
         finally:
-            with self._peeling:
-                del self._bursts[thread]
-        results, troubles = tuple(burst.results[burst.told :]), tuple(burst.troubles)
-        return Computed(order.serial, results, burst.seconds, troubles, tuple(burst.left))
+            with self._lock:
+                del self._batches[thread]
+        results, errors = tuple(batch.results[batch.taken :]), tuple(batch.errors)
+        return Computed(order.serial, results, batch.seconds, errors, tuple(batch.left))
 
     def _gather(self, order: Gather) -> Gathered:
         try:

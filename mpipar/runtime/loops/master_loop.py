@@ -32,7 +32,7 @@ BACKLOG_BYTES = 256 << 20
 
 
 class MasterLoop:
-    """What moves rank 0, and the one door to a run; used by one thread at a time."""
+    """Rank 0's loop and the run under way; used by one thread at a time."""
 
     def __init__(
         self,
@@ -64,11 +64,11 @@ class MasterLoop:
 
     @property
     def has_source(self) -> bool:
-        """Whether blocks can be had."""
+        """Whether there is a source of blocks."""
         return self._source is not None
 
     def serve(self, source: BlockSource) -> None:
-        """Take blocks from this source from now on; what workers have cached is void."""
+        """Read blocks from this source from now on; the workers' cached blocks are void."""
         self._source = source
         self.machine.files.renew()
 
@@ -146,10 +146,10 @@ class MasterLoop:
         results = [run.results[task] for task in range(len(scheduler.entries))]
         return RunResult(results, run.sums, statistics)
 
-    # What moves it
+    # The loop
 
     def turn(self) -> bool:
-        """Take what has arrived, and let time pass; return whether there was anything."""
+        """Handle what has arrived, and let time pass; return whether anything had arrived."""
         arrived = self.transport.receive()
         self._count_expected()
         for source, message in arrived:
@@ -165,7 +165,7 @@ class MasterLoop:
         if now - self._ticked >= TICK_SECONDS:
             self._perform(self.machine.tick(now - self._ticked))
             self._ticked = now
-        if self.late_workers is not None and self._replace(self.late_workers):
+        if self.late_workers is not None and self._start_late(self.late_workers):
             return True
         return bool(arrived or lost) or events
 
@@ -178,7 +178,7 @@ class MasterLoop:
                 self._note_loss(action)
 
     def drain(self) -> None:
-        """Let what is on its way leave before the program goes on without the loop."""
+        """Wait until all messages have left, before the program goes on without the loop."""
         until = time.monotonic() + self._patience
         while self.transport.backlog() and time.monotonic() < until:
             self.transport.pause(moved=self.turn())
@@ -188,7 +188,7 @@ class MasterLoop:
         self._reader.close(patience=1.0)
 
     def _greet(self, late_workers: LateWorkers, source: Rank, hello: Hello) -> None:
-        """Put a new worker to work."""
+        """Take in a late worker that says Hello, if it was expected."""
         if source in self.machine.ranks:
             return
         welcome = late_workers.greet(source, hello)
@@ -196,8 +196,9 @@ class MasterLoop:
             self.gains.append(NewWorker(source, hello))
             self._perform([Send(source, welcome), *self.machine.rank_joined(source, hello)])
 
-    def _replace(self, late_workers: LateWorkers) -> bool:
-        for rank in late_workers.overdue():
+    def _start_late(self, late_workers: LateWorkers) -> bool:
+        """Start a worker if one is wanted; return whether that was tried."""
+        for rank in late_workers.take_overdue():
             self.transport.cut_off(rank, "it took too long to start")
         return self.machine.run is not None and late_workers.start_next()
 
@@ -207,25 +208,25 @@ class MasterLoop:
             self.machine.expected = self.late_workers.expected(self.machine.hellos)
 
     def _lose(self, rank: Rank) -> None:
-        """Go on without a worker that is dead."""
+        """Tell the machine that a worker is dead."""
         self._count_expected()
         if rank in self.machine.ranks:
             self._perform(self.machine.rank_lost(rank))
         elif self.late_workers is not None:
-            self.late_workers.vanished(rank)
+            self.late_workers.on_early_death(rank)
             self._count_expected()
             self.machine.end_if_deserted()
 
     def _note_loss(self, loss: LostWorker) -> None:
-        """The machine goes on without a worker: so does everything else."""
+        """Carry out the machine's decision to go on without a worker."""
         self.losses.append(loss)
         if loss.reason:
             self.transport.cut_off(loss.rank, loss.reason)
         if self.late_workers is not None and loss.left:
-            self.late_workers.note(loss, self.machine.hellos, self.machine.ranks)
+            self.late_workers.on_loss(loss, self.machine.hellos, self.machine.ranks)
 
     def _take_reads(self) -> bool:
-        """Take what the I/O thread has read; return whether there was anything."""
+        """Send the blocks that the I/O thread has read; return whether there were any."""
         events = self._reader.events()
         for event in events:
             if isinstance(event, BlockLoaded):

@@ -1,4 +1,4 @@
-"""A stage that has been started on a worker, in its process or in supervised child processes."""
+"""A stage started on a worker, in the worker's own process or in supervised child processes."""
 
 from __future__ import annotations
 
@@ -16,54 +16,56 @@ if TYPE_CHECKING:
     from mpipar.runtime.machines.orders import RunningTask
     from mpipar.runtime.stage import Block, Stage, Sums, Task
 
-LONGEST_BURST = 0.01
-"""Seconds after which no further task of one burst is begun."""
+LONGEST_BATCH = 0.01
+"""Seconds after which no further task of one batch is begun."""
 
 
 @dataclass(slots=True)
-class BurstResult:
-    """What has come of tasks that were run one after the other."""
+class BatchResult:
+    """The results and errors of tasks that a thread runs one after the other."""
 
     size: int  # how many tasks there are
     results: list[tuple[int, Any]] = field(default_factory=list)
-    troubles: list[tuple[int, CaughtError]] = field(default_factory=list)
-    seconds: float = 0.0  # together
-    left: Sequence[Task] = ()  # not begun: the others took longer than was thought
-    told: int = 0  # results that were told before the end
+    errors: list[tuple[int, CaughtError]] = field(default_factory=list)
+    seconds: float = 0.0  # of all tasks together
+    left: Sequence[Task] = ()  # not begun: the others took longer than was expected
+    taken: int = 0  # results that were taken before the end
     began: float = field(default_factory=time.perf_counter)
 
-    def overdue(self) -> tuple[tuple[int, Any], ...]:
-        """Results that shall not wait for the end any longer; by another thread, each once."""
-        results = tuple(self.results[self.told :])
-        is_last = len(results) + self.told + len(self.troubles) == self.size
-        if is_last or time.perf_counter() - self.began < LONGEST_BURST:
+    def take_partial_results(self) -> tuple[tuple[int, Any], ...]:
+        """Return results that need not wait for the end, each once. Called by another thread."""
+        results = tuple(self.results[self.taken :])
+        is_last = len(results) + self.taken + len(self.errors) == self.size
+        if is_last or time.perf_counter() - self.began < LONGEST_BATCH:
             return ()
-        self.told += len(results)
+        self.taken += len(results)
         return results
 
 
 class PreparedStage(Protocol):
-    """What compute threads need of it; `thread` is the number of the one that calls."""
+    """A started stage, as compute threads use it; `thread` is the number of the calling thread."""
 
     def run(
-        self, thread: int, work: Sequence[tuple[Task, Block | None]], burst: BurstResult
+        self, thread: int, work: Sequence[tuple[Task, Block | None]], batch: BatchResult
     ) -> None:
-        """Run the tasks; what comes of each is in `burst` at once."""
+        """Run the tasks; the result or error of each is put into `batch` at once."""
         ...
 
     def running(self) -> list[RunningTask]:
-        """Return the tasks being run that nobody here can stop."""
+        """Return the tasks being run that cannot be stopped on this worker."""
         ...
 
-    def sums(self) -> Sums | None: ...
+    def sums(self) -> Sums | None:
+        """Return the sums of all tasks that were run; None if the stage adds nothing."""
+        ...
 
     def close(self) -> None:
-        """The run is over; called by another thread, and must not wait."""
+        """Drop the state: the run is over. Called by another thread, and must not wait."""
         ...
 
 
 class InProcessStage:
-    """A stage in the worker's own process; the state is shared by its threads."""
+    """A stage in the worker's own process; all compute threads use one state."""
 
     def __init__(self, stage: Stage, shared: Mapping[str, Any], slowdown: float) -> None:
         self._stage = stage
@@ -72,15 +74,15 @@ class InProcessStage:
         self._state = stage.start(shared)
 
     def run(
-        self, thread: int, work: Sequence[tuple[Task, Block | None]], burst: BurstResult
+        self, thread: int, work: Sequence[tuple[Task, Block | None]], batch: BatchResult
     ) -> None:
         clock = time.perf_counter
-        run, state, results = self._stage.run, self._state, burst.results
+        run, state, results = self._stage.run, self._state, batch.results
         running = self._running
         start = now = clock()
         for begun, (task, block) in enumerate(work):
-            if now - start > LONGEST_BURST:
-                burst.left = [task for task, _ in work[begun:]]
+            if now - start > LONGEST_BATCH:
+                batch.left = [task for task, _ in work[begun:]]
                 break
             running[thread] = task.id, now
             try:
@@ -89,9 +91,9 @@ class InProcessStage:
                     time.sleep((self._slowdown - 1) * (clock() - now))
                 results.append((task.id, result))
             except BaseException as error:  # a task's SystemExit is that task's failure
-                burst.troubles.append((task.id, CaughtError.of(error)))
+                batch.errors.append((task.id, CaughtError.of(error)))
             now = clock()
-        burst.seconds = now - start
+        batch.seconds = now - start
         running.pop(thread, None)
 
     def running(self) -> list[RunningTask]:
@@ -101,7 +103,7 @@ class InProcessStage:
         return self._stage.partial(self._state)
 
     def close(self) -> None:
-        """The state goes with its last user."""
+        """Do nothing: Python drops the state with the last thread that uses it."""
 
 
 class IsolatedStage:
@@ -110,27 +112,27 @@ class IsolatedStage:
     def __init__(
         self, stage: Stage, shared: Mapping[str, Any], timeout: float | None, thread: int
     ) -> None:
-        """Start the first one, to see whether the stage starts. Raises StartFailedError."""
+        """Start the first child process. Raises StartFailedError if the stage does not start."""
         self._what = stage, shared, timeout
         self._children: dict[int, TaskChild] = {}
         self._closed = False
         self._child(thread).start()
 
     def run(
-        self, thread: int, work: Sequence[tuple[Task, Block | None]], burst: BurstResult
+        self, thread: int, work: Sequence[tuple[Task, Block | None]], batch: BatchResult
     ) -> None:
         ended = set()
-        for ran in self._child(thread).run(work, longest=LONGEST_BURST):
+        for ran in self._child(thread).run(work, longest=LONGEST_BATCH):
             ended.add(ran.task)
-            burst.seconds += ran.seconds
+            batch.seconds += ran.seconds
             if ran.error is None:
-                burst.results.append((ran.task, ran.result))
+                batch.results.append((ran.task, ran.result))
             else:
-                burst.troubles.append((ran.task, ran.error))
-        burst.left = [task for task, _ in work if task.id not in ended]
+                batch.errors.append((ran.task, ran.error))
+        batch.left = [task for task, _ in work if task.id not in ended]
 
     def running(self) -> list[RunningTask]:
-        return []  # the child processes are watched over
+        return []  # a child process whose task takes too long is killed
 
     def sums(self) -> Sums | None:
         return None
@@ -148,4 +150,4 @@ class IsolatedStage:
     def close(self) -> None:
         self._closed = True
         for child in list(self._children.values()):
-            threading.Thread(target=child.close, name="part", daemon=True).start()
+            threading.Thread(target=child.close, name="close-child", daemon=True).start()

@@ -1,4 +1,4 @@
-"""A worker's loop: it carries messages and events to the worker's machine, and its actions out."""
+"""A worker's loop: it brings messages, events and time to the machine, and does what that wants."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from mpipar.runtime.machines.messages import (
     Bye,
     Crashed,
     Finished,
-    Gone,
     Hello,
+    RankLost,
     Send,
     Stop,
     TaskFailed,
@@ -41,20 +41,21 @@ if TYPE_CHECKING:
     from mpipar.runtime.transports.transport import WorkerTransport
 
 REPORT_BYTES = 1 << 17
-"""Results go in messages of about this size: it fits into the processors' caches."""
+"""Results are sent in messages of about this size, which fit into the processors' caches."""
 CONGESTED_BYTES = 1 << 22
-"""No task begins while so much waits to leave: fresh memory costs more than its use."""
+"""No task begins while so many bytes wait to leave: to allocate more memory would take longer than
+to wait for memory that becomes free."""
 LAST_TASK_SECONDS = 1.0
 FLUSH_SECONDS = 5.0
 CRASH_EXIT = 70
 ORPHAN_EXIT = 75
 GREETING_PATIENCES = 30
-"""Rank 0 may read a large input before it opens the pool."""
+"""How long a worker waits for Welcome: rank 0 may read a large input before it opens the pool."""
 
 
 @dataclass(frozen=True)
 class Departure:
-    """How a worker ended."""
+    """How a worker ended: its exit code, and why."""
 
     code: int
     threads_ended: bool  # False: a task was still running, so its thread may outlive the loop
@@ -62,34 +63,34 @@ class Departure:
 
 
 class _OrphanedError(Exception):
-    """Rank 0 is dead."""
+    """Rank 0 is dead, or this worker is cut off from it."""
 
 
 def serve(transport: WorkerTransport) -> Departure:
-    """Work until told to stop. A fault of the runtime is reported to rank 0 before leaving."""
-    service = _WorkerLoop(transport)
+    """Work for rank 0 until it says Stop. An error of the runtime is reported to rank 0 first."""
+    loop = _WorkerLoop(transport)
     try:
-        return service.run()
+        return loop.run()
     except _OrphanedError:
         return Departure(ORPHAN_EXIT, threads_ended=False)
     except Exception:
-        return service.crash(traceback.format_exc())
+        return loop.crash(traceback.format_exc())
 
 
 class _WorkerLoop:
-    """The loop and what it needs; made once per worker."""
+    """A worker's loop; made once per worker."""
 
     def __init__(self, transport: WorkerTransport) -> None:
         self._transport = transport
         self._inbox: deque[tuple[Rank, ToWorker]] = deque()  # arrived, but not handled yet
-        self._engine: ComputeThreads | None = None
+        self._threads: ComputeThreads | None = None
         self._ticked = time.monotonic()
         self._patience = patience()
-        self._parted = False
+        self._said_bye = False
         self._reason = ""
 
     def run(self) -> Departure:
-        """Greet, then loop until told to stop."""
+        """Say Hello, then loop until rank 0 says Stop."""
         welcome = self._greet()
         if welcome is None:
             self._send(MASTER, Bye())
@@ -98,24 +99,24 @@ class _WorkerLoop:
         transport = self._transport
         transport.set_crowding(welcome.crowding)
         slowdown = welcome.knobs.slowdown(transport.rank)
-        engine = self._engine = ComputeThreads(welcome.threads, slowdown, transport.wake)
+        threads = self._threads = ComputeThreads(welcome.threads, slowdown, transport.wake)
         worker = WorkerMachine(
             transport.rank, welcome, size=transport.size, patience=self._patience
         )
         while not worker.stopped:
-            moved = self._turn(worker, engine)
+            moved = self._turn(worker, threads)
             transport.pause(moved=moved, relaxed=worker.is_computing)
-        ended = engine.close(LAST_TASK_SECONDS)
+        ended = threads.close(LAST_TASK_SECONDS)
         self._flush()
         return Departure(0, ended, self._reason)
 
     def crash(self, text: str) -> Departure:
-        """Tell rank 0, and wait for its Stop unless that was answered already."""
-        if self._engine is not None:
-            self._engine.close(patience=0.0)
+        """Report an error of the runtime to rank 0, and wait for Stop if it has not come yet."""
+        if self._threads is not None:
+            self._threads.close(patience=0.0)
         self._send(MASTER, Crashed(text))
         until = time.monotonic() + self._patience
-        while not self._parted and time.monotonic() < until:
+        while not self._said_bye and time.monotonic() < until:
             arrived = [*self._inbox, *self._transport.receive()]
             self._inbox.clear()
             if MASTER in self._transport.lost():
@@ -133,7 +134,7 @@ class _WorkerLoop:
             self._transport.pause(moved=False)
 
     def _greet(self) -> Welcome | None:
-        """Say hello and return the answer; None if it is to stop."""
+        """Say Hello and return the answer; None if that was Stop."""
         transport = self._transport
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
         hello = Hello(socket.gethostname(), os.getpid(), cores or 1, memory_name())
@@ -142,7 +143,7 @@ class _WorkerLoop:
         until = time.monotonic() + bound
         while time.monotonic() < until:
             arrived = self._receive()
-            self._inbox.extend(arrived)  # also from peers that were welcomed before us
+            self._inbox.extend(arrived)  # also from workers that were welcomed earlier
             for _, message in arrived:
                 if isinstance(message, Stop):
                     self._on_stop(message)
@@ -152,48 +153,48 @@ class _WorkerLoop:
             transport.pause(moved=bool(arrived))
         raise UnavailableError(f"rank 0 has not answered rank {transport.rank} for {bound:.0f} s")
 
-    def _turn(self, worker: WorkerMachine, engine: ComputeThreads) -> bool:
-        """Take what there is; return whether there was anything."""
+    def _turn(self, worker: WorkerMachine, threads: ComputeThreads) -> bool:
+        """Handle all messages and events that there are; return whether there were any."""
         self._inbox.extend(self._receive())
         moved = bool(self._inbox)
         congested = self._transport.backlog() > CONGESTED_BYTES
         if congested is not worker.congested:
-            self._perform(engine, worker.congest(congested))
+            self._perform(threads, worker.congest(congested))
         while self._inbox:
             source, message = self._inbox.popleft()
             if isinstance(message, Stop):
                 self._on_stop(message)
-            elif isinstance(message, Gone):
+            elif isinstance(message, RankLost):
                 self._transport.cut_off(message.rank)
-            self._perform(engine, worker.handle(source, message))
-        events = engine.events()
+            self._perform(threads, worker.handle(source, message))
+        events = threads.events()
         actions = [action for event in events for action in worker.react(event)]
         self._report(worker)
-        self._perform(engine, actions)
-        self._tick(worker, engine)
+        self._perform(threads, actions)
+        self._tick(worker, threads)
         return moved or bool(events)
 
     def _report(self, worker: WorkerMachine) -> None:
-        """Send results, and learn from it how large they are."""
+        """Send the results that are due, and learn how large a result is."""
         for message in worker.report():
             before = self._transport.backlog()
             self._send(MASTER, message)
             each = (self._transport.backlog() - before) / len(message.results)
             worker.most_results = max(1, min(MOST_RESULTS, int(REPORT_BYTES / max(each, 1.0))))
 
-    def _tick(self, worker: WorkerMachine, engine: ComputeThreads) -> None:
+    def _tick(self, worker: WorkerMachine, threads: ComputeThreads) -> None:
         """Let time pass for the machine."""
         now = time.monotonic()
         seconds, self._ticked = now - self._ticked, now
         run = worker.run
-        running = engine.running(run.serial) if run is not None and run.timeout else ()
+        running = threads.running(run.serial) if run is not None and run.timeout else ()
         for action in worker.tick(seconds, running):
             if isinstance(action, Leave):
                 self._leave(action)
             self._send(action.rank, action.message)
 
     def _leave(self, action: Leave) -> NoReturn:
-        """Leave a job that seems to be dead, or that this worker is cut off from."""
+        """End a worker that hears nothing of rank 0."""
         rank, host = self._transport.rank, socket.gethostname()
         sys.stderr.write(f"mpipar: rank {rank} on {host} leaves: {action.reason}\n")
         raise _OrphanedError
@@ -211,26 +212,26 @@ class _WorkerLoop:
 
     def _receive(self) -> list[tuple[Rank, ToWorker]]:
         arrived = self._transport.receive()
-        # Of other ranks the master tells us, so that all of us learn it in the same order.
+        # Losses of other workers are told by rank 0, so that all workers learn them in one order.
         if MASTER in self._transport.lost():
             raise _OrphanedError
         return arrived
 
-    def _perform(self, engine: ComputeThreads, actions: Iterable[Action]) -> None:
+    def _perform(self, threads: ComputeThreads, actions: Iterable[Action]) -> None:
         for action in actions:
             if isinstance(action, Send):
                 self._send(action.rank, action.message)
             else:
-                engine.perform(action)
+                threads.perform(action)
 
     def _send(self, rank: Rank, message: Message) -> None:
-        self._parted = self._parted or isinstance(message, Bye)
+        self._said_bye = self._said_bye or isinstance(message, Bye)
         try:
             self._transport.send(rank, message)
         except UnsendableError as error:
             if not isinstance(message, Finished):
                 raise
-            # Its contribution is in our sums already, so the task must not be run again.
+            # Its contribution is in the sums of this worker, so the task must not be run again.
             tasks = ", ".join(str(task) for task, _ in message.results)
             text = f"the result of task {tasks} cannot be sent: {error}"
             self._transport.send(MASTER, TaskFailed(message.serial, None, "TypeError", text, ""))

@@ -1,4 +1,4 @@
-"""An exception as text: exceptions do not travel between processes."""
+"""An exception as text, which is what is sent between processes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 class CaughtError:
     """An exception as text."""
 
-    kind: str
+    kind: str  # the name of its class
     text: str
     traceback: str
 
@@ -19,14 +19,14 @@ class CaughtError:
         """Describe an exception, with its traceback."""
         try:
             text = str(error)
-        except Exception as broken:  # a user's exception may be as wrong as his task
+        except Exception as broken:  # also the exception class of a user can be wrong
             text = f"its message cannot be had: {type(broken).__name__}"
         return cls(type(error).__name__, text, "".join(traceback.format_exception(error)))
 
 
 class StartFailedError(Exception):
-    """The stage did not start in the child: another try would do no better."""
+    """A stage did not start in a child process: another try would do no better."""
 
-    def __init__(self, trouble: CaughtError) -> None:
-        super().__init__(f"{trouble.kind}: {trouble.text}")
-        self.trouble = trouble
+    def __init__(self, caught: CaughtError) -> None:
+        super().__init__(f"{caught.kind}: {caught.text}")
+        self.caught = caught

@@ -1,11 +1,11 @@
-"""Who is still there: for how long a rank has been silent, and what follows from it.
+"""Liveness: which ranks have been silent for too long, and what is done about it.
 
-    rank 0     gives up a worker that has said nothing for one patience        WorkerLiveness
-    a worker   leaves when rank 0 has said nothing for ORPHAN_PATIENCES        MasterLiveness
+    WorkerLiveness   on rank 0: a worker that is silent for one patience is cut off
+    MasterLiveness   on a worker: if rank 0 is silent for ORPHAN_PATIENCES, the worker leaves
 
-During a run each side speaks often enough, with a Beat if there is nothing else to say. Time comes
-in as the seconds that have passed, and nothing here looks at a clock. A step of time that is longer
-than LONGEST_STEP means that this very process was stopped, which says nothing about other ranks.
+During a run each side sends often enough, a Beat if there is nothing else to send. Time comes in as
+the number of seconds that have passed; nothing here looks at a clock. A step of time longer than
+LONGEST_STEP means that this process itself was stopped: the rest of it is no silence of others.
 """
 
 from __future__ import annotations
@@ -22,23 +22,23 @@ if TYPE_CHECKING:
     from mpipar.runtime.machines.messages import Hello, Rank
 
 LONGEST_STEP = 1.0
-"""Seconds of one step of time that count as silence of others."""
+"""So many seconds of one step of time count, at most, as silence of other ranks."""
 BEATS_PER_PATIENCE = 4
 LOOKS_PER_PATIENCE = 20
-"""How often rank 0 looks for silent workers: with many workers that costs something."""
+"""How often rank 0 looks for silent workers; with many workers each look takes a while."""
 ORPHAN_PATIENCES = 10
-"""In a run rank 0 is heard four times per patience, unless it is very busy, gone, or cut off."""
+"""In a run rank 0 is heard four times per patience, unless it is very busy, dead, or cut off."""
 
 
 @dataclass(frozen=True)
 class LostWorker:
-    """A worker without which the job goes on: dead, or, if there is a reason, to be cut off."""
+    """A worker without which the job goes on: it is dead, or, with a reason, to be cut off."""
 
     rank: Rank
-    hello: Hello | None  # None: it died before it had greeted
-    tasks: int  # that others run again
-    left: int  # workers
-    reason: str = ""  # why a worker that may still live is given up; empty: it is dead
+    hello: Hello | None  # None: the worker died before its Hello
+    tasks: int  # how many tasks others run again
+    left: int  # how many workers are left
+    reason: str = ""  # why a worker that may still live is cut off; empty: the worker is dead
 
     def __str__(self) -> str:
         name = name_of(self.rank, self.hello)
@@ -52,7 +52,7 @@ class LostWorker:
 
 @dataclass(frozen=True, slots=True)
 class Leave:
-    """A worker's own decision to leave a job that it seems to be cut off from."""
+    """A worker's decision to end, because it seems to be cut off from rank 0."""
 
     reason: str
 
@@ -64,10 +64,11 @@ def name_of(rank: Rank, hello: Hello | None) -> str:
 
 
 def who_leaves(rank: Rank, other: Rank, hosts: Mapping[Rank, str]) -> Rank:
-    """Return which of two workers that cannot reach each other the job goes on without.
+    """Return the one of two workers to cut off when they cannot reach each other.
 
-    The one on the host that has fewer workers, so that of two hosts it is always the same one.
-    hosts   of all workers
+    This is the worker on the host with fewer workers, so that of two hosts it is always the same.
+
+    hosts   the host of each worker
     """
     count = Counter(hosts.values())
     first = {hosts[each]: each for each in sorted(hosts, reverse=True)}
@@ -75,7 +76,7 @@ def who_leaves(rank: Rank, other: Rank, hosts: Mapping[Rank, str]) -> Rank:
 
 
 class WorkerLiveness:
-    """Rank 0's view: when each worker was last heard, and when the workers last heard of rank 0."""
+    """When rank 0 last heard each worker, and when rank 0 last sent a Beat to all workers."""
 
     def __init__(self, ranks: Iterable[Rank], patience: float) -> None:
         """`patience`: seconds that a worker may be silent."""
@@ -90,7 +91,7 @@ class WorkerLiveness:
         self._heard = dict.fromkeys(self._heard, self._now)
 
     def heard(self, rank: Rank) -> None:
-        """A worker, perhaps a new one, has said something."""
+        """A message has come from a worker, perhaps a new one."""
         self._heard[rank] = self._now
 
     def lost(self, rank: Rank) -> None:
@@ -98,7 +99,7 @@ class WorkerLiveness:
         del self._heard[rank]
 
     def tick(self, seconds: float) -> dict[Rank, float]:
-        """Time has passed in a run; return who is silent for too long, and for how many seconds."""
+        """Let time pass in a run; return the workers that are silent for too long, with seconds."""
         self._now += min(seconds, LONGEST_STEP)
         if self._now < self._next_look:
             return {}
@@ -107,7 +108,7 @@ class WorkerLiveness:
         return {rank: self._now - heard for rank, heard in self._heard.items() if heard < bound}
 
     def beat_is_due(self) -> bool:
-        """Whether the workers are to hear of rank 0 now; True once, then not for a while."""
+        """Return whether rank 0 is to send a Beat to all workers now; True once for each Beat."""
         if self._now < self._next_beat:
             return False
         self._next_beat = self._now + self._patience / BEATS_PER_PATIENCE
@@ -115,26 +116,26 @@ class WorkerLiveness:
 
 
 class MasterLiveness:
-    """A worker's view: for how long rank 0 has said nothing, and for how long nobody told it."""
+    """When a worker last heard rank 0, and when it last sent something to rank 0."""
 
     def __init__(self, ranks: int, patience: float) -> None:
         """`ranks`: how many there are; `patience`: that of rank 0, in seconds."""
         self._beat_seconds = min(beat_seconds(ranks), patience / BEATS_PER_PATIENCE)
         self._bound = ORPHAN_PATIENCES * patience
-        self._unheard = 0.0  # seconds in which rank 0 said nothing
-        self._unsaid = 0.0  # seconds in which this worker said nothing to rank 0
+        self._unheard = 0.0  # seconds since a message of rank 0
+        self._unsent = 0.0  # seconds since a message to rank 0
 
     def heard(self) -> None:
-        """Rank 0 has said something."""
+        """A message has come from rank 0."""
         self._unheard = 0.0
 
-    def spoke(self) -> None:
-        """This worker says something to rank 0."""
-        self._unsaid = 0.0
+    def sent(self) -> None:
+        """This worker sends a message to rank 0."""
+        self._unsent = 0.0
 
     def tick(self, seconds: float) -> Leave | None:
-        """Time has passed in a run; return a reason to leave, if there is one now."""
-        self._unsaid += seconds
+        """Let time pass in a run; return Leave if rank 0 has been silent for too long."""
+        self._unsent += seconds
         self._unheard += min(seconds, LONGEST_STEP)
         if self._unheard <= self._bound:
             return None
@@ -142,5 +143,5 @@ class MasterLiveness:
 
     @property
     def seconds_to_beat(self) -> float:
-        """How long this worker may still say nothing; 0: a Beat is due."""
-        return max(0.0, self._beat_seconds - self._unsaid)
+        """After how many seconds a Beat is due; 0: now."""
+        return max(0.0, self._beat_seconds - self._unsent)

@@ -1,7 +1,7 @@
-"""Rank 0's machine: it sorts what workers say to scheduler, file server and reduction.
+"""Rank 0's machine: it gives the messages of workers to scheduler, file server and reduction.
 
       loop --begin, handle, tick--> MasterMachine --Send--> workers
-                                    |   |   |   +--LostWorker--> loop: whom to cut off
+                                    |   |   |   +--LostWorker--> loop: a worker to cut off
              who owns each task: Scheduler  |  RootReduction: adds up the partials
                                         FileServer: which block to read for whom
 
@@ -9,7 +9,7 @@
                ^                       |                                |
                +------- rank lost -----+--------------------------------+
 
-Pure: messages and the passing of time in; out comes what to send and which worker to give up.
+Pure: messages and the passing of time come in; what to send and which worker to cut off goes out.
 Without sums a run goes from PLACING to OVER directly.
 """
 
@@ -42,18 +42,18 @@ from mpipar.runtime.machines.messages import (
     Crashed,
     Finished,
     Forget,
-    Gone,
     Hello,
     Idle,
     Knobs,
     Layout,
     NeedArrays,
-    Overdue,
     Partial,
     Rank,
+    RankLost,
     Send,
-    Started,
     TaskFailed,
+    TaskOverdue,
+    TaskStarted,
     ToMaster,
     Unreachable,
 )
@@ -79,7 +79,7 @@ class RunPhase(Enum):
 
 
 class MasterRun:
-    """What rank 0 knows of the run under way."""
+    """The run under way, as rank 0 sees it."""
 
     def __init__(self, begin: Begin, scheduler: Scheduler, *, sealed: bool) -> None:
         self.begin = begin
@@ -90,7 +90,7 @@ class MasterRun:
         self.results: dict[int, Any] = {}  # of a stream: those not taken yet
         self.forgotten = 0  # of a stream: tasks whose results have been taken
         self.number = 0  # of the attempt at a reduction
-        self.asked: set[Rank] = set()  # COLLECTING: who has not answered
+        self.asked: set[Rank] = set()  # COLLECTING: the workers that have not answered
         self.layouts: dict[Rank, Layout] = {}
         self.root: RootReduction | None = None
         self.sums: Sums | None = None
@@ -102,7 +102,7 @@ class MasterRun:
 
     @property
     def over(self) -> bool:
-        """Whether the caller can have its outcome, or its error."""
+        """Whether the result, or the error, is there."""
         return self.error is not None or self.phase is RunPhase.OVER
 
     @property
@@ -133,7 +133,7 @@ class MasterMachine:
         memories: Mapping[Rank, str] | None = None,
         patience: float = math.inf,
     ) -> None:
-        """What this object needs to know.
+        """Know the workers of the pool.
 
         hellos    of all workers; those of later ones are added, and those of lost ones are kept
         memories  ranks, the master included, with the same name can map each other's memory
@@ -212,7 +212,7 @@ class MasterMachine:
         return [Send(rank, Forget(serial)) for rank in self.ranks]
 
     def tick(self, seconds: float) -> list[MasterAction]:
-        """Time has passed; a worker that has been silent for too long is given up."""
+        """Time has passed; a worker that has been silent for too long is cut off."""
         run = self.run
         if run is None:
             return []
@@ -234,7 +234,7 @@ class MasterMachine:
     def handle(self, source: Rank, message: ToMaster) -> Sequence[MasterAction]:
         """Take one message; return what to do."""
         if source not in self._alive:
-            return []  # a worker that was given up has come back: the transport tells it to leave
+            return []  # a worker that was cut off has come back: the transport tells it to stop
         self._liveness.heard(source)
         match message:
             case BlockRequest():
@@ -256,10 +256,10 @@ class MasterMachine:
         self,
         run: MasterRun,
         source: Rank,
-        message: Started
+        message: TaskStarted
         | Finished
         | TaskFailed
-        | Overdue
+        | TaskOverdue
         | Unreachable
         | Idle
         | Claim
@@ -268,7 +268,7 @@ class MasterMachine:
     ) -> Sequence[MasterAction]:
         actions: Sequence[MasterAction] = ()
         match message:
-            case Started():
+            case TaskStarted():
                 run.scheduler.note(source, message)
             case Finished():
                 actions = self._on_finished(run, source, message)
@@ -284,12 +284,12 @@ class MasterMachine:
                 actions = self._on_collected(run, source, message)
             case Partial():
                 actions = self._on_partial(run, source, message)
-            case Overdue():
+            case TaskOverdue():
                 run.scheduler.note(source, message)
                 why = f"task {message.task} took longer than {run.begin.policy.timeout:g} s"
                 actions = self.rank_lost(source, why)
             case Unreachable():
-                actions = self._part(source, message.rank)
+                actions = self._cut_off_one_of(source, message.rank)
         return actions
 
     def _on_finished(self, run: MasterRun, source: Rank, message: Finished) -> list[Send]:
@@ -310,7 +310,7 @@ class MasterMachine:
                 self.files.home[block] = source
 
     def _note_failures(self, run: MasterRun, source: Rank) -> None:
-        """Tasks given up end a run; in a stream they are its results."""
+        """End the run with an error if a task was given up; in a stream that is a result."""
         broken = run.scheduler.stage_failure
         if broken is not None and run.error is None:
             what = f"{type(run.begin.stage).__name__} failed on rank {source}"
@@ -332,7 +332,7 @@ class MasterMachine:
             run.phase = RunPhase.OVER
             return []
         if not self.ranks:
-            return []  # who comes will be asked
+            return []  # the first worker that comes will be asked
         run.phase = RunPhase.COLLECTING
         run.number += 1
         run.layouts.clear()
@@ -349,7 +349,7 @@ class MasterMachine:
         if run.asked:
             return []
         if not run.layouts:
-            return self._bank(run, None)
+            return self._finish(run, None)
         run.phase, run.waited = RunPhase.REDUCING, 0.0
         tree = None
         if self._within_hosts:
@@ -360,7 +360,7 @@ class MasterMachine:
             run.error = error
             return []
         if run.root.done:
-            return self._bank(run, run.root.sums)
+            return self._finish(run, run.root.sums)
         return run.root.start()
 
     def _on_partial(self, run: MasterRun, source: Rank, message: Partial) -> list[Send]:
@@ -368,10 +368,10 @@ class MasterMachine:
             return []
         run.waited = 0.0
         sends = run.root.add(source, message)
-        return sends + self._bank(run, run.root.sums) if run.root.done else sends
+        return sends + self._finish(run, run.root.sums) if run.root.done else sends
 
     def _watch_sum(self, run: MasterRun, seconds: float) -> list[Send]:
-        """Begin a reduction again that does not go on, with another tree; give up a second time."""
+        """Begin a reduction that has stopped again, with another tree; the second time, fail."""
         run.waited += min(seconds, LONGEST_STEP)
         if run.phase is not RunPhase.REDUCING or run.waited <= LONG * self._patience:
             return []
@@ -384,7 +384,7 @@ class MasterMachine:
         run.phase, run.root = RunPhase.PLACING, None
         return self._advance(run)
 
-    def _bank(self, run: MasterRun, sums: Sums | None) -> list[Send]:
+    def _finish(self, run: MasterRun, sums: Sums | None) -> list[Send]:
         run.sums = sums
         run.scheduler.bank()
         run.phase = RunPhase.OVER
@@ -393,7 +393,7 @@ class MasterMachine:
     # Gain and loss
 
     def rank_joined(self, rank: Rank, hello: Hello) -> list[Send]:
-        """A worker has come: it takes part in the run under way, though not in its tree."""
+        """Take in a new worker: it takes part in the run under way, but not in the trees."""
         self.hellos[rank] = hello
         insort(self.ranks, rank)
         self._alive.add(rank)
@@ -416,10 +416,11 @@ class MasterMachine:
             self.run.error = RequeueError(f"{why}; resume the run to go on")
 
     def rank_lost(self, rank: Rank, reason: str = "") -> list[MasterAction]:
-        """A worker is lost: its tasks go elsewhere, and a reduction under way starts again.
+        """Go on without a worker: others get its tasks, and a reduction under way starts again.
 
-        If it was the last one, they wait for those expected, if any. `reason`: why a worker that
-        may still live is given up.
+        If that was the last worker, the tasks wait for workers that are expected, if any.
+
+        reason   why a worker that may still live is cut off; empty: it is dead
         """
         if rank not in self._alive:
             return []
@@ -430,14 +431,14 @@ class MasterMachine:
         self._routes.rank_lost(rank)
         run = self.run
         before = run.scheduler.rerun if run else 0
-        sends = [*(Send(r, Gone(rank)) for r in self.ranks), *self._go_on_without(rank)]
+        sends = [*(Send(r, RankLost(rank)) for r in self.ranks), *self._go_on_without(rank)]
         again = run.scheduler.rerun - before if run else 0
         loss = LostWorker(rank, self.hellos[rank], again, len(self.ranks), reason)
         self.end_if_deserted(str(loss) if reason else "the last worker is lost")
         return [loss, *sends]
 
     def _go_on_without(self, rank: Rank) -> list[Send]:
-        """Do again in the run under way what a lost worker has had."""
+        """Let the run under way do again what a lost worker had."""
         run = self.run
         if run is None or run.over or self.is_deserted:
             return []
@@ -449,8 +450,8 @@ class MasterMachine:
         run.root = None
         return sends + self._advance(run)
 
-    def _part(self, rank: Rank, other: Rank) -> list[MasterAction]:
-        """Two workers do not reach each other: go on without one of them."""
+    def _cut_off_one_of(self, rank: Rank, other: Rank) -> list[MasterAction]:
+        """Go on without one of two workers that do not reach each other."""
         if other not in self._alive:
             return []
         hosts = {each: self.hellos[each].host for each in self.ranks}

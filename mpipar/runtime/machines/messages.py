@@ -1,4 +1,4 @@
-"""The vocabulary of the wire: what may be said, and who may say it to whom.
+"""The messages between ranks: what each one means, and which side sends it to which.
 
 `ToMaster` and `ToWorker` are closed unions: a receiver matches on every member, and the type
 checker rejects one that forgets a message. Messages of a run carry its serial, so that a late one
@@ -30,7 +30,7 @@ POLICY: Final = Policy()
 
 @dataclass(frozen=True, slots=True)
 class Knobs:
-    """Disturbances for tests, read by rank 0 from the environment and sent to every worker."""
+    """Settings that disturb a run, for tests: rank 0 reads them from the environment."""
 
     slow: tuple[tuple[Rank, float], ...] = ()  # MPIPAR_SLOW: rank, factor
     shuffle: int | None = None  # MPIPAR_SHUFFLE: seed of random placement, victims and amounts
@@ -41,22 +41,22 @@ class Knobs:
         return dict(self.slow).get(rank, 1.0)
 
 
-# Greeting and parting
+# Beginning and end of a worker
 
 
 @dataclass(frozen=True, slots=True)
 class Hello:
-    """Worker -> master, first of all."""
+    """Worker -> master: its first message."""
 
     host: str
     process: int
     cores: int  # that this process may use
-    memory: str = ""  # what ranks that can map each other's memory say alike
+    memory: str = ""  # the same for ranks of one host that can map each other's memory
 
 
 @dataclass(frozen=True, slots=True)
 class Welcome:
-    """Master -> worker, once every worker has said hello."""
+    """Master -> worker: the answer to Hello."""
 
     threads: int
     cache_bytes: int
@@ -66,34 +66,34 @@ class Welcome:
 
 @dataclass(frozen=True, slots=True)
 class Stop:
-    """Master -> worker: leave, whatever you are doing."""
+    """Master -> worker: end at once, whatever is under way."""
 
-    reason: str = ""  # not empty: the job goes on without you
-    kill: tuple[int, ...] = ()  # processes of this host that belong to the job, and hang
+    reason: str = ""  # not empty: why the job goes on without this worker
+    kill: tuple[int, ...] = ()  # hung processes of the job on this host, to be killed
 
 
 @dataclass(frozen=True, slots=True)
 class Bye:
-    """Worker -> master, its last message: the answer to `Stop`."""
+    """Worker -> master: its last message, the answer to Stop."""
 
 
 @dataclass(frozen=True, slots=True)
 class Beat:
-    """Worker -> master, once a second during a run when there is nothing else to say; and back."""
+    """Worker -> master and back, in a run: the sender lives, and has nothing else to send."""
 
     serial: int
 
 
 @dataclass(frozen=True, slots=True)
 class Crashed:
-    """Worker -> master: a fault of the runtime itself on this worker; the job cannot go on."""
+    """Worker -> master: the runtime itself failed on this worker; the job cannot go on."""
 
     text: str
 
 
 @dataclass(frozen=True, slots=True)
-class Gone:
-    """Master -> worker: this rank is lost; expect nothing from it and drop what it says."""
+class RankLost:
+    """Master -> worker: a rank is lost; await nothing from it, and drop its messages."""
 
     rank: Rank
 
@@ -103,10 +103,10 @@ class Gone:
 
 @dataclass(frozen=True, slots=True)
 class Begin:
-    """Master -> worker -> worker: a run begins. Each receiver passes it on to its children.
+    """Master -> worker -> worker: a run begins. Each receiver passes this on to its children.
 
-    `tree` has the ranks host by host; `broadcast.py` says who is whose child. `plain`: the large
-    arrays are sent as they are also between ranks of one host.
+    `tree` has the ranks host by host; `broadcast.py` says which rank is a child of which. `plain`:
+    the large arrays themselves are sent, also between ranks that could map the same memory.
     """
 
     serial: int
@@ -120,29 +120,33 @@ class Begin:
 
 @dataclass(frozen=True, slots=True)
 class NeedArrays:
-    """Worker -> master: what the lender has lodged cannot be mapped here; send Begin plain.
+    """Worker -> master: the shared arrays of another rank cannot be mapped here; send them.
 
-    If the lender is the worker itself, Begin has not come at all.
+    The answer is a plain Begin. If the lender is the worker itself, Begin has not come at all.
     """
 
     serial: int
-    lender: Rank
+    lender: Rank  # the rank that has published the arrays
 
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Master -> worker: these tasks are yours. Every worker gets one in a run, maybe empty."""
+    """Master -> worker: the worker now owns these tasks.
+
+    Every worker gets one such message in a run, maybe without tasks.
+    """
 
     serial: int
     tasks: tuple[Task, ...]
-    apart: bool = False  # they failed, or ranks were lost with them: see Started
+    alone: bool = False  # these failed before, or ranks were lost with them: see TaskStarted
 
 
 @dataclass(frozen=True, slots=True)
-class Started:
-    """Worker -> master: a task that was placed apart begins now.
+class TaskStarted:
+    """Worker -> master: a task that was placed alone begins now.
 
-    Such a task runs by itself and cannot be stolen; if the rank is lost now, it is because of it.
+    Such a task is the only one that its thread has, and cannot be stolen. If the rank is lost while
+    the task runs, the task is to blame.
     """
 
     serial: int
@@ -161,7 +165,7 @@ class Finished:
 
 @dataclass(frozen=True, slots=True)
 class TaskFailed:
-    """Worker -> master: a task raised. Exceptions do not travel; their text does.
+    """Worker -> master: a task raised an exception, of which only the text is sent.
 
     `task` is None when the stage itself failed (`start`, `partial`, a result that cannot be
     pickled): trying again elsewhere would not help, or would count a task twice.
@@ -175,8 +179,8 @@ class TaskFailed:
 
 
 @dataclass(frozen=True, slots=True)
-class Overdue:
-    """Worker -> master: a task runs longer than it may, and cannot be stopped here."""
+class TaskOverdue:
+    """Worker -> master: a task runs longer than its time-out, and cannot be stopped here."""
 
     serial: int
     task: int
@@ -184,7 +188,7 @@ class Overdue:
 
 @dataclass(frozen=True, slots=True)
 class Forget:
-    """Master -> worker: the run is over or abandoned; drop its tasks, state and sums."""
+    """Master -> worker: the run has ended, well or not; drop its tasks, state and sums."""
 
     serial: int
 
@@ -196,18 +200,18 @@ class Forget:
 class Idle:
     """Worker -> master: a thread here has nothing to do.
 
-    If a victim has just answered with nothing, `dry` is that victim and `seen` the number of
-    assignments that it had received: with none on its way, it need not be asked again.
+    If a victim has just answered without tasks, this says so: unless the master has sent more
+    assignments to that victim than the victim had seen, it need not be asked again.
     """
 
     serial: int
-    dry: Rank | None = None
-    seen: int = 0
+    empty_victim: Rank | None = None
+    seen: int = 0  # assignments that this victim had received
 
 
 @dataclass(frozen=True, slots=True)
 class StealFrom:
-    """Master -> thief: ask this victim for this share of what it has not started."""
+    """Master -> thief: ask a victim for a share of the tasks that it has not started."""
 
     serial: int
     victim: Rank
@@ -216,7 +220,7 @@ class StealFrom:
 
 @dataclass(frozen=True, slots=True)
 class StealRequest:
-    """Thief -> victim: give me that share of what you have not started."""
+    """Thief -> victim: hand over a share of the tasks that are not started."""
 
     serial: int
     share: float
@@ -224,17 +228,17 @@ class StealRequest:
 
 @dataclass(frozen=True, slots=True)
 class StealReply:
-    """Victim -> thief, always sent. Empty means nothing to give."""
+    """Victim -> thief: the answer to StealRequest, with tasks or without."""
 
     serial: int
     tasks: tuple[Task, ...]
-    cached: frozenset[int]  # the blocks of these tasks that the victim can hand over itself
+    cached: frozenset[int]  # the blocks of these tasks that the victim has in its cache
     seen: int  # assignments that the victim has received from the master in this run
 
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """Thief -> master: `victim` gave me these tasks; may I have them."""
+    """Thief -> master: a victim handed over these tasks; the thief asks for them."""
 
     serial: int
     claim: int  # counted by the claimer, and copied into the answer
@@ -244,7 +248,7 @@ class Claim:
 
 @dataclass(frozen=True, slots=True)
 class Granted:
-    """Master -> claimer: these claimed tasks are yours."""
+    """Master -> thief: the thief now owns these claimed tasks."""
 
     serial: int
     claim: int
@@ -253,7 +257,7 @@ class Granted:
 
 @dataclass(frozen=True, slots=True)
 class Refused:
-    """Master -> claimer: these claimed tasks are not yours; drop them."""
+    """Master -> thief: another worker owns these claimed tasks; drop them."""
 
     serial: int
     claim: int
@@ -265,7 +269,7 @@ class Refused:
 
 @dataclass(frozen=True, slots=True)
 class BlockRequest:
-    """Worker -> master or worker."""
+    """Worker -> master or worker: send a block."""
 
     generation: int
     block: int
@@ -273,7 +277,7 @@ class BlockRequest:
 
 @dataclass(frozen=True, slots=True)
 class BlockReply:
-    """Master or worker -> worker."""
+    """Master or worker -> worker: the block that was asked for."""
 
     generation: int
     block: int
@@ -282,7 +286,7 @@ class BlockReply:
 
 @dataclass(frozen=True, slots=True)
 class BlockMiss:
-    """Worker -> worker: that block is not here any more; ask the master."""
+    """Worker -> worker: the block is not in the cache any more; ask the master."""
 
     generation: int
     block: int
@@ -293,7 +297,7 @@ class BlockMiss:
 
 @dataclass(frozen=True, slots=True)
 class Collect:
-    """Master -> worker: all tasks are finished; work out your partial."""
+    """Master -> worker: all tasks are finished; compute this worker's partial sum."""
 
     serial: int
     number: int  # of this attempt at the reduction; it is redone when a rank is lost
@@ -301,22 +305,22 @@ class Collect:
 
 @dataclass(frozen=True, slots=True)
 class Collected:
-    """Worker -> master: the partial is ready and looks like this (None: nothing to add)."""
+    """Worker -> master: the partial sum is ready."""
 
     serial: int
     number: int
-    layout: Layout | None
+    layout: Layout | None  # None: there is nothing to add
 
 
 @dataclass(frozen=True, slots=True)
 class Reduce:
-    """Master -> worker: your place in the reduction tree, and the arrays that all together have."""
+    """Master -> worker: begin to add up, at this place in the reduction tree."""
 
     serial: int
     number: int
     parent: Rank
     children: tuple[Rank, ...]
-    layout: Layout
+    layout: Layout  # of the whole sum
 
 
 @dataclass(frozen=True, slots=True)
@@ -340,7 +344,7 @@ class More:
 
 @dataclass(frozen=True, slots=True)
 class Unreachable:
-    """Worker -> master: that rank does not answer me, though you hear us both. See links.py."""
+    """Worker -> master: a rank does not answer this worker; see `peer_timeouts.py`."""
 
     serial: int
     rank: Rank
@@ -351,11 +355,11 @@ ToMaster: TypeAlias = (
     | Bye
     | Beat
     | Crashed
-    | Started
+    | TaskStarted
     | NeedArrays
     | Finished
     | TaskFailed
-    | Overdue
+    | TaskOverdue
     | Unreachable
     | Idle
     | Claim
@@ -367,7 +371,7 @@ ToWorker: TypeAlias = (
     Welcome
     | Stop
     | Beat
-    | Gone
+    | RankLost
     | Begin
     | Place
     | Forget
@@ -389,7 +393,7 @@ Message: TypeAlias = ToMaster | ToWorker
 
 @dataclass(frozen=True, slots=True)
 class Send:
-    """What a state machine wants sent."""
+    """A machine's order to send a message."""
 
     rank: Rank
     message: Message

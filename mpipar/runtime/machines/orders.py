@@ -1,4 +1,4 @@
-"""What a worker's machine orders of the compute threads, and what they answer.
+"""The orders of a worker's machine to its compute threads, and the events that come back.
 
 WorkerMachine --Prepare, Compute, Gather, Drop--> ComputeThreads
 WorkerMachine <--Prepared, Computed, Gathered---- ComputeThreads
@@ -46,7 +46,7 @@ class Gather:
 
 @dataclass(frozen=True, slots=True)
 class Drop:
-    """Let go of a stage's state."""
+    """Drop a stage's state."""
 
     serial: int
 
@@ -59,32 +59,32 @@ Order: TypeAlias = Prepare | Compute | Gather | Drop
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """A stage has started."""
+    """A stage has started, or could not."""
 
     serial: int
-    trouble: CaughtError | None = None
+    error: CaughtError | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Computed:
-    """What has come of the tasks of one order."""
+    """The results and errors of the tasks of one order."""
 
     serial: int
     results: tuple[tuple[int, Any], ...]
-    seconds: float  # together
-    troubles: tuple[tuple[int, CaughtError], ...] = ()
-    left: tuple[Task, ...] = ()  # not begun: the others took longer than was thought
-    more: bool = False  # the order goes on: it takes long, and these results need not wait
+    seconds: float  # of computing, together
+    errors: tuple[tuple[int, CaughtError], ...] = ()
+    left: tuple[Task, ...] = ()  # not begun: the others took longer than was expected
+    more: bool = False  # the order goes on: its other tasks take long, these results need not wait
 
 
 @dataclass(frozen=True, slots=True)
 class Gathered:
-    """A stage has said what its sums are."""
+    """The sums of a stage."""
 
     serial: int
     number: int
     sums: Sums | None
-    trouble: CaughtError | None = None
+    error: CaughtError | None = None
 
 
-EngineEvent: TypeAlias = Prepared | Computed | Gathered
+ComputeEvent: TypeAlias = Prepared | Computed | Gathered

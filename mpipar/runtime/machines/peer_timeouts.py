@@ -1,14 +1,14 @@
-"""Links between workers that are broken, though all workers reach rank 0: a switch, a firewall.
+"""Time limits for what a worker awaits of another one, in case the link between them is broken.
 
-What a worker awaits of another one may then never come, and nobody is silent towards rank 0:
+A switch or a firewall can break the links between workers while all workers reach rank 0. Then no
+worker is silent towards rank 0, but what a worker awaits of another one may never come:
 
-    Begin, of the parent in the tree     it asks rank 0, which from then on sends it to its host
-    a block, of a former victim          the worker asks rank 0 for it
-    the answer to a steal                Unreachable: one of the two leaves, for tasks may be lost
-    a part of the sum, in either way     rank 0 begins again, with trees within hosts (`master.py`)
+    Begin, of the parent in the tree   the worker asks rank 0, which from then on sends it directly
+    a block, of a former victim        the worker asks rank 0 for the block
+    the answer to a steal              Unreachable: one of the two is cut off; tasks may be lost
+    a part of the sum                  rank 0 begins again, with trees within hosts (`master.py`)
 
-This is what is done when it has not come for LONG patiences; after one, rank 0 gives up a worker
-that is silent towards itself. Pure.
+This is done after LONG patiences; a worker that rank 0 does not hear is cut off after one. Pure.
 """
 
 from __future__ import annotations
@@ -23,11 +23,14 @@ if TYPE_CHECKING:
 LONG = 2.0
 """Patiences that a worker waits for another one."""
 LOOKS = 20
-"""How often it looks at what it awaits in that time."""
+"""How often in that time a worker looks at what it awaits."""
 
 
 class PeerWait(NamedTuple):
-    """Something awaited of another rank; `which` tells it from an earlier one of its kind."""
+    """Something that a worker awaits of another rank.
+
+    `which` is different for each Begin, steal or block.
+    """
 
     kind: str  # begin, steal or block
     rank: Rank
@@ -35,7 +38,7 @@ class PeerWait(NamedTuple):
 
 
 class PeerTimeouts:
-    """For how long one worker has awaited things of others."""
+    """For how long one worker has been waiting for each thing that it awaits."""
 
     def __init__(self, patience: float) -> None:
         """`patience` is that of rank 0, in seconds."""

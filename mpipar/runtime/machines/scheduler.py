@@ -18,14 +18,14 @@ from mpipar.runtime.machines.messages import (
     Claim,
     Granted,
     Idle,
-    Overdue,
     Place,
     Rank,
     Refused,
     Send,
-    Started,
     StealFrom,
     TaskFailed,
+    TaskOverdue,
+    TaskStarted,
 )
 from mpipar.runtime.machines.report_interval import report_seconds
 from mpipar.runtime.machines.task_state import (
@@ -208,10 +208,10 @@ class Scheduler:
         self._give_up(entry, message.kind, message.text, message.traceback, entry.failed_on)
         return self._deal_suspects(rank) + self._feed()
 
-    def note(self, rank: Rank, message: Started | Overdue) -> None:
+    def note(self, rank: Rank, message: TaskStarted | TaskOverdue) -> None:
         """A worker begins with its suspect, or is about to be lost because of a task."""
         load = self.loads[rank]
-        if isinstance(message, Started):
+        if isinstance(message, TaskStarted):
             load.started = load.suspect == message.task
         elif message.task in load.placed:
             load.overdue = message.task
@@ -257,10 +257,10 @@ class Scheduler:
     def idle(self, rank: Rank, message: Idle) -> list[Send]:
         """A worker has nothing to start."""
         self.market.raid(rank, None)
-        if message.dry is not None and message.dry in self.loads:
-            victim = self.loads[message.dry]
+        if message.empty_victim is not None and message.empty_victim in self.loads:
+            victim = self.loads[message.empty_victim]
             victim.dry = victim.dry or message.seen == victim.issued
-            self.market.note(message.dry)
+            self.market.note(message.empty_victim)
         self.market.ask(rank)
         return self._feed()
 

@@ -1,11 +1,10 @@
-"""A worker's machine: tasks in, results out, blocks fetched ahead, steals answered.
+"""A worker's machine: it decides which tasks to start, which blocks to fetch, what to send.
 
-    messages --> Worker --Send--> master, workers
-                 |  |  |
-             Deque  |  Branch: its part in the reduction
-             WorkerBlocks: cached, or on their way
-                 |
-                 +--Prepare, Compute, Gather--> Engine (compute threads) --events--> Worker
+    messages --> WorkerMachine --Send--> master, workers
+                   |  |  |  |
+            TaskDeque |  |  WorkerReduction: its part in the reduction
+            WorkerBlocks |
+                         +--Prepare, Compute, Gather--> ComputeThreads --events--> WorkerMachine
 
 Pure: messages, events and the passing of time in, actions out. `loops/worker_loop.py` is the loop
 around it.
@@ -32,22 +31,22 @@ from mpipar.runtime.machines.messages import (
     Collected,
     Finished,
     Forget,
-    Gone,
     Granted,
     More,
     NeedArrays,
     Partial,
     Place,
     Rank,
+    RankLost,
     Reduce,
     Refused,
     Send,
-    Started,
     StealFrom,
     StealReply,
     StealRequest,
     Stop,
     TaskFailed,
+    TaskStarted,
     ToWorker,
     Unreachable,
     Welcome,
@@ -55,8 +54,8 @@ from mpipar.runtime.machines.messages import (
 from mpipar.runtime.machines.orders import (
     Compute,
     Computed,
+    ComputeEvent,
     Drop,
-    EngineEvent,
     Gather,
     Gathered,
     Order,
@@ -96,7 +95,7 @@ class WorkerMachine:
         self.run: WorkerRun | None = None
         self.blocks = WorkerBlocks(welcome.cache_bytes)
         self.congested = False
-        self.most_results = MOST_RESULTS  # that one message, so one burst of tasks, may have
+        self.most_results = MOST_RESULTS  # limit for one message, and so for one batch of tasks
         self._threads = welcome.threads
         seed = welcome.knobs.shuffle
         self._dice = None if seed is None else random.Random(f"{seed} {rank}")
@@ -111,10 +110,10 @@ class WorkerMachine:
     def is_computing(self) -> bool:
         """Whether every thread has a task, and nothing is awaited from another rank."""
         run = self.run
-        return run is not None and run.bursts >= self._threads and not self.blocks.fetching
+        return run is not None and run.batches >= self._threads and not self.blocks.fetching
 
     def congest(self, congested: bool) -> list[Action]:
-        """Much waits to leave this rank, or no longer: begin no task meanwhile."""
+        """Begin no task while `congested`: much waits to leave this rank."""
         self.congested = congested
         return self._feed(self.run) if self.run is not None else []
 
@@ -126,23 +125,23 @@ class WorkerMachine:
             self._liveness.heard()
         match message:
             case BlockRequest() | BlockReply() | BlockMiss():
-                return self._note_speech(self._on_block(source, message))
-            case Gone() | Stop() | Beat() | Welcome() | Forget():
-                return self._note_speech(self._on_word(message))
+                return self._note_sent(self._on_block(source, message))
+            case RankLost() | Stop() | Beat() | Welcome() | Forget():
+                return self._note_sent(self._on_control(message))
             case _:
-                return self._note_speech(self._in_run(source, message))
+                return self._note_sent(self._in_run(source, message))
 
-    def _note_speech(self, actions: list[Action]) -> list[Action]:
-        """Take note that rank 0 hears of this worker by one of these actions."""
+    def _note_sent(self, actions: list[Action]) -> list[Action]:
+        """Return the actions; note whether one of them is a message to rank 0."""
         if any(isinstance(action, Send) and action.rank == MASTER for action in actions):
-            self._liveness.spoke()
+            self._liveness.sent()
         return actions
 
-    def _on_word(self, message: Gone | Stop | Beat | Welcome | Forget) -> list[Action]:
-        """Take a word of the master that is not about one run's tasks."""
+    def _on_control(self, message: RankLost | Stop | Beat | Welcome | Forget) -> list[Action]:
+        """Handle a message of the master that is not about the tasks or sums of a run."""
         match message:
-            case Gone():
-                return self._on_gone(message)
+            case RankLost():
+                return self._on_rank_lost(message)
             case Stop():
                 self.stopped = True
                 return [Send(MASTER, Bye())]
@@ -178,7 +177,7 @@ class WorkerMachine:
     ) -> list[Action]:
         run, actions = self._open(message.serial)
         if run is None:
-            if isinstance(message, StealRequest):  # of a thief that has not heard yet
+            if isinstance(message, StealRequest):  # the thief does not know that the run is over
                 actions.append(Send(source, StealReply(message.serial, (), frozenset(), 0)))
             return actions
         match message:
@@ -186,7 +185,7 @@ class WorkerMachine:
                 actions += self._on_begin(run, message)
             case Place():
                 is_cached = self.blocks.cache.__contains__
-                actions += run.deque.place(message.tasks, is_cached, apart=message.apart)
+                actions += run.deque.place(message.tasks, is_cached, apart=message.alone)
             case Collect() | Reduce() | Partial() | More():
                 actions += self._on_sum(run, message)
             case _:
@@ -214,7 +213,7 @@ class WorkerMachine:
         self.blocks.fetching.clear()  # the master answers no request of an old run
         return [Drop(serial)]
 
-    def _on_gone(self, message: Gone) -> list[Action]:
+    def _on_rank_lost(self, message: RankLost) -> list[Action]:
         self._gone.add(message.rank)
         actions: list[Action] = [*self.blocks.rank_lost(message.rank)]
         if self.run is not None:
@@ -225,34 +224,34 @@ class WorkerMachine:
     # Computing
 
     def _feed(self, run: WorkerRun) -> list[Action]:
-        """Start what can start, fetch what comes next, and say so if a thread is left idle."""
+        """Start tasks, fetch the blocks of the next ones, and tell rank 0 if a thread is idle."""
         if not run.prepared or self.congested:
             return []
         actions: list[Action] = []
-        length = min(run.burst(), self.most_results)
-        # An order that waits behind a short one saves its thread the wait for us.
+        length = min(run.batch_size(), self.most_results)
+        # With an order that waits behind a short one a thread need not wait for this loop.
         ahead = self._threads if length > 1 else 0
-        while run.bursts < self._threads and (task := self._pick(run.deque.apart)):
-            actions.append(Send(MASTER, Started(run.serial, task.id)))
+        while run.batches < self._threads and (task := self._pick(run.deque.apart)):
+            actions.append(Send(MASTER, TaskStarted(run.serial, task.id)))
             actions.append(self._start(run, (task,)))
-        while run.bursts < self._threads + ahead and (tasks := self._take(run, length)):
+        while run.batches < self._threads + ahead and (tasks := self._take(run, length)):
             actions.append(self._start(run, tasks))
         actions += self._fetch_ahead(run)
-        if run.bursts < self._threads:
+        if run.batches < self._threads:
             actions += run.deque.want()
         return actions
 
     def _start(self, run: WorkerRun, tasks: Sequence[Task]) -> Compute:
         run.running.update(task.id for task in tasks)
-        run.bursts += 1
+        run.batches += 1
         get = self.blocks.cache.get
         work = [(task, None if task.block is None else get(task.block)) for task in tasks]
         return Compute(run.serial, tuple(work))
 
     def _take(self, run: WorkerRun, length: int) -> list[Task]:
-        """Take up to so many tasks for one order."""
+        """Take up to `length` tasks for one order."""
         tasks: list[Task] = []
-        share = -(-len(run.deque.tasks) // self._threads)  # for every thread of what there is
+        share = -(-len(run.deque.tasks) // self._threads)  # of one thread
         while len(tasks) < min(length, share) and (task := self._pick(run.deque.tasks)):
             tasks.append(task)
         return tasks
@@ -266,7 +265,7 @@ class WorkerMachine:
         return None
 
     def _soon(self, run: WorkerRun) -> set[int]:
-        """Return the blocks of the next tasks to run, those being claimed included."""
+        """Return the blocks of the tasks to run next, including tasks that are being claimed."""
         claimed = [task for claim in run.deque.claims.values() for task in claim.values()]
         count = self._threads + AHEAD
         upcoming = [*run.deque.apart, *islice(run.deque.tasks, count)][:count]
@@ -281,34 +280,34 @@ class WorkerMachine:
             if block not in blocks.cache and block not in blocks.fetching
         ]
 
-    def react(self, event: EngineEvent) -> list[Action]:
+    def react(self, event: ComputeEvent) -> list[Action]:
         """Take an event of the compute threads; return what to do."""
         run = self.run
         if run is None or run.serial != event.serial:
-            # A state made for a run that is over by now must go as well.
+            # The state of a run that is over by now is dropped as well.
             return [Drop(event.serial)] if isinstance(event, Prepared) else []
         match event:
             case Prepared():
-                run.prepared = event.trouble is None
-                actions = self._on_trouble(run, None, event.trouble)
+                run.prepared = event.error is None
+                actions = self._task_failed(run, None, event.error)
                 actions += self._start_gather(run)
             case Computed():
                 actions = self._on_computed(run, event)
             case Gathered():
                 actions = self._on_gathered(run, event)
-        return self._note_speech(actions + self._feed(run))
+        return self._note_sent(actions + self._feed(run))
 
-    def _on_trouble(
-        self, run: WorkerRun, task: int | None, trouble: CaughtError | None
+    def _task_failed(
+        self, run: WorkerRun, task: int | None, error: CaughtError | None
     ) -> list[Action]:
-        if trouble is None:
+        if error is None:
             return []
-        kind, text = trouble.kind, trouble.text
-        return [Send(MASTER, TaskFailed(run.serial, task, kind, text, trouble.traceback))]
+        kind, text = error.kind, error.text
+        return [Send(MASTER, TaskFailed(run.serial, task, kind, text, error.traceback))]
 
     def _on_computed(self, run: WorkerRun, event: Computed) -> list[Action]:
-        ended = [task for task, _ in (*event.results, *event.troubles)]
-        run.bursts -= not event.more
+        ended = [task for task, _ in (*event.results, *event.errors)]
+        run.batches -= not event.more
         run.running.difference_update(ended, (task.id for task in event.left))
         run.deque.tasks.extendleft(reversed(event.left))
         run.done += len(ended)
@@ -316,17 +315,14 @@ class WorkerMachine:
         run.finished += event.results
         run.unreported += event.seconds
         return [
-            action
-            for task, trouble in event.troubles
-            for action in self._on_trouble(run, task, trouble)
+            action for task, error in event.errors for action in self._task_failed(run, task, error)
         ]
 
     def report(self) -> list[Finished]:
-        """Return messages for all tasks finished since the last ones.
+        """Return messages with the results since the last report.
 
         A few results wait for more, not for long, while there are tasks to start. The loop sends
-        them before the other messages of a turn: an Idle must not overtake the results that led to
-        it.
+        the messages before the others of a turn: an Idle must not overtake the results before it.
         """
         run = self.run
         if run is None or not run.finished:
@@ -335,7 +331,7 @@ class WorkerMachine:
         if not is_due and run.deque.tasks and len(run.finished) < self.most_results:
             return []
         self._since_report = 0.0
-        self._liveness.spoke()
+        self._liveness.sent()
         return run.report(self.most_results)
 
     # Time
@@ -343,7 +339,7 @@ class WorkerMachine:
     def tick(self, seconds: float, running: Iterable[RunningTask] = ()) -> list[Send | Leave]:
         """Time has passed; return what to do, except for reports that have become due.
 
-        running   what the compute threads are at, if a time-out is on it
+        running   the tasks that are being run, if the run has a time-out
         """
         self._since_report += seconds
         run = self.run
@@ -358,15 +354,15 @@ class WorkerMachine:
         if (overdue := run.find_overdue(running, seconds)) is not None:
             sends.append(Send(MASTER, overdue))
         if sends:
-            self._liveness.spoke()
+            self._liveness.sent()
         elif self._liveness.seconds_to_beat == 0:
             sends.append(Send(MASTER, Beat(run.serial)))
-            self._liveness.spoke()
+            self._liveness.sent()
         return [*sends]
 
     @property
     def seconds_to_tick(self) -> float:
-        """After how long, if nothing happens, a Beat is due, or results that wait are."""
+        """After how many seconds a Beat or a report becomes due, if nothing happens before."""
         left = self._liveness.seconds_to_beat
         if self.run is not None and self.run.finished:
             left = min(left, self._report_seconds - self._since_report)
@@ -381,7 +377,7 @@ class WorkerMachine:
         yield from self.blocks.awaited_of_peers()
 
     def _ask_elsewhere(self, run: WorkerRun, wait: PeerWait) -> Send:
-        """Tell rank 0 of something that another worker has not sent in time."""
+        """Return the message to rank 0 about something that a worker has not sent in time."""
         if wait.kind == "begin":
             return Send(MASTER, NeedArrays(run.serial, self.rank))
         if wait.kind == "block":
@@ -441,19 +437,19 @@ class WorkerMachine:
 
     def _on_sum(self, run: WorkerRun, message: Collect | Reduce | Partial | More) -> list[Action]:
         if isinstance(message, Collect):
-            run.branch.collect(message)
+            run.reduction.collect(message)
             return self._start_gather(run)
-        return [*run.branch.handle(message)]
+        return [*run.reduction.handle(message)]
 
     def _start_gather(self, run: WorkerRun) -> list[Action]:
-        if run.branch.number is None or not run.prepared:
+        if run.reduction.number is None or not run.prepared:
             return []
-        return [Gather(run.serial, run.branch.number)]
+        return [Gather(run.serial, run.reduction.number)]
 
     def _on_gathered(self, run: WorkerRun, event: Gathered) -> list[Action]:
-        if run.branch.number != event.number:
+        if run.reduction.number != event.number:
             return []
-        if event.trouble is not None:
-            return self._on_trouble(run, None, event.trouble)
-        layout = run.branch.gathered(event.sums)
+        if event.error is not None:
+            return self._task_failed(run, None, event.error)
+        layout = run.reduction.gathered(event.sums)
         return [Send(MASTER, Collected(run.serial, event.number, layout))]

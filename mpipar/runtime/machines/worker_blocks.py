@@ -30,7 +30,7 @@ class WorkerBlocks:
         self._gone: set[Rank] = set()
 
     def renew(self, generation: int) -> None:
-        """A run begins: if its blocks are of another generation, those here are void."""
+        """Drop all blocks if a run begins whose source is of another generation."""
         if generation != self.generation:
             self.generation = generation
             self.cache.clear()
@@ -44,25 +44,25 @@ class WorkerBlocks:
         return Send(rank, BlockRequest(self.generation, block))
 
     def answer(self, source: Rank, message: BlockRequest) -> Send:
-        """Give another worker a block, or tell it that the block is not here any more."""
+        """Send another worker a block, or BlockMiss if the block is not here any more."""
         arrays = self.cache.get(message.block) if message.generation == self.generation else None
         if arrays is None:
             return Send(source, BlockMiss(message.generation, message.block))
         return Send(source, BlockReply(message.generation, message.block, arrays))
 
     def missed(self, message: BlockMiss) -> list[Send]:
-        """A peer has a block no more: fetch it from rank 0."""
+        """Fetch a block from rank 0 that another worker has not any more."""
         if message.generation != self.generation or message.block not in self.fetching:
             return []
         return [self.ask(message.block, MASTER)]
 
     def rank_lost(self, rank: Rank) -> list[Send]:
-        """A rank is lost: fetch from rank 0 what was asked of it."""
+        """Fetch from rank 0 the blocks that a lost rank was asked for."""
         self._gone.add(rank)
         return [self.ask(block, MASTER) for block, asked in self.fetching.items() if asked == rank]
 
     def awaited_of_peers(self) -> Iterator[PeerWait]:
-        """Return what other workers have been asked for."""
+        """Return the blocks that other workers have been asked for."""
         for block, rank in self.fetching.items():
             if rank != MASTER:
                 yield PeerWait("block", rank, (block,))

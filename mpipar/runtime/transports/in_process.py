@@ -1,6 +1,6 @@
-"""A cluster inside one process: workers are threads, messages are passed by reference.
+"""The transport inside one process: workers are threads, messages are passed by reference.
 
-Master and workers run the same code as under MPI; nothing is pickled or copied.
+Master and workers run the same code as under MPI. Nothing is pickled or copied.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from mpipar.runtime.machines.messages import Message, Rank
 
 PAUSE = 0.05
-"""Seconds of a pause; a message ends it at once, so this only paces the clocks of the loops."""
+"""Seconds of a pause; a message ends it at once. So often, at least, a loop looks at its clock."""
 
 
 class InProcessTransport(Generic[Incoming]):
@@ -30,7 +30,7 @@ class InProcessTransport(Generic[Incoming]):
         self._peers = peers
         self._inbox: deque[tuple[Rank, Incoming]] = deque()
         self._news = threading.Event()
-        self._cut: dict[Rank, bool] = {}  # whether it has left since
+        self._cut: dict[Rank, bool] = {}  # ranks that are cut off, and whether each has sent Bye
 
     @property
     def size(self) -> int:
@@ -67,7 +67,7 @@ class InProcessTransport(Generic[Incoming]):
         return 0
 
     def lost(self) -> list[Rank]:
-        """A thread does not die alone."""
+        """Return no rank: a thread does not die without its process."""
         return []
 
     def cut_off(self, rank: Rank, reason: str = "") -> None:
@@ -80,7 +80,7 @@ class InProcessTransport(Generic[Incoming]):
         return [rank for rank, has_left in self._cut.items() if not has_left]
 
     def set_crowding(self, crowding: float) -> None:
-        """Pauses end with the next message anyway."""
+        """Do nothing: the next message ends a pause."""
 
 
 def local_cluster(size: int) -> list[InProcessTransport[Any]]:

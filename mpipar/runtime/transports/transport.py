@@ -1,4 +1,4 @@
-"""Transports: what master and worker need to exchange messages, and how they wait."""
+"""The transport: how the loops of rank 0 and of workers send, receive, and wait for messages."""
 
 from __future__ import annotations
 
@@ -18,14 +18,17 @@ class UnsendableError(ProtocolError):
 
 
 class Transport(Protocol[Incoming]):
-    """Reliable messages between ranks; those of one sender to one receiver keep their order."""
+    """One rank's end of reliable messages between ranks.
+
+    Messages of one sender to one receiver keep their order.
+    """
 
     @property
     def rank(self) -> Rank: ...
 
     @property
     def size(self) -> int:
-        """The number of ranks, the master's included."""
+        """The number of ranks, the master included."""
         ...
 
     def send(self, rank: Rank, message: Message) -> None:
@@ -33,14 +36,17 @@ class Transport(Protocol[Incoming]):
         ...
 
     def receive(self) -> list[tuple[Rank, Incoming]]:
-        """Return what has arrived, with who sent it. Does not wait; moves pending sends on."""
+        """Return the messages that have arrived, each with its sender, without waiting.
+
+        Sends that are under way make progress meanwhile.
+        """
         ...
 
     def pause(self, *, moved: bool, relaxed: bool = False) -> None:
-        """End a turn of a loop: wait a little unless it moved something; the longer the quieter.
+        """Wait a little at the end of a loop's turn, unless that turn moved something.
 
-        Longer still if `relaxed`: nothing is awaited from another rank. Returns early when `wake`
-        is called from another thread.
+        The longer nothing has moved, the longer the wait; longer still if `relaxed`: nothing is
+        awaited from another rank. A call of `wake` from another thread ends the wait.
         """
         ...
 
@@ -49,30 +55,30 @@ class Transport(Protocol[Incoming]):
         ...
 
     def backlog(self) -> int:
-        """Return the bytes handed to `send` that have not left, for ranks that take any."""
+        """Return how many bytes have not left yet, without those for ranks that receive nothing."""
         ...
 
     def lost(self) -> list[Rank]:
         """Return the ranks that have been found dead since the last call.
 
-        What is on its way to or from them is dropped; sends to them do nothing.
+        Messages to and from a dead rank are dropped.
         """
         ...
 
     def cut_off(self, rank: Rank, reason: str = "") -> None:
-        """Have no more to do with a rank, although it may live.
+        """Exchange no more messages with a rank, although it may live.
 
-        Sends to it do nothing, also those that have not left yet, and what it says is dropped.
-        With a reason it is told to stop, and why, should it come back.
+        Messages to and from the rank are dropped, also those that have not left yet. With a reason
+        the rank is sent Stop, with the reason, in case that it comes back.
         """
         ...
 
     def cut_off_ranks(self) -> list[Rank]:
-        """Return the ranks that are cut off and may still live: they have not said Bye."""
+        """Return the ranks that are cut off and may still live: they have not sent Bye."""
         ...
 
     def set_crowding(self, crowding: float) -> None:
-        """Take note of how many ranks share a core: the more, the longer the pauses."""
+        """Make pauses longer where several ranks share a core; `crowding`: ranks per core."""
         ...
 
 
@@ -81,10 +87,10 @@ WorkerTransport: TypeAlias = "Transport[ToWorker]"
 
 
 class Backoff:
-    """How long to wait next: not at all at first, then longer and longer, up to a cap.
+    """How long to wait next: at first not at all, then longer and longer, up to a cap.
 
-    The sleep of a millisecond costs some 50 microseconds of a core, so the cap is what an idle
-    rank uses up; and it is what a message may have to wait.
+    Each sleep costs some 50 microseconds of a core, so the cap decides how much of a core an idle
+    rank uses, and how long a message may have to wait.
     """
 
     SPINS = 50
@@ -103,17 +109,17 @@ class Backoff:
         self._waited = 0.0
 
     def set_crowding(self, crowding: float) -> None:
-        """Wait longer where many ranks share a core, whose polling would eat it up."""
+        """Raise the cap where many ranks share a core, which their polling would use up."""
         self._cap = min(self.LIMIT, self.CAP * max(1.0, crowding))
 
     def reset(self) -> None:
-        """Something moved."""
+        """Begin again without waiting: something has moved."""
         self._turns = 0
         self._next = self.FIRST
         self._waited = 0.0
 
     def next(self, *, relaxed: bool = False) -> float:
-        """Nothing moved: return the seconds to wait."""
+        """Return the seconds to wait, because nothing has moved."""
         self._turns += 1
         if self._turns <= self.SPINS:
             return 0.0

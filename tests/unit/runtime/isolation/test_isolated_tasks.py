@@ -141,7 +141,7 @@ def test_stage_that_does_not_start_is_told_as_such(child_of, what, kind, said):
     child = child_of(start=what)
     with pytest.raises(StartFailedError) as caught:
         list(child.run(tasks("count")))
-    assert (caught.value.trouble.kind, caught.value.trouble.text) == (kind, said)
+    assert (caught.value.caught.kind, caught.value.caught.text) == (kind, said)
 
 
 def test_no_task_begins_after_the_longest_time_of_its_burst(child_of):

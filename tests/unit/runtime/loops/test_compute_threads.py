@@ -82,7 +82,7 @@ def test_stage_is_started_run_and_gathered(engine):
         engine.perform(Compute(1, tuple((task, None) for task in pair)))
     done = events(engine, 5)
     assert sorted(task for event in done for task, _ in event.results) == list(range(10))
-    assert all(event.troubles == () and event.seconds >= 0 for event in done)
+    assert all(event.errors == () and event.seconds >= 0 for event in done)
     engine.perform(Gather(1, 1))
     (gathered,) = events(engine, 1)
     assert isinstance(gathered, Gathered)
@@ -106,7 +106,7 @@ def test_exception_becomes_text_and_the_thread_lives_on(engine, payload, kind):
     engine.perform(Compute(1, work))
     (event,) = events(engine, 1)
     assert isinstance(event, Computed)
-    ((task, trouble),) = event.troubles
+    ((task, trouble),) = event.errors
     assert (task, trouble.kind) == (0, kind)
     assert "test_compute_threads.py" in trouble.traceback
     assert [task for task, _ in event.results] == [1]
@@ -140,7 +140,7 @@ def test_results_do_not_wait_for_a_long_task_of_their_order(engine):
 def test_start_that_raises_is_reported(engine):
     engine.perform(Prepare(1, Adder(), {"broken": True}))
     (event,) = events(engine, 1)
-    assert event.trouble.text == "cannot start"
+    assert event.error.text == "cannot start"
 
 
 def test_sums_that_are_not_integers_are_reported(engine):
@@ -148,7 +148,7 @@ def test_sums_that_are_not_integers_are_reported(engine):
     events(engine, 1)
     engine.perform(Gather(1, 1))
     (event,) = events(engine, 1)
-    assert "must return int64 arrays" in event.trouble.text
+    assert "must return int64 arrays" in event.error.text
 
 
 def test_dropped_stage_is_gone(engine):

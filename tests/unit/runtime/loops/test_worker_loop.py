@@ -168,8 +168,8 @@ def test_result_that_cannot_be_sent_fails_the_stage_not_the_task(monkeypatch):
 # Workers that hang
 
 
-def give_up(monkeypatch, rank):
-    """Let rank 0's machine give up a worker, whatever time it is."""
+def cut_off(monkeypatch, rank):
+    """Let rank 0's machine cut off a worker, whatever time it is."""
     why = "silent for 9 s, so hung or cut off"
     monkeypatch.setattr(MasterMachine, "tick", lambda self, seconds: self.rank_lost(rank, why))
 
@@ -212,7 +212,7 @@ def test_task_beyond_its_time_costs_its_worker_and_not_the_run(tries, capfd):
 
 
 def test_silent_worker_costs_its_tasks_and_is_told_so_when_it_comes_back(monkeypatch, capfd):
-    give_up(monkeypatch, 2)
+    cut_off(monkeypatch, 2)
     master, worker, late = in_process.local_cluster(3)
     late.send(0, Hello("node7", 4711, 1))
     thread, _ = in_thread(worker_loop.serve, worker)
@@ -230,7 +230,7 @@ def test_silent_worker_costs_its_tasks_and_is_told_so_when_it_comes_back(monkeyp
 
 
 def test_hung_worker_is_killed_by_one_on_its_host_in_the_end(monkeypatch):
-    give_up(monkeypatch, 2)
+    cut_off(monkeypatch, 2)
     monkeypatch.setenv("OMPI_MCA_mpi_ft_enable", "1")
     killed = []
     monkeypatch.setattr(worker_loop, "kill_processes", killed.append)
@@ -331,7 +331,7 @@ class Crew:
 def test_lost_worker_is_replaced_and_the_new_one_works_and_can_be_lost_as_well(monkeypatch):
     monkeypatch.setattr(respawning, "PAUSE_SECONDS", 0.0)
     crew = Crew(2)
-    with Pool(crew.ends[0], threads=1, cache_bytes=0, newcomers=crew.start) as pool:
+    with Pool(crew.ends[0], threads=1, cache_bytes=0, late_workers=crew.start) as pool:
         assert pool.replace_lost()
         for lost, after in (([1], [2, 3]), ([3], [2, 4])):
             with_losses(crew.ends[0], [])
@@ -364,9 +364,9 @@ def test_replacement_is_wanted_only_where_somebody_lives_and_not_without_end(mon
     unused: Any = None
     replacer = respawning.RespawnedWorkers(started.append, unused, 5.0)
     hosts = {1: Hello("a", 1, 1), 2: Hello("b", 2, 1)}
-    replacer.note(LostWorker(1, hosts[1], 0, 1), hosts, [2])  # nobody is left on a
+    replacer.on_loss(LostWorker(1, hosts[1], 0, 1), hosts, [2])  # nobody is left on a
     assert not replacer.start_next()
     for _ in range(20):
-        replacer.note(LostWorker(2, hosts[2], 0, 1), hosts, [2])
+        replacer.on_loss(LostWorker(2, hosts[2], 0, 1), hosts, [2])
         replacer.start_next()
     assert started == ["b"] * 2 * respawning.MOST

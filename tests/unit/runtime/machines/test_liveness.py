@@ -20,12 +20,12 @@ from mpipar.runtime.machines.messages import (
     Begin,
     Finished,
     Forget,
-    Gone,
     Hello,
     Knobs,
-    Overdue,
     Place,
+    RankLost,
     Send,
+    TaskOverdue,
     Unreachable,
     Welcome,
 )
@@ -63,7 +63,7 @@ def losses(actions):
 
 
 def pass_time(master, seconds, speaking=()):
-    """Let time pass while some workers speak; return whom the machine gave up."""
+    """Let time pass while some workers speak; return the workers that the machine cut off."""
     found = []
     for _ in range(round(seconds / STEP)):
         for rank in speaking:
@@ -75,7 +75,7 @@ def pass_time(master, seconds, speaking=()):
 # Rank 0: silence
 
 
-def test_silent_worker_is_given_up_after_one_patience_and_no_other():
+def test_silent_worker_is_cut_off_after_one_patience_and_no_other():
     master = master_of(3)
     assert pass_time(master, PATIENCE, speaking=[1, 3]) == []
     (loss,) = pass_time(master, 2 * STEP, speaking=[1, 3])
@@ -92,7 +92,7 @@ def test_tasks_of_a_silent_worker_go_to_the_others_and_these_are_told():
         master.handle(1, Beat(1))
         actions = master.tick(STEP)
     sends = [action for action in actions if isinstance(action, Send)]
-    assert Send(1, Gone(2)) in sends
+    assert Send(1, RankLost(2)) in sends
     assert [m.tasks[0].id for _, m in map(pair, sends) if isinstance(m, Place)] == [1]
 
 
@@ -119,7 +119,7 @@ def test_silence_between_runs_says_nothing():
     assert pass_time(master, PATIENCE - STEP) == []
 
 
-def test_rank_0_that_was_stopped_itself_gives_up_nobody():
+def test_rank_0_that_was_stopped_itself_cuts_off_nobody():
     master = master_of(2)
     assert losses(master.tick(1000.0)) == []
     assert losses(master.tick(PATIENCE - LONGEST_STEP)) == []
@@ -194,22 +194,22 @@ def test_look_for_silent_workers_is_not_taken_at_every_step():
 # Rank 0: lateness and links
 
 
-def test_worker_with_a_task_that_takes_too_long_is_given_up():
+def test_worker_with_a_task_that_takes_too_long_is_cut_off():
     master = master_of(2, Policy(timeout=0.25, tries=2))
-    loss, *sends = master.handle(1, Overdue(1, 0))
+    loss, *sends = master.handle(1, TaskOverdue(1, 0))
     assert loss.reason == "task 0 took longer than 0.25 s"
     assert master.ranks == [2]
     assert [m.tasks[0].id for _, m in map(pair, sends) if isinstance(m, Place)] == [0]
 
 
-@pytest.mark.parametrize("word", [Overdue(7, 0), Unreachable(7, 2)])
+@pytest.mark.parametrize("word", [TaskOverdue(7, 0), Unreachable(7, 2)])
 def test_word_of_another_run_costs_nobody(word):
     master = master_of(2)
     assert master.handle(1, word) == []
     assert master.ranks == [1, 2]
 
 
-def test_of_two_workers_that_do_not_reach_each_other_one_is_given_up():
+def test_of_two_workers_that_do_not_reach_each_other_one_is_cut_off():
     master = master_of(3)
     loss, *_ = master.handle(2, Unreachable(1, 3))
     assert loss.rank == 2, "node0 has one worker, node1 has two"
@@ -252,7 +252,7 @@ def test_worker_that_speaks_needs_no_beat():
     worker.tick(0.75)
     assert worker.tick(0.5, [(0, 3.0)]) == [Send(0, Beat(1))]
     worker.tick(0.75, [(0, 3.0)])
-    assert worker.seconds_to_tick == 1.0, "Overdue has just been sent"
+    assert worker.seconds_to_tick == 1.0, "TaskOverdue has just been sent"
 
 
 def test_worker_beats_more_often_where_patience_is_short():
@@ -273,7 +273,7 @@ def test_worker_that_hears_nothing_of_rank_0_for_long_leaves():
     assert worker.tick(1.0) == [Leave("nothing was heard of rank 0 for 41 s")]
 
 
-@pytest.mark.parametrize("word", [Beat(1), Place(1, ()), Gone(2)])
+@pytest.mark.parametrize("word", [Beat(1), Place(1, ()), RankLost(2)])
 def test_any_word_of_rank_0_keeps_a_worker(word):
     worker = worker_of()
     for _ in range(3):
@@ -297,7 +297,7 @@ def test_silence_of_rank_0_between_runs_says_nothing():
 
 
 def overdue(sends):
-    return [send for send in sends if isinstance(send.message, Overdue)]
+    return [send for send in sends if isinstance(send.message, TaskOverdue)]
 
 
 def test_task_that_runs_too_long_is_told_once():

@@ -14,12 +14,12 @@ from mpipar.runtime.machines.messages import (
     Crashed,
     Finished,
     Forget,
-    Gone,
     Hello,
     Idle,
     Knobs,
     Partial,
     Place,
+    RankLost,
     Send,
     TaskFailed,
 )
@@ -164,7 +164,7 @@ def test_loss_is_told_and_the_lost_ranks_children_get_begin():
     master, _ = begun(4, workers=8)
     loss, *sends = master.rank_lost(1)
     assert loss == LostWorker(1, hello(1), 1, 7)
-    gone = [send.rank for send in sends if send.message == Gone(1)]
+    gone = [send.rank for send in sends if send.message == RankLost(1)]
     begin = [send.rank for send in sends if isinstance(send.message, Begin)]
     assert gone == [2, 3, 4, 5, 6, 7, 8]
     assert begin == [4, 5, 6]
@@ -180,7 +180,7 @@ def test_loss_during_the_reduction_starts_it_again():
     master.handle(2, Collected(1, 1, LAYOUT))
     loss, *sends = master.rank_lost(1)
     assert (loss.rank, loss.tasks, loss.left) == (1, 1, 1)
-    assert [type(send.message) for send in sends] == [Gone, Place]
+    assert [type(send.message) for send in sends] == [RankLost, Place]
     assert master.run.phase is RunPhase.PLACING
     assert master.handle(2, Partial(1, 1, 0, np.array([10, 20]))) == []
     assert master.handle(2, Finished(1, ((0, None),), 0.1)) == [Send(2, Collect(1, 2))]
@@ -219,6 +219,6 @@ def test_loss_after_the_end_changes_nothing():
     master, _ = begun(2)
     master.handle(1, Finished(1, ((0, "a"),), 0.1))
     master.handle(2, Finished(1, ((1, "b"),), 0.1))
-    assert master.rank_lost(1) == [LostWorker(1, hello(1), 0, 1), Send(2, Gone(1))]
+    assert master.rank_lost(1) == [LostWorker(1, hello(1), 0, 1), Send(2, RankLost(1))]
     assert master.run.over
     assert master.rank_lost(1) == []

@@ -9,13 +9,13 @@ from mpipar.runtime.machines.messages import (
     Claim,
     Granted,
     Idle,
-    Overdue,
     Place,
     Refused,
     Send,
-    Started,
     StealFrom,
     TaskFailed,
+    TaskOverdue,
+    TaskStarted,
 )
 from mpipar.runtime.machines.scheduler import Scheduler
 from mpipar.runtime.machines.task_state import NEXT, TaskEvent, TaskState, TrackedTask
@@ -172,7 +172,7 @@ def test_victim_that_had_nothing_is_not_asked_again_until_it_gets_more():
     scheduler, _ = started(12, ranks=(1, 2))
     scheduler.finish(1, range(6), 0.6)
     scheduler.idle(1, Idle(1))
-    assert scheduler.idle(1, Idle(1, dry=2, seen=1)) == []
+    assert scheduler.idle(1, Idle(1, empty_victim=2, seen=1)) == []
     scheduler.fail(2, failed(6))  # comes to rank 1, which has work again
     assert scheduler.entries[6].rank == 1
 
@@ -183,9 +183,9 @@ def test_victim_is_asked_again_if_work_was_on_its_way_to_it():
     scheduler.claim(2, Claim(1, 1, 3, (11,)))
     (first,) = scheduler.idle(1, Idle(1))
     assert first.message.victim == 2
-    (again,) = scheduler.idle(1, Idle(1, dry=2, seen=1))
+    (again,) = scheduler.idle(1, Idle(1, empty_victim=2, seen=1))
     assert again.message.victim == 2
-    (other,) = scheduler.idle(1, Idle(1, dry=2, seen=2))
+    (other,) = scheduler.idle(1, Idle(1, empty_victim=2, seen=2))
     assert other.message.victim == 3
 
 
@@ -235,7 +235,7 @@ def test_failed_task_is_tried_on_other_ranks_then_given_up():
 
 def test_single_worker_gets_its_failed_task_again():
     scheduler, _ = started(1, ranks=(1,))
-    assert scheduler.fail(1, failed(0)) == [Send(1, Place(1, (Task(0, 0, None),), apart=True))]
+    assert scheduler.fail(1, failed(0)) == [Send(1, Place(1, (Task(0, 0, None),), alone=True))]
 
 
 def test_failure_of_the_stage_itself_is_final():
@@ -299,7 +299,7 @@ def test_task_that_takes_down_three_ranks_is_set_aside_and_the_others_are_done()
     died = []
     while scheduler.entries[1].state is TaskState.PLACED:  # task 1 is the one
         died.append(scheduler.entries[1].rank)
-        scheduler.note(died[-1], Started(1, 1))
+        scheduler.note(died[-1], TaskStarted(1, 1))
         scheduler.rank_lost(died[-1])
     (failure,) = scheduler.take_failures()
     assert (failure.task, failure.kind, failure.ranks) == (1, QUARANTINED, tuple(died))
@@ -315,16 +315,16 @@ def test_rank_lost_before_its_suspect_began_says_nothing_about_it():
     scheduler.rank_lost(1)
     scheduler.rank_lost(scheduler.entries[1].rank)
     assert scheduler.take_failures() == []
-    scheduler.note(scheduler.entries[1].rank, Started(1, 1))
+    scheduler.note(scheduler.entries[1].rank, TaskStarted(1, 1))
     scheduler.rank_lost(scheduler.entries[1].rank)
     assert [failure.task for failure in scheduler.take_failures()] == [1]
 
 
 def test_task_that_takes_too_long_costs_it_a_try_and_its_neighbours_nothing():
     scheduler, _ = started(9, ranks=(1, 2, 3), policy=Policy(tries=2, timeout=5.0))
-    scheduler.note(1, Overdue(1, 1))
+    scheduler.note(1, TaskOverdue(1, 1))
     assert sorted(numbers(scheduler.rank_lost(1))) == [(2, [0, 2]), (3, [1])]
-    scheduler.note(3, Overdue(1, 1))
+    scheduler.note(3, TaskOverdue(1, 1))
     assert sorted(numbers(scheduler.rank_lost(3))) == [(2, [6, 7, 8])]
     (failure,) = scheduler.take_failures()
     assert failure == GivenUpTask(1, TIMEOUT, "it took longer than 5 s", "", (1, 3), 1)
@@ -334,7 +334,7 @@ def test_task_that_takes_too_long_costs_it_a_try_and_its_neighbours_nothing():
 def test_late_word_of_a_task_that_has_ended_accuses_nobody():
     scheduler, _ = started(4, ranks=(1, 2))
     scheduler.finish(1, [0], 0.1)
-    scheduler.note(1, Overdue(1, 0))
+    scheduler.note(1, TaskOverdue(1, 0))
     assert scheduler.loads[1].overdue is None
 
 

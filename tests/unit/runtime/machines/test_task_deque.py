@@ -108,7 +108,7 @@ def test_empty_answer_is_reported_with_what_the_victim_had_seen():
     deque = hungry()
     deque.steal_from(StealFrom(1, 3, 0.5))
     sends = deque.loot(3, StealReply(1, (), NOTHING, 4))
-    assert sends == [Send(MASTER, Idle(1, dry=3, seen=4))]
+    assert sends == [Send(MASTER, Idle(1, empty_victim=3, seen=4))]
     assert deque.thief is StealState.HUNGRY
 
 

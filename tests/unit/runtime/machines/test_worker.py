@@ -17,18 +17,18 @@ from mpipar.runtime.machines.messages import (
     Collect,
     Finished,
     Forget,
-    Gone,
     Granted,
     Idle,
     Knobs,
     Place,
+    RankLost,
     Send,
-    Started,
     StealFrom,
     StealReply,
     StealRequest,
     Stop,
     TaskFailed,
+    TaskStarted,
     Welcome,
 )
 from mpipar.runtime.machines.orders import (
@@ -40,7 +40,7 @@ from mpipar.runtime.machines.orders import (
     Prepared,
 )
 from mpipar.runtime.machines.worker import WorkerMachine
-from mpipar.runtime.machines.worker_run import BURST_TASKS
+from mpipar.runtime.machines.worker_run import BATCH_TASKS
 from mpipar.runtime.stage import Stage, Task
 
 NOTHING = frozenset()
@@ -145,7 +145,7 @@ def test_free_thread_says_idle():
 def test_short_tasks_are_started_in_bursts():
     worker, _ = ready(plain(2000))
     first, second = worker.react(Computed(1, ((0, None),), 1e-6))
-    assert (len(first.work), len(second.work)) == (BURST_TASKS, 999)
+    assert (len(first.work), len(second.work)) == (BATCH_TASKS, 999)
     slow, _ = ready(plain(200))
     (only,) = slow.react(Computed(1, ((0, None),), 0.1))
     assert len(only.work) == 1
@@ -181,11 +181,11 @@ def test_tasks_that_come_back_run_next():
 def test_suspect_runs_first_and_alone_and_cannot_be_stolen():
     worker, _ = ready(plain(1))
     suspects = tuple(Task(number, None, None) for number in (7, 8))
-    assert worker.handle(MASTER, Place(1, suspects, apart=True)) == []
+    assert worker.handle(MASTER, Place(1, suspects, alone=True)) == []
     (reply,) = worker.handle(2, StealRequest(1, 1.0))
     assert reply.message.tasks == ()
     started, order = worker.react(Computed(1, ((0, None),), 1e-6))
-    assert started == Send(MASTER, Started(1, 7))
+    assert started == Send(MASTER, TaskStarted(1, 7))
     assert order == Compute(1, ((suspects[0], None),))
 
 
@@ -260,7 +260,7 @@ def test_block_of_a_lost_peer_is_asked_of_the_master():
     worker, _ = ready(())
     worker.handle(MASTER, StealFrom(1, 3, 0.5))
     worker.handle(3, StealReply(1, blocks(1), frozenset({0}), 1))
-    assert Send(MASTER, BlockRequest(1, 0)) in worker.handle(MASTER, Gone(3))
+    assert Send(MASTER, BlockRequest(1, 0)) in worker.handle(MASTER, RankLost(3))
     assert worker.handle(3, BlockReply(1, 0, ARRAYS)) == []
 
 
