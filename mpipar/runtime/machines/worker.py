@@ -133,8 +133,10 @@ class WorkerMachine:
 
     def _note_sent(self, actions: list[Action]) -> list[Action]:
         """Return the actions; note whether one of them is a message to rank 0."""
-        if any(isinstance(action, Send) and action.rank == MASTER for action in actions):
-            self._liveness.sent()
+        for action in actions:
+            if isinstance(action, Send) and action.rank == MASTER:
+                self._liveness.sent()
+                break
         return actions
 
     def _on_control(self, message: RankLost | Stop | Beat | Welcome | Forget) -> list[Action]:
