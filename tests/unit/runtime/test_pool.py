@@ -53,7 +53,7 @@ def check(outcome, count=COUNT):
 
 
 @pytest.mark.parametrize(("workers", "threads"), [(1, 1), (1, 3), (2, 1), (3, 2)])
-def test_results_and_sums_are_the_same_for_any_crew(workers, threads):
+def test_results_and_sums_are_the_same_for_any_number_of_workers(workers, threads):
     source = Numbers()
     with thread_cluster.open_pool(workers, threads=threads) as pool:
         pool.serve(source)

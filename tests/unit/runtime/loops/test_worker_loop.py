@@ -65,7 +65,7 @@ def test_message_of_a_peer_that_was_welcomed_before_us_is_kept(monkeypatch):
     monkeypatch.setattr(
         WorkerMachine,
         "handle",
-        lambda self, rank, said: seen.append(rank) or plain(self, rank, said),
+        lambda self, rank, message: seen.append(rank) or plain(self, rank, message),
     )
     peer.send(2, Place(1, ()))
     thread, _ = in_thread(worker_loop.serve, worker)
@@ -308,7 +308,7 @@ def test_worker_lost_after_stop_is_not_waited_for():
 # New workers in the place of lost ones
 
 
-class Crew:
+class Workers:
     """Workers as threads on one transport; a new one can be started."""
 
     def __init__(self, workers):
@@ -330,16 +330,16 @@ class Crew:
 
 def test_lost_worker_is_replaced_and_the_new_one_works_and_can_be_lost_as_well(monkeypatch):
     monkeypatch.setattr(respawning, "PAUSE_SECONDS", 0.0)
-    crew = Crew(2)
-    with Pool(crew.ends[0], threads=1, cache_bytes=0, late_workers=crew.start) as pool:
+    workers = Workers(2)
+    with Pool(workers.ends[0], threads=1, cache_bytes=0, late_workers=workers.start) as pool:
         assert pool.replace_lost()
         for lost, after in (([1], [2, 3]), ([3], [2, 4])):
-            with_losses(crew.ends[0], [])
+            with_losses(workers.ends[0], [])
             tasks = [*tasks_of(40, blocks=False)]
 
             def lose(snapshot, lost=lost):
                 if snapshot.done > 3 and lost:
-                    with_losses(crew.ends[0], [lost.pop()])
+                    with_losses(workers.ends[0], [lost.pop()])
 
             outcome = pool.run(Slow(), {}, tasks, watch=lose)
             assert outcome.results == list(range(40))
@@ -348,9 +348,9 @@ def test_lost_worker_is_replaced_and_the_new_one_works_and_can_be_lost_as_well(m
         assert [str(gain).split()[1] for gain in pool.gains] == ["3", "4"]
         assert (pool.new_gains(), pool.new_gains()) == (pool.gains, [])
         for end in (1, 3):
-            crew.ends[0].send(end, Stop())
-    assert crew.hosts == [pool.hosts[2].host] * 2
-    crew.join()
+            workers.ends[0].send(end, Stop())
+    assert workers.hosts == [pool.hosts[2].host] * 2
+    workers.join()
 
 
 def test_pool_that_cannot_replace_says_so():

@@ -193,7 +193,7 @@ def test_victim_that_had_nothing_is_asked_again_once_it_got_more():
     scheduler, _ = started(12, ranks=(1, 2))
     scheduler.finish(1, range(6), 0.6)
     scheduler.idle(1, Idle(1))
-    assert scheduler.idle(1, Idle(1, dry=2, seen=1)) == []
+    assert scheduler.idle(1, Idle(1, empty_victim=2, seen=1)) == []
     granted, steal = scheduler.claim(2, Claim(1, 1, 2, (6,)))  # back from a thief that is lost
     assert granted == Send(2, Granted(1, 1, (6,)))
     assert (steal.rank, steal.message.victim) == (1, 2)
