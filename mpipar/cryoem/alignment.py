@@ -1,4 +1,4 @@
-"""Finding the pose of particle images against a reference: a grid search, then a climb.
+"""The search for the poses of particle images against a reference: on a grid, then by climbing.
 
 The score of a pose is its log-likelihood under coloured Gaussian noise: cross - quadratic / 2 with
 cross = sum Re(conj(P) CTF X / noise) and quadratic = sum CTF^2 |P|^2 / noise over the components
@@ -32,7 +32,8 @@ block of images."""
 TINY: Final = np.float32(1e-37)
 
 SURVIVORS_BEHIND = 10.0
-"""A pose whose log-likelihood is this far behind after the first climb is given up."""
+"""A pose whose log-likelihood is lower than the best by more than this, after the first climb, is
+dropped."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,8 @@ class Reference:
     """A volume prepared for slicing.
 
     transform  (d, d, h, 2) float32  see `kernels.slices`
-    radius     int                   cycles per box out to which slices are good
+    radius     cycles per box: the transform has all that slices out to this radius read
+    box        pixels along each side of the volume
     """
 
     transform: NDArray[np.float32]
@@ -50,9 +52,18 @@ class Reference:
 
 @dataclass(frozen=True)
 class SearchPlan:
-    """How wide and how fine one iteration looks.
+    """The extent and the steps of the search for poses in one iteration.
 
-    Radii are in cycles per box, lengths in pixels, angles in degrees.
+    coarse_radius  cycles per box: what the grid search uses
+    middle_radius  cycles per box: what the climb from the grid's candidates uses
+    radius         cycles per box: what the last climb uses
+    step           degrees between orientations of the grid
+    shift_range    pixels from the centre, or from the previous shift
+    shift_step     pixels between shifts of the grid
+    candidates     orientations of each image that the grid search returns
+    survivors      of these, how many are climbed from a second time
+    free_scale     whether the grey scale of the reference is fitted to each image
+    exhaustive     whether all orientations are searched; else climbs start from the previous poses
     """
 
     coarse_radius: int
@@ -82,7 +93,11 @@ class Poses:
 
 
 def make_reference(volume: NDArray[np.float32], radius: int) -> Reference:
-    """Prepare a volume (n, n, n) for slicing out to `radius`, interpolation falloff undone."""
+    """Prepare a volume for slicing; the falloff by interpolation is undone.
+
+    volume  (n, n, n), axes z y x
+    radius  cycles per box out to which slices will be taken
+    """
     box = volume.shape[0]
     sharpened = volume / interpolation_falloff(box, OVERSAMPLING)
     transform = volume_half_transform(sharpened, OVERSAMPLING, radius)
@@ -90,17 +105,18 @@ def make_reference(volume: NDArray[np.float32], radius: int) -> Reference:
 
 
 def slices_of(
-    reference: Reference, rotations: NDArray[np.floating], wanted: NDArray[np.float32]
+    reference: Reference, rotations: NDArray[np.floating], frequencies: NDArray[np.float32]
 ) -> NDArray[np.float32]:
-    """Central slices of a reference, (m, 2 v) float32: real and imaginary parts side by side.
+    """Return central slices of a reference.
 
-    rotations  (m, 3, 3)
-    wanted     (v, 2) float32   kx, ky in cycles per box
+    rotations    (m, 3, 3)        map coordinate = rotation @ image coordinate
+    frequencies  (v, 2) float32   kx, ky in cycles per box
+    returns      (m, 2 v) float32: real and imaginary part of each component, side by side
     """
-    out = np.empty((len(rotations), 2 * len(wanted)), np.float32)
+    out = np.empty((len(rotations), 2 * len(frequencies)), np.float32)
     turned = np.ascontiguousarray(rotations, np.float32)
     slices.extract_slices(
-        reference.transform, turned, np.ascontiguousarray(wanted * OVERSAMPLING), out
+        reference.transform, turned, np.ascontiguousarray(frequencies * OVERSAMPLING), out
     )
     return out
 
@@ -108,8 +124,11 @@ def slices_of(
 def weigh(
     images: NDArray[np.complex64], ctf: NDArray[np.float32], weights: NDArray[np.float32]
 ) -> NDArray[np.float32]:
-    """What scoring needs of images.
+    """Weight the transforms of images with their CTF and the noise, for scoring.
 
+    images   (b, v) complex64
+    ctf      (b, v) float32
+    weights  (v,) or (b, v) float32: 1 / noise
     returns  (b, v, 3) float32: CTF X / noise (real, imaginary part) and CTF^2 / noise
     """
     data = np.empty((*images.shape, 3), np.float32)
@@ -120,7 +139,12 @@ def weigh(
 
 
 def shift_grid(reach: float, step: float) -> NDArray[np.float64]:
-    """Points of a square grid within a disc, (s, 2) pixels; the centre first."""
+    """Return the points of a square grid within a disc, the centre first.
+
+    reach    radius of the disc, pixels
+    step     of the grid, pixels
+    returns  (s, 2) pixels
+    """
     n = math.floor(reach / step + 1e-9)
     x = np.arange(-n, n + 1) * step
     grid = np.stack(np.meshgrid(x, x), axis=-1).reshape(-1, 2)
@@ -130,19 +154,22 @@ def shift_grid(reach: float, step: float) -> NDArray[np.float64]:
 
 
 def phases(
-    shifts: NDArray[np.floating], wanted: NDArray[np.float32], box: int
+    shifts: NDArray[np.floating], frequencies: NDArray[np.float32], box: int
 ) -> NDArray[np.complex64]:
-    """Factors exp(2 pi i k shift / box) that move a particle back by its shift, (..., v).
+    """Return the factors exp(2 pi i k shift / box) that move a particle back by its shift.
 
-    shifts  (..., 2) pixels
-    wanted  (v, 2) float32   kx, ky in cycles per box
+    shifts       (..., 2) pixels
+    frequencies  (v, 2) float32   kx, ky in cycles per box
+    returns      (..., v)
     """
-    turns = np.asarray(shifts, np.float64) @ wanted.T.astype(np.float64) * (2.0 * math.pi / box)
+    turns = (
+        np.asarray(shifts, np.float64) @ frequencies.T.astype(np.float64) * (2.0 * math.pi / box)
+    )
     return np.asarray(np.exp(1j * turns), np.complex64)
 
 
 class GridSearch:
-    """Scores a fixed list of orientations against blocks of images; keeps the slices."""
+    """The search over a fixed list of orientations, whose slices are kept for all images."""
 
     def __init__(
         self,
@@ -162,10 +189,11 @@ class GridSearch:
     def best_candidates(
         self, data: NDArray[np.float32], centres: NDArray[np.float64]
     ) -> list[Poses]:
-        """The best orientations of each image, well apart from each other, each at its best shift.
+        """Return the best orientations of each image, not close to each other, with their shifts.
 
         data     (b, v, 3) from `weigh`
         centres  (b, 2) shifts in pixels about which to search
+        returns  for each image at most `candidates` poses, best first
         """
         score, which = self._score(data, centres)
         picks = np.empty(self._plan.candidates, np.int64)
@@ -186,7 +214,7 @@ class GridSearch:
     def _score(
         self, data: NDArray[np.float32], centres: NDArray[np.float64]
     ) -> tuple[NDArray[np.float32], NDArray[np.int16]]:
-        """Score (o, b) of each orientation at its best shift, and which shift that was."""
+        """Return the score (o, b) of each orientation at its best shift, and that shift's index."""
         group = max(1, COLUMNS_PER_PRODUCT // len(self._grid))
         parts = [
             self._score_group(data[first : first + group], centres[first : first + group])
@@ -220,7 +248,7 @@ class GridSearch:
 def grid_score(
     cross: NDArray[np.float32], quadratic: NDArray[np.float32], free_scale: bool
 ) -> NDArray[np.float32]:
-    """Log-likelihood from its two terms; if the scale is free, at the reference's best one."""
+    """Return the log-likelihood from its two terms; with a free scale, at the best scale."""
     if not free_scale:
         return np.asarray(cross - np.float32(0.5) * quadratic)
     # divided before squaring: the square of a large grey scale would not fit
@@ -236,11 +264,12 @@ def climb(
     plan: SearchPlan,
     depth: tuple[int, int],
 ) -> Poses:
-    """Improve poses of one image by damped Gauss-Newton steps; best pose first.
+    """Improve poses of one image by damped Gauss-Newton steps.
 
+    wanted   the components that `data` has
     data     (v, 3) of this image, from `weigh`
-    depth    radius of the components used, and at most how many steps
-    returns  the poses of `start`, improved and sorted by score
+    depth    radius in cycles per box of the components used, and at most how many steps
+    returns  the poses of `start`, improved, best first
     """
     radius, steps = depth
     count = wanted.within(radius)
@@ -272,8 +301,9 @@ def find_poses(
     plan: SearchPlan,
     search: tuple[GridSearch, NDArray[np.bool_]] | None,
 ) -> Poses:
-    """The best pose of each image of a block, (b, ...).
+    """Find the best pose of each image of a block: (b, ...).
 
+    wanted    the components that `data` has
     data      (b, v, 3) from `weigh`
     previous  (b, ...) poses of the last iteration; always a candidate once there was one (its
               score is above -inf)
@@ -293,36 +323,36 @@ def find_poses(
         if b in candidates:
             depth = (plan.middle_radius, 4)
             tops = climb(reference, wanted, data[b], candidates[b], plan, depth)
-            tops = within(first(distinct(tops), plan.survivors), SURVIVORS_BEHIND)
+            tops = near_best(first(distinct(tops), plan.survivors), SURVIVORS_BEHIND)
             start = joined(tops, start) if np.isfinite(previous.score[b]) else tops
         best.append(first(climb(reference, wanted, data[b], start, plan, (plan.radius, 10)), 1))
     return joined(*best)
 
 
 def first(found: Poses, count: int) -> Poses:
-    """The first few of a list of poses."""
+    """Return the first few of a list of poses."""
     return Poses(found.rotations[:count], found.shifts[:count], found.score[:count])
 
 
-def within(found: Poses, behind: float) -> Poses:
-    """Those poses of a sorted list whose score is less than `behind` below the best."""
+def near_best(found: Poses, behind: float) -> Poses:
+    """Return the poses of a list, best first, whose score is less than `behind` below the best."""
     return first(found, max(1, int(np.count_nonzero(found.score > found.score[0] - behind))))
 
 
 def joined(*lists: Poses) -> Poses:
-    """Several lists of poses as one."""
+    """Return several lists of poses as one."""
     names = ("rotations", "shifts", "score")
     return Poses(*(np.concatenate([getattr(found, name) for found in lists]) for name in names))
 
 
 def distinct(found: Poses, angle: float = 0.5, distance: float = 0.25) -> Poses:
-    """Drop poses that climbed to the same top as a better one.
+    """Drop poses within `angle` degrees and `distance` pixels of a better pose.
 
-    The same top: within `angle` degrees and `distance` pixels.
+    found   best first
     """
     same_angle = 8.0 * math.sin(math.radians(angle) / 2) ** 2
-    apart = ((found.rotations[:, None] - found.rotations[None]) ** 2).sum(axis=(2, 3))
+    turned = ((found.rotations[:, None] - found.rotations[None]) ** 2).sum(axis=(2, 3))
     moved = ((found.shifts[:, None] - found.shifts[None]) ** 2).sum(axis=2)
-    near = (apart < same_angle) & (moved < distance**2)
+    near = (turned < same_angle) & (moved < distance**2)
     keep = ~np.tril(near, k=-1).any(axis=1)
     return Poses(found.rotations[keep], found.shifts[keep], found.score[keep])

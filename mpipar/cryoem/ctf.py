@@ -30,12 +30,12 @@ class CtfParameters:
     scale: NDArray[np.float64]
 
     def take(self, rows: NDArray[np.int64]) -> CtfParameters:
-        """The parameters of some particles, in the order asked for."""
+        """Return the parameters of some particles, in the order of `rows`."""
         return CtfParameters(*(getattr(self, name)[rows] for name in self.__dataclass_fields__))
 
 
 def electron_wavelength(voltage: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Relativistic wavelength in Angstrom of electrons accelerated through `voltage` kV."""
+    """Return the relativistic wavelength in Angstrom of electrons of `voltage` kV, (p,)."""
     v = voltage * 1e3
     return np.asarray(12.2643247 / np.sqrt(v * (1.0 + v * 0.978466e-6)))
 
@@ -43,13 +43,15 @@ def electron_wavelength(voltage: NDArray[np.float64]) -> NDArray[np.float64]:
 def contrast_transfer(
     parameters: CtfParameters, frequencies: NDArray[np.floating], box: int, pixel_size: float
 ) -> NDArray[np.float32]:
-    """Contrast transfer of each particle at each frequency.
+    """Return the contrast transfer of each particle at each frequency.
 
     sin(pi L dz q^2 - pi/2 Cs L^3 q^4 + phase shift + asin(Q0)),  dz = (U + V)/2 + (U - V)/2 cos
                                                                   2(direction - angle),
     times the particle's scale and exp(-B q^2 / 4).
 
-    frequencies  (v, 2)  kx, ky in cycles per box;  box pixels of pixel_size Angstrom
+    frequencies  (v, 2)  kx, ky in cycles per box
+    box          pixels along each side of an image
+    pixel_size   Angstrom
     returns      (p, v) float32
     """
     p = parameters

@@ -23,9 +23,10 @@ accurate enough."""
 class Components:
     """The independent Fourier components of an image in whole shells, lowest frequency first.
 
-    Shell s holds what is nearest to distance s; `radius` is the last shell. The order makes every
-    smaller radius a prefix: ``frequencies[: components.within(r)]``.
+    Shell s has the components whose distance is nearest to s; `radius` is the last shell. The order
+    makes every smaller radius a prefix: ``frequencies[: components.within(r)]``.
 
+    box          pixels along each side of the image
     frequencies  (v, 2) float32   kx, ky in cycles per box; kx >= 0, one of each Friedel pair, zero
                                   frequency first
     distance     (v,) float64     length of each frequency
@@ -41,7 +42,7 @@ class Components:
     starts: NDArray[np.int64]
 
     def within(self, radius: int) -> int:
-        """How many components lie in shells 0..radius."""
+        """Return how many components lie in shells 0..radius."""
         return int(np.searchsorted(self.shell, radius, side="right"))
 
     def shell_sums(self, values: NDArray[np.floating]) -> NDArray[np.float64]:
@@ -50,13 +51,13 @@ class Components:
 
 
 def largest_radius(box: int) -> int:
-    """The last shell of a (box, box) image: Nyquist's, less the components on its own lines."""
+    """Return the last shell of a (box, box) image: that at the Nyquist frequency."""
     return box // 2
 
 
 @lru_cache(maxsize=32)
 def components(box: int, radius: int) -> Components:
-    """The components of a (box, box) image in shells 0..radius, at most `largest_radius`.
+    """Return the components of a (box, box) image in shells 0..radius.
 
     raises  ValueError if the radius does not fit the box, or the box is odd: `image_components`
             moves the origin by signs, which needs an even one
@@ -83,7 +84,8 @@ def image_components(images: NDArray[np.float32], wanted: Components) -> NDArray
     """Transform images and keep the wanted components.
 
     images   (b, n, n) float32, axes y x, origin at n // 2
-    returns  (b, v) complex64; unnormalised, so zero frequency is the sum over pixels
+    returns  (b, v) complex64; not normalised, so zero frequency is the sum over pixels
+    raises   InputError if the images have another box than the components
     """
     n = images.shape[-1]
     if n != wanted.box:
@@ -97,9 +99,10 @@ def image_components(images: NDArray[np.float32], wanted: Components) -> NDArray
 def volume_half_transform(
     volume: NDArray[np.floating], oversampling: int, radius: int
 ) -> NDArray[np.complex64]:
-    """Oversampled half transform of a volume, cropped to what slices out to `radius` can touch.
+    """Return the oversampled half transform of a volume, as far out as slices read it.
 
     volume   (n, n, n), axes z y x, origin at n // 2
+    radius   cycles per box of the slices
     returns  (d, d, h) complex64, d = 2 (oversampling radius + 2) + 1, zero frequency at [d // 2, d
              // 2, 0]
     """
@@ -128,7 +131,11 @@ def volume_half_transform(
 def volume_from_half_transform(
     transform: NDArray[np.complex64], oversampling: int, box: int
 ) -> NDArray[np.float32]:
-    """Inverse of `volume_half_transform`; frequencies that were cropped off count as zero."""
+    """Return the volume of a half transform; frequencies outside count as zero.
+
+    transform  (d, d, h) from `volume_half_transform`
+    returns    (box, box, box) float32
+    """
     m = box * oversampling
     reach = transform.shape[0] // 2
     k = np.arange(-reach, reach + 1)
@@ -151,14 +158,17 @@ def volume_from_half_transform(
 
 
 def interpolation_falloff(box: int, oversampling: int) -> NDArray[np.float32]:
-    """Real-space attenuation by trilinear interpolation, (n, n, n): sinc^2 along each axis."""
+    """Return by what factor trilinear interpolation in Fourier space weakens each voxel.
+
+    returns  (box, box, box) float32: sinc^2 along each axis
+    """
     one = np.sinc((np.arange(box) - box // 2) / (box * oversampling)) ** 2
     return (one[:, None, None] * one[None, :, None] * one[None, None, :]).astype(np.float32)
 
 
 @lru_cache(maxsize=8)
 def shell_of_half_volume(box: int) -> NDArray[np.int32]:
-    """Nearest shell of each voxel of an ``rfftn`` of a volume of this box.
+    """Return the nearest shell of each voxel of an ``rfftn`` of a volume of this box.
 
     returns  (n, n, n // 2 + 1) int32; -1 beyond the largest whole shell
     """
@@ -173,7 +183,8 @@ def shell_of_half_volume(box: int) -> NDArray[np.int32]:
 def filter_shells(volume: NDArray[np.floating], gain: NDArray[np.floating]) -> NDArray[np.float32]:
     """Multiply each shell of a volume's transform by a gain.
 
-    gain  (box // 2 + 1,) by shell; what lies beyond them becomes zero
+    volume  (n, n, n)
+    gain    (n // 2 + 1,) by shell; frequencies beyond the last shell become zero
     """
     box = volume.shape[0]
     table = np.append(gain, 0.0).astype(np.float32)  # shell -1 reads the appended zero
@@ -182,10 +193,10 @@ def filter_shells(volume: NDArray[np.floating], gain: NDArray[np.floating]) -> N
 
 
 def lowpass_gain(box: int, cutoff_shell: float, edge: float = 2.0) -> NDArray[np.float32]:
-    """Gain per shell of a low-pass filter with a cosine edge.
+    """Return the gain per shell of a low-pass filter with a cosine edge, (box // 2 + 1,).
 
     cutoff_shell  middle of the edge
-    edge          its width in shells
+    edge          width of the edge in shells
     """
     shells = np.arange(box // 2 + 1)
     ramp = np.clip((shells - cutoff_shell) / edge + 0.5, 0.0, 1.0)

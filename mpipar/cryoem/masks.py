@@ -1,4 +1,4 @@
-"""Soft masks in real space, and what lies outside them."""
+"""Soft masks in real space, and the statistics of the pixels outside."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ if TYPE_CHECKING:
 
 
 def soft_edge(distance: NDArray[np.floating], radius: float, edge: float) -> NDArray[np.float32]:
-    """1 within `radius`, 0 beyond radius + edge, a cosine between; all in pixels."""
+    """Return 1 within `radius`, 0 beyond radius + edge, a cosine between; all in pixels."""
     ramp = np.clip((distance - radius) / edge, 0.0, 1.0)
     return np.asarray(0.5 + 0.5 * np.cos(np.pi * ramp), np.float32)
 
 
 def soft_sphere(box: int, radius: float, edge: float) -> NDArray[np.float32]:
-    """Spherical mask about the voxel box // 2, (n, n, n)."""
+    """Return a spherical mask about the voxel box // 2, (n, n, n); radius and edge in pixels."""
     x = np.arange(box) - box // 2
     distance = np.sqrt(x[:, None, None] ** 2 + x[None, :, None] ** 2 + x[None, None, :] ** 2)
     return soft_edge(distance, radius, edge)
@@ -28,9 +28,10 @@ def soft_sphere(box: int, radius: float, edge: float) -> NDArray[np.float32]:
 def soft_discs(
     box: int, centres: NDArray[np.floating], radius: float, edge: float
 ) -> NDArray[np.float32]:
-    """One disc per image, (b, n, n).
+    """Return one disc per image, (b, n, n).
 
-    centres  (b, 2)  x, y in pixels from the pixel box // 2
+    centres       (b, 2)  x, y in pixels from the pixel box // 2
+    radius, edge  pixels
     """
     x = np.arange(box) - box // 2
     dx = x[None, None, :] - np.asarray(centres, np.float64)[:, 0, None, None]
@@ -41,8 +42,9 @@ def soft_discs(
 def background(
     images: NDArray[np.floating], radius: float
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Mean and standard deviation of each image (b, n, n) outside a circle, in float64.
+    """Return mean and standard deviation of each image outside a circle, (b,) and (b,).
 
+    images  (b, n, n)
     radius  of the circle about the pixel n // 2, pixels
     """
     n = images.shape[-1]
@@ -55,10 +57,12 @@ def background(
 def particle_diameter(
     volume: NDArray[np.floating], pixel_size: float, threshold: float = 0.1
 ) -> float:
-    """Diameter in Angstrom of the sphere about the box centre that holds all strong density.
+    """Return the diameter in Angstrom of the sphere about the box centre with all strong density.
 
-    threshold  strong is what exceeds this fraction of the largest density
-    raises     InputError if no density is positive
+    volume      (n, n, n)
+    pixel_size  Angstrom
+    threshold   density is strong above this fraction of the largest
+    raises      InputError if no density is positive
     """
     n = volume.shape[0]
     x = np.arange(n) - n // 2

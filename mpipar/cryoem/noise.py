@@ -1,4 +1,4 @@
-"""The noise spectrum: power per shell of what the reference does not explain."""
+"""The noise spectrum: per shell, the power of the difference between images and reference."""
 
 from __future__ import annotations
 
@@ -17,9 +17,10 @@ if TYPE_CHECKING:
 def residual_power(
     images: NDArray[np.complex64], model: NDArray[np.complex64], wanted: Components
 ) -> NDArray[np.float64]:
-    """Sum over each shell of |image - model|^2, (b, s).
+    """Return the sum over each shell of |image - model|^2, (b, s).
 
-    The model may hold fewer components than the images (a prefix); it is zero beyond.
+    images  (b, v) complex64
+    model   (b, w) complex64: the first w of the v components; zero for the others
     """
     residual = images.copy()
     residual[:, : model.shape[1]] -= model
@@ -27,7 +28,7 @@ def residual_power(
 
 
 def spectrum(power: NDArray[np.float64], images: int, wanted: Components) -> NDArray[np.float64]:
-    """Mean power per component of each shell, (s,), positive everywhere.
+    """Return the mean power per component of each shell, (s,), positive everywhere.
 
     power   (s,) sums over `images` images
     raises  InputError if all images are empty
@@ -42,5 +43,8 @@ def spectrum(power: NDArray[np.float64], images: int, wanted: Components) -> NDA
 
 
 def weights(noise: NDArray[np.float64], wanted: Components) -> NDArray[np.float32]:
-    """1 / noise of each component's shell, (v,)."""
+    """Return 1 / noise of the shell of each component, (v,).
+
+    noise   (s,) power per shell
+    """
     return np.asarray(1.0 / noise[wanted.shell], np.float32)

@@ -1,4 +1,4 @@
-"""Back-projection into exact integer sums, and the map that those sums stand for."""
+"""Back-projection into exact integer sums, and the map that is solved from the sums."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 SLICES_PER_VOXEL = 8
-"""Bound on the summed trilinear weights that one slice can put into one voxel: 5.7 voxels^2 of
-plane hold at most 4 samples, and Friedel mates double them."""
+"""Bound on the sum of trilinear weights that one slice can add to one voxel: 5.7 voxels^2 of
+plane have at most 4 samples, and Friedel mates double that."""
 LARGEST_SUM_BITS = 62
 LARGEST_EXPONENT = 1000  # of a scale: a float64 holds 2^1023
 
@@ -37,7 +37,7 @@ class FixedPoint:
 
 
 def fixed_point(largest_value: float, largest_weight: float, particles: int) -> FixedPoint:
-    """Scales with which no sum over `particles` slices can reach 2^62.
+    """Return the scales with which no sum over `particles` slices can reach 2^62.
 
     largest_value   bound on |CTF X / noise| of any component of any image
     largest_weight  bound on CTF^2 / noise
@@ -51,7 +51,10 @@ def fixed_point(largest_value: float, largest_weight: float, particles: int) -> 
 
 
 def empty_sums(radius: int) -> NDArray[np.int64]:
-    """Zero sums for slices out to `radius`: (d, d, h, 3), see `kernels.insertion`."""
+    """Return zero sums for slices out to `radius` cycles per box.
+
+    returns  (d, d, h, 3) int64, see `kernels.insertion`
+    """
     reach = OVERSAMPLING * radius + 2
     return np.zeros((2 * reach + 1, 2 * reach + 1, reach + 2, 3), np.int64)
 
@@ -65,8 +68,9 @@ def insert(
 ) -> None:
     """Add slices to `sums` in place.
 
-    values     (b, v, 3) from `alignment.weigh`, images already moved back by their shifts
-    rotations  (b, 3, 3)
+    sums       (d, d, h, 3) from `empty_sums`
+    values     (b, v, 3) from `alignment.weigh`, of images that are moved back by their shifts
+    rotations  (b, 3, 3) map coordinate = rotation @ image coordinate
     """
     count = values.shape[1]
     frequencies = np.ascontiguousarray(wanted.frequencies[:count] * OVERSAMPLING)
@@ -78,10 +82,11 @@ def insert(
 
 @dataclass(frozen=True)
 class HalfSums:
-    """What one half map is made of, symmetry applied.
+    """The sums of one half set of particles, averaged over the symmetry.
 
-    numerator  (d, d, h) complex64
-    weight     (d, d, h) float32
+    numerator  (d, d, h) complex64: sum of CTF X / noise
+    weight     (d, d, h) float32: sum of CTF^2 / noise
+    box        pixels along each side of the map
     """
 
     numerator: NDArray[np.complex64]
@@ -95,7 +100,7 @@ class HalfSums:
 def half_sums(
     sums: NDArray[np.int64], scales: FixedPoint, symmetry: NDArray[np.float64], box: int
 ) -> HalfSums:
-    """Scale integer sums back, complete Friedel mates at x = 0, and average over the group.
+    """Scale integer sums back, add Friedel mates at x = 0, and average over the point group.
 
     sums      (d, d, h, 3) int64 from `insert`
     symmetry  (g, 3, 3)
@@ -131,10 +136,10 @@ def _check_bound(sums: NDArray[np.int64]) -> None:
 
 
 def cosets(group: NDArray[np.float64]) -> list[NDArray[np.float64]]:
-    """Short lists of operators whose products in turn are the whole group.
+    """Return short lists of operators: a product with one of each list is each of the group once.
 
-    Averaging over one list after the other costs the sum of their lengths, not the product. First a
-    cyclic subgroup of the highest order, then one operator of each of its cosets.
+    Averaging over one list after the other costs the sum of their lengths, not the product. The
+    first list is a cyclic subgroup of the highest order, the second has one operator of each coset.
     """
     if len(group) == 1:
         return []
@@ -156,7 +161,7 @@ def _powers(operator: NDArray[np.float64]) -> list[NDArray[np.float64]]:
 
 
 def shells_of(weight: NDArray[np.floating]) -> NDArray[np.int32]:
-    """Shell, in whole cycles per box, of each voxel of an oversampled half transform."""
+    """Return the shell, in cycles per box, of each voxel of an oversampled half transform."""
     reach = weight.shape[0] // 2
     k = np.arange(-reach, reach + 1) / OVERSAMPLING
     kx = np.arange(weight.shape[2]) / OVERSAMPLING
@@ -167,12 +172,12 @@ def shells_of(weight: NDArray[np.floating]) -> NDArray[np.int32]:
 def solve(
     sums: HalfSums, correlation: NDArray[np.float64] | None, radius: int
 ) -> NDArray[np.float32]:
-    """The map (n, n, n) that explains the sums best.
+    """Return the map (n, n, n) float32 that fits the sums best.
 
     correlation  FSC per shell; the Wiener term mean weight x (1 - FSC) / FSC is added to the
                  weights (Scheres 2012).
                  None gives the unregularised map, with a floor of 0.1 % of each shell's mean weight
-    radius       cycles per box; what lies beyond is zero
+    radius       cycles per box; frequencies beyond are zero
     """
     shell = shells_of(sums.weight)
     inside = shell <= radius

@@ -18,9 +18,9 @@ def resample_volume(
     """Bring a volume to another pixel size and box; the centre n // 2 and the grey values stay.
 
     volume           (n, n, n), axes z y x
-    pixel_size       A, of `volume`
-    new_pixel_size   A, any ratio; frequencies beyond the coarser Nyquist are cut off
-    new_box          pixels along each side; what lies outside of `volume` is zero
+    pixel_size       Angstrom, of `volume`
+    new_pixel_size   Angstrom, any ratio; frequencies beyond the lower Nyquist are cut off
+    new_box          pixels along each side; voxels outside of `volume` are zero
     returns          (new_box, new_box, new_box) float32
     """
     box = volume.shape[0]

@@ -1,4 +1,4 @@
-"""Fourier shell correlation and the resolutions read off it."""
+"""Fourier shell correlation (FSC), and the resolution that it shows."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ GOLD_STANDARD = 0.143
 def fourier_shell_correlation(
     half1: NDArray[np.floating], half2: NDArray[np.floating]
 ) -> NDArray[np.float64]:
-    """Correlation of two half maps, shell by shell.
+    """Return the correlation of two half maps, shell by shell.
 
     half1, half2   (n, n, n), axes z y x, same box and pixel size
     returns        (n // 2 + 1,); entry k is frequency k / (n * pixel_size) in 1/A; 0 where a shell
@@ -37,7 +37,7 @@ def fourier_shell_correlation(
 def correlation_of_transforms(
     first: NDArray[np.complexfloating], second: NDArray[np.complexfloating], box: int
 ) -> NDArray[np.float64]:
-    """FSC of two half transforms (n, n, n // 2 + 1) as made by ``rfftn``."""
+    """Return the FSC of two half transforms (n, n, n // 2 + 1) from ``rfftn``: (n // 2 + 1,)."""
     product = _shell_sum((first * second.conj()).real, box)
     power1 = _shell_sum(first.real**2 + first.imag**2, box)
     power2 = _shell_sum(second.real**2 + second.imag**2, box)
@@ -65,18 +65,22 @@ def corrected_correlation(
     unmasked: NDArray[np.float64],
     masked: NDArray[np.float64],
 ) -> NDArray[np.float64]:
-    """FSC inside a mask, with the part that the mask itself makes taken off.
+    """Return the FSC inside a mask, without the correlation that the mask itself causes.
 
-    unmasked, masked  FSC of the half maps without and inside the mask
+    half1, half2      (n, n, n)
+    mask              (n, n, n), 0 to 1
+    seed              of the random phases
+    unmasked, masked  (n // 2 + 1,) FSC of the half maps without and inside the mask
+    returns           (n // 2 + 1,)
 
-    Phases beyond the shell where the unmasked FSC falls under 0.8 are made random; what still
-    correlates inside the mask is the mask's own doing: true = (masked - random) / (1 - random)
+    Phases beyond the shell where the unmasked FSC falls below 0.8 are made random; correlation that
+    remains inside the mask is caused by the mask: true = (masked - random) / (1 - random)
     (Chen et al. 2013, Ultramicroscopy 135).
     """
     start = first_shell_below(unmasked, 0.8) or len(unmasked) - 1
     random = np.random.default_rng(seed)
     scrambled = [randomise_phases(half, start, random) * mask for half in (half1, half2)]
-    # a mask makes maps more alike, never less: where chance is below zero there is nothing to undo
+    # a mask makes maps more similar, never less: below zero there is nothing to correct
     by_mask = np.maximum(fourier_shell_correlation(*scrambled), 0.0)
     corrected = np.array(masked, np.float64)
     # the first shells after the cut still touch unscrambled ones
@@ -89,7 +93,7 @@ def corrected_correlation(
 def randomise_phases(
     volume: NDArray[np.floating], first_shell: int, random: np.random.Generator
 ) -> NDArray[np.float32]:
-    """Keep each amplitude, draw each phase anew from `first_shell` outwards."""
+    """Replace all phases from `first_shell` outwards by random ones; amplitudes stay."""
     transform = scipy.fft.rfftn(np.asarray(volume, np.float32))
     shell = shell_of_half_volume(volume.shape[0])
     change = (shell >= first_shell) | (shell < 0)
@@ -100,16 +104,15 @@ def randomise_phases(
 
 
 def first_shell_below(curve: NDArray[np.floating], threshold: float) -> int | None:
-    """The first shell, from 2 on, whose correlation is under `threshold`; None if there is none."""
+    """Return the first shell, from 2 on, with a correlation below `threshold`, or None."""
     below = np.flatnonzero(np.asarray(curve[2:]) < threshold)
     return int(below[0]) + 2 if below.size else None
 
 
 def last_resolved_shell(curve: NDArray[np.floating], threshold: float, patience: int = 3) -> int:
-    """Shell before the first `patience` ones in a row under `threshold`.
+    """Return the shell before the first `patience` shells in a row that are below `threshold`.
 
-    A single shell may fall under it where the molecule scatters next to nothing, as shells of
-    viruses do.
+    A single shell can be low where the molecule scatters almost nothing, as hollow viruses do.
     """
     low = np.append(np.asarray(curve[2:]) < threshold, np.ones(patience, bool))
     runs = np.lib.stride_tricks.sliding_window_view(low, patience).all(axis=1)
@@ -119,9 +122,11 @@ def last_resolved_shell(curve: NDArray[np.floating], threshold: float, patience:
 def resolution_of(
     curve: NDArray[np.floating], threshold: float, box: int, pixel_size: float
 ) -> float:
-    """Resolution in Angstrom where a curve first falls under `threshold`, interpolated.
+    """Return the resolution in Angstrom where a curve first falls below `threshold`, interpolated.
 
-    Nyquist if it never does.
+    curve       (box // 2 + 1,) FSC per shell
+    pixel_size  Angstrom
+    returns     the Nyquist limit if the curve stays above
     """
     shell = first_shell_below(curve, threshold)
     if shell is None:

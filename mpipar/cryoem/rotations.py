@@ -15,13 +15,13 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 POLAR = 1e-9
-"""Sine of a tilt at which rot and psi turn about one axis: all of the turn then counts as psi."""
+"""Below this sine of the tilt, rot and psi turn about the same axis: then rot is 0."""
 WIDEST_GAP = 0.7
-"""Grid steps that a view direction may lie from the nearest one in the grid before it joins it."""
+"""A view direction that is farther than this from all in the grid, in grid steps, is added."""
 
 
 def from_euler(angles: NDArray[np.floating]) -> NDArray[np.float64]:
-    """Rotation matrices Rz(rot) Ry(tilt) Rz(psi): map coordinate = R @ image coordinate.
+    """Return the matrices Rz(rot) Ry(tilt) Rz(psi): map coordinate = R @ image coordinate.
 
     angles   (p, 3) rot, tilt, psi in degrees
     returns  (p, 3, 3)
@@ -30,7 +30,7 @@ def from_euler(angles: NDArray[np.floating]) -> NDArray[np.float64]:
 
 
 def to_euler(rotations: NDArray[np.floating]) -> NDArray[np.float64]:
-    """Angles rot, tilt, psi in degrees, (p, 3), of matrices (p, 3, 3).
+    """Return the angles rot, tilt, psi in degrees, (p, 3), of matrices (p, 3, 3).
 
     rot and psi are in -180 .. 180, tilt in 0 .. 180; rot is 0 where tilt is 0 or 180.
     """
@@ -47,7 +47,7 @@ def to_euler(rotations: NDArray[np.floating]) -> NDArray[np.float64]:
 
 
 def angle_between(first: NDArray[np.floating], second: NDArray[np.floating]) -> NDArray[np.float64]:
-    """Angle in degrees of the rotation from each of `first` to each of `second`, (..., 3, 3)."""
+    """Return the angle in degrees between each of `first` and of `second`, both (..., 3, 3)."""
     # |R1 - R2|_F = sqrt(8) sin(angle / 2): accurate for small angles, where the trace is not
     distance = np.sqrt(((np.asarray(first, np.float64) - second) ** 2).sum(axis=(-2, -1)))
     return np.asarray(np.degrees(2.0 * np.arcsin(np.clip(distance / math.sqrt(8.0), 0.0, 1.0))))
@@ -56,12 +56,13 @@ def angle_between(first: NDArray[np.floating], second: NDArray[np.floating]) -> 
 def orientation_grid(
     step: float, symmetry: NDArray[np.float64], seed: np.random.SeedSequence
 ) -> NDArray[np.float32]:
-    """Orientations about `step` degrees apart that cover one asymmetric unit.
+    """Return orientations about `step` degrees apart that cover one asymmetric unit.
 
-    View directions are a HEALPix grid (Gorski et al. 2005), in-plane angles are even; the whole
-    grid is turned by a random rotation of at most half a step so that no direction is favoured from
-    one iteration to the next.
+    View directions are a HEALPix grid (Gorski et al. 2005), in-plane angles are even. The whole
+    grid is turned by a random rotation of at most half a step, so that over the iterations no
+    direction is preferred.
 
+    step      degrees
     symmetry  (g, 3, 3) operators of the point group
     returns   (o, 3, 3) float32
     """
@@ -77,19 +78,20 @@ def orientation_grid(
     ).as_matrix()
     views = from_euler(np.degrees(np.stack([rot, tilt, np.zeros_like(rot)], axis=1)))
     views = jitter @ views
-    views = views[_enough(views[:, :, 2], symmetry, step)]
+    views = views[_without_gaps(views[:, :, 2], symmetry, step)]
     psi = (np.arange(turns) + random.uniform()) * 2.0 * math.pi / turns
     spin = Rotation.from_rotvec(psi[:, None] * np.array([0.0, 0.0, 1.0])).as_matrix()
     return np.ascontiguousarray((views[:, None] @ spin[None]).reshape(-1, 3, 3), dtype=np.float32)
 
 
-def _enough(
+def _without_gaps(
     directions: NDArray[np.float64], symmetry: NDArray[np.float64], step: float
 ) -> NDArray[np.int64]:
-    """Which of the view directions (m, 3) to keep so that their symmetry mates leave no gap.
+    """Return which view directions (m, 3) to keep so that these and their mates leave no gap.
 
-    Those in one asymmetric unit; and, as mates across its border need not continue the grid, those
-    that are too far from all of them. Matters where the unit is hardly wider than a step.
+    These are all directions in one asymmetric unit. Mates across the border of the unit need not
+    continue the grid, so directions too far from all kept ones and their mates are added. That
+    matters where the unit is not much wider than a step.
     """
     kept = in_asymmetric_unit(directions, symmetry)
     farthest = 2.0 * math.sin(math.radians(WIDEST_GAP * step) / 2)

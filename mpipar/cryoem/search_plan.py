@@ -1,4 +1,4 @@
-"""How wide and how fine each iteration of a refinement looks."""
+"""The extent and the steps of the search for poses in each iteration of a refinement."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from mpipar.cryoem.alignment import SearchPlan
 from mpipar.cryoem.fourier import largest_radius
 
 COARSE_DETAIL = 8.0
-"""The grid search uses detail down to diameter / 8: enough to tell orientations apart, few enough
-components to be fast."""
+"""The grid search uses detail down to diameter / 8: enough to tell orientations from each other,
+with few enough components to be fast."""
 LARGEST_COARSE = 24
-"""Cycles per box that the grid search uses at most: memory and time of the search go with their
-square, and where this matters the particle fills less than a third of its box."""
+"""Cycles per box that the grid search uses at most, because its memory and time grow with their
+square. The limit matters only if the particle fills less than a third of its box."""
 GRID_STEP = 10.0
-"""Degrees between grid orientations; at detail diameter / 8 that moves the rim by about 0.6 of that
-detail."""
+"""Degrees between grid orientations: a turn that moves the rim of the particle by about 0.6 of the
+detail diameter / 8."""
 MOST_REFINED = 2.0
 """How much finer, at most, the grid search of a symmetric particle is."""
 SHIFT_RANGE = 0.085
@@ -24,22 +24,22 @@ SHIFT_RANGE = 0.085
 
 
 def finer_for(symmetry_order: int) -> float:
-    """How much finer to look at a symmetric particle than at one without symmetry.
+    """Return by which factor the grid search is finer for a symmetric particle.
 
-    Turned mates of a symmetric particle look alike at low resolution, so that its orientation shows
-    only in finer detail; and its asymmetric unit is small, so that finer is cheap.
+    Between symmetry mates a symmetric particle looks similar at low resolution, so that only finer
+    detail shows its orientation. Its asymmetric unit is small, so that a finer search is cheap.
     """
     return float(min(MOST_REFINED, symmetry_order ** (1 / 6)))
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """The geometry that plans follow.
+    """The geometry from which the search of each iteration is planned.
 
-    box           pixels
-    diameter      of the particle, pixels
-    finest_shell  the last one that may be used
-    symmetry_order  operators of the point group
+    box             pixels
+    diameter        of the particle, pixels
+    finest_shell    the last shell that may be used
+    symmetry_order  number of operators of the point group
     """
 
     box: int
@@ -48,12 +48,15 @@ class Sampling:
     symmetry_order: int = 1
 
     def alignment_radius(self, resolved_shell: int) -> int:
-        """Cycles per box used to align when the half maps agree out to `resolved_shell`."""
+        """Return the cycles per box used to align if half maps agree out to `resolved_shell`."""
         margin = max(3, round(0.1 * resolved_shell))
         return min(max(4, resolved_shell + margin), self.finest_shell)
 
     def insertion_radius(self, alignment_radius: int, last: bool) -> int:
-        """Cycles per box that are back-projected: more than aligned, so that FSC can show more."""
+        """Return the cycles per box that are back-projected: more than are used to align.
+
+        Else the FSC could not show a better resolution.
+        """
         limit = largest_radius(self.box)
         return limit if last else min(limit, math.ceil(1.4 * alignment_radius) + 8)
 
@@ -61,12 +64,12 @@ class Sampling:
 def plan_search(
     sampling: Sampling, resolved_shell: int, *, exhaustive: bool, free_scale: bool
 ) -> SearchPlan:
-    """The plan of one iteration.
+    """Return the plan of one iteration.
 
     resolved_shell  shell of the current resolution
     exhaustive      search all orientations; else climb from the previous poses
-    free_scale      fit the reference's scale to each image: for a model whose grey scale means
-                    nothing yet
+    free_scale      fit the grey scale of the reference to each image, because that of a first model
+                    is arbitrary
     """
     radius = sampling.alignment_radius(resolved_shell)
     finer = finer_for(sampling.symmetry_order)

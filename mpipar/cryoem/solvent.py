@@ -1,4 +1,4 @@
-"""A mask that follows the particle: what of a map is molecule, what is solvent."""
+"""The solvent mask: the part of a map that is molecule, with a soft edge."""
 
 from __future__ import annotations
 
@@ -14,25 +14,26 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 COARSEST, FINEST = 40.0, 15.0
-"""Angstrom: before it is cut, the map is low-passed to 1.5 x its resolution, within these."""
+"""Angstrom: for the mask, the map is low-passed to 1.5 x its resolution, within these limits."""
 THRESHOLD = 0.08
 """Fraction of the map's highest density that still counts as molecule."""
 SMALLEST_PART = 0.05
-"""Unconnected pieces under this fraction of the largest are noise."""
+"""Unconnected pieces smaller than this fraction of the largest are noise."""
 MARGIN_PIXELS, MARGIN = 3.0, 8.0
-"""The molecule is widened by the larger of these, pixels and Angstrom."""
+"""Pixels and Angstrom: the mask extends beyond the molecule by the larger of the two."""
 EDGE_PIXELS = 5.0
 USEFUL = 0.8
-"""A mask that keeps more than this fraction of the sphere tells nothing: the sphere is used."""
+"""A mask that keeps more than this fraction of the sphere is of no use: the sphere is taken."""
 
 
 def solvent_mask(
     volume: NDArray[np.floating], sphere: NDArray[np.float32], pixel_size: float, resolution: float
 ) -> NDArray[np.float32]:
-    """Soft mask about the density of a map, never outside `sphere`.
+    """Return a soft mask about the density of a map, never outside `sphere`.
 
     volume       (n, n, n) map, unmasked
     sphere       (n, n, n) soft mask that the molecule is known to lie in
+    pixel_size   Angstrom
     resolution   Angstrom, of the map
     returns      (n, n, n), 0 to 1; `sphere` itself where the density does not stand out
     """

@@ -36,7 +36,7 @@ VALID = "Cn, Dn (n = 1, 2, 3 ...), T, O, I (or a setting of it: I1, I2, I3, I4)"
 
 
 def canonical_name(name: str) -> str:
-    """Upper-case name of a known point group; raises UsageError that lists the valid ones."""
+    """Return the upper-case name of a point group; UsageError with the valid names if unknown."""
     upper = name.strip().upper()
     if upper in GENERATORS or upper == "I" or re.fullmatch(r"[CD][1-9]\d{0,2}", upper):
         return upper
@@ -44,13 +44,13 @@ def canonical_name(name: str) -> str:
 
 
 def settings_of(name: str) -> tuple[str, ...]:
-    """Every orientation of the axes that `name` may mean, the usual one first."""
+    """Return each setting of the axes that `name` may mean, the usual one first."""
     canonical = canonical_name(name)
     return ALTERNATIVES.get(canonical, (canonical,))
 
 
 def operators(name: str) -> NDArray[np.float64]:
-    """All rotations of a point group, (g, 3, 3), the identity first."""
+    """Return all rotations of a point group, (g, 3, 3), the identity first."""
     canonical = settings_of(name)[0]
     if canonical[0] in "CD":
         fold = int(canonical[1:])
@@ -90,12 +90,14 @@ def _closure(generators: list[NDArray[np.float64]]) -> NDArray[np.float64]:
 def in_asymmetric_unit(
     directions: NDArray[np.floating], symmetry: NDArray[np.float64]
 ) -> NDArray[np.bool_]:
-    """Which unit vectors lie in one asymmetric unit of the group.
+    """Return which unit vectors lie in one asymmetric unit of the group.
 
-    The unit is the set of directions nearer to a fixed point than to any of its symmetry mates; the
-    point lies on no axis.
+    The unit is the set of directions nearer to a fixed point than to the symmetry mates of that
+    point, which is not on an axis.
 
-    directions  (m, 3);  symmetry (g, 3, 3);  returns (m,) bool
+    directions  (m, 3)
+    symmetry    (g, 3, 3)
+    returns     (m,) bool
     """
     point = np.array([0.31830989, 0.18378170, 0.93000000])
     point /= np.linalg.norm(point)

@@ -16,18 +16,20 @@ CONVINCING = 0.6
 """Correlation of a volume with its symmetry mates from which on it counts as symmetric."""
 MATES_COMPARED = 6
 ROUND = 0.05
-"""A volume that varies less than this fraction of its whole variation at equal distances is a ball:
-what is left to compare comes from the voxels."""
+"""A volume is a ball if its variation at equal distances from the centre is below this fraction of
+its whole variation: what could be compared comes from the voxels."""
 
 
 def symmetry_correlation(volume: NDArray[np.floating], group: NDArray[np.float64]) -> float:
-    """Mean correlation of a volume with itself turned by operators of a group.
+    """Return the mean correlation of a volume with itself turned by operators of a group.
 
-    Inside the inscribed sphere, smoothed, and without its mean at each distance from the centre,
-    which has every symmetry. At most a few operators, spread over the group, are tried.
+    The volume is smoothed and compared inside the inscribed sphere, without its mean at each
+    distance from the centre, which has every symmetry. At most a few operators, spread over the
+    group, are tried.
 
-    volume   (n, n, n);  group (g, 3, 3)
-    returns  1 too where nothing but that mean is there to compare
+    volume   (n, n, n)
+    group    (g, 3, 3)
+    returns  -1 to 1; also 1 if the volume is a ball
     """
     n = volume.shape[0]
     step = max(1, n // 48)  # symmetry shows at low resolution
@@ -50,7 +52,7 @@ def symmetry_correlation(volume: NDArray[np.floating], group: NDArray[np.float64
 
 
 def _mean_at(distance: NDArray[np.float64], values: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Mean of all values at about the same distance, at each of them."""
+    """Return at each voxel the mean of all values at about the same distance."""
     shell = np.rint(distance).astype(np.int64)
     sums = np.bincount(shell.ravel(), values.ravel())
     mean = sums / np.maximum(np.bincount(shell.ravel()), 1)
@@ -58,9 +60,10 @@ def _mean_at(distance: NDArray[np.float64], values: NDArray[np.float32]) -> NDAr
 
 
 def fitting_setting(volume: NDArray[np.floating], name: str) -> tuple[str, float]:
-    """The setting of a point group that a volume shows best, and the correlation with it.
+    """Return the setting of a point group that a volume shows best, and the correlation.
 
-    The usual setting is kept unless it fails and another one convinces. C1 correlates with 1.
+    The usual setting is kept unless its correlation is below CONVINCING and that of another one is
+    not. For C1 the correlation is 1.
     """
     settings = settings_of(name)
     if len(operators(settings[0])) == 1:

@@ -66,7 +66,7 @@ def insert_slices(values, rotations, frequencies, scales, sums):
 
 @kernel("void(float32[:,:,:,::1], float64[:,::1], float64, float32[:,:,:,::1])", changes=(3,))
 def add_rotated(source, rotation, radius, target):
-    """Add `source`, turned by one symmetry operator, to `target`.
+    """Turn `source` by one symmetry operator and add it to `target`.
 
     source    (d, d, h, 3) float32   x = 0 plane complete (both Friedel mates present)
     rotation  (3, 3) float64         target coordinate = rotation @ source coordinate

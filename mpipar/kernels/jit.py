@@ -1,4 +1,4 @@
-"""How every kernel is compiled: ahead of its first call, without the GIL, and once per node.
+"""The decorator that compiles kernels: ahead of the first call, without the GIL, once per node.
 
 Kernels carry explicit signatures, so importing `mpipar.kernels` compiles them or loads them from
 numba's cache. Many ranks of one node import at the same moment: the first takes a lock and

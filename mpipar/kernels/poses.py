@@ -1,4 +1,4 @@
-"""The climb from a rough pose to the best one: Levenberg-Marquardt over 3 rotations and 2 shifts.
+"""The climb from a rough pose to the best: Levenberg-Marquardt over 3 rotations and 2 shifts.
 
 An image enters as data (v, 3) float32: real and imaginary part of CTF x image / noise, and CTF^2 /
 noise, per component. With P the reference's slice, the log-likelihood up to a constant is
@@ -25,11 +25,11 @@ from mpipar.kernels.slices import sample_with_gradient
 CHUNK = 256
 """Components handled at a time: their values stay in the first-level cache."""
 SMALLEST_GAIN = 0.01
-"""Gain in log-likelihood below which a climb has arrived."""
+"""Gain in log-likelihood by one step, below which a climb ends."""
 FIRST_DAMPING, LARGEST_DAMPING = 1e-2, 1e3
 TINY = 1e-30
 TINY_ANGLE = 1e-8
-"""Radians: a turn by less is its own series' first terms."""
+"""Radians: below, the first terms of the series stand for sine and cosine."""
 
 
 class ClimbOptions(NamedTuple):
@@ -58,7 +58,7 @@ OPTIONS = typeof(ClimbOptions(2, 64, 10, False, 0.1, 1.0, 10.0))  # type: ignore
 
 @kernel()
 def shift_phases(shift, box, table):
-    """exp(2 pi i k shift / box) for k = -h..h: table (2, 2h+1, 2) float32, first index x or y."""
+    """Fill a table (2, 2h+1, 2) float32, first index x or y, with exp(2 pi i k shift / box)."""
     half = table.shape[1] // 2
     for axis in range(2):
         turn = 2.0 * math.pi * shift[axis] / box
@@ -195,7 +195,7 @@ def normal_equations(reference, frequencies, image, options, rotation, shift, sc
 
 @kernel()
 def likelihood(cross, quadratic, free_scale):
-    """Log-likelihood relative to an empty reference; if the scale is free, at the best one."""
+    """Return the log-likelihood relative to an empty reference; with a free scale, at the best."""
     if free_scale:
         if cross <= 0.0 or quadratic <= 0.0:
             return 0.0
@@ -205,7 +205,7 @@ def likelihood(cross, quadratic, free_scale):
 
 @kernel()
 def factorise(system, scale, damping, low):
-    """Cholesky factor of the damped normal matrix; False where it is not positive definite."""
+    """Fill `low` with the Cholesky factor of the damped normal matrix; False if there is none."""
     for i in range(5):
         for j in range(i + 1):
             total = system[i, j] * scale * scale
@@ -224,7 +224,7 @@ def factorise(system, scale, damping, low):
 
 @kernel()
 def solve_step(system, scale, damping):
-    """Damped step, into row 7; False where the normal matrix is not positive definite."""
+    """Put the damped step into row 7; False if the normal matrix is not positive definite."""
     low = np.zeros((5, 5))
     if not factorise(system, scale, damping, low):
         return False
@@ -262,9 +262,9 @@ def turned(rotation, step, out):
 
 @kernel()
 def best_scale(system, free_scale):
-    """Factor to the reference that fits the image best; next to none where it fits not at all.
+    """Return the factor of the reference that fits the image best; tiny where it does not fit.
 
-    The step then follows the derivative of cross as far as a step may go, whatever the grey scale.
+    With a tiny factor the step follows the derivative of cross, and is as long as a step may be.
     """
     cross, quadratic = system[8, 0], system[8, 1]
     if not free_scale or quadratic <= 0.0:

@@ -1,4 +1,4 @@
-"""Picking the best of many scores: over shifts, and over orientations that differ enough."""
+"""The best of many scores: over shifts, and over orientations that are not close to each other."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from mpipar.kernels.jit import kernel
 
 @kernel("void(float32[:,::1], float32[:,::1], int16[:,::1])", changes=(1, 2))
 def best_over_shifts(products, best, which):
-    """Largest product of each (orientation, image) over that image's shifts.
+    """Find the largest product of each (orientation, image) over the shifts of the image.
 
     products  (m, b s) float32   columns ordered image by image, shifts side by side
     best      (m, b) float32     in place: the largest of the s products
@@ -31,7 +31,7 @@ def best_over_shifts(products, best, which):
 
 @kernel("int64(int64[::1], float32[:,:,::1], float64, int64[::1])", changes=(3,))
 def pick_distinct(order, rotations, largest_trace, picks):
-    """Walk candidates from best to worst; keep each that is turned enough from all kept before.
+    """Keep, from best to worst, each candidate that is turned enough from all kept before.
 
     order          (t,) int64         rows of `rotations`, best first
     rotations      (o, 3, 3) float32

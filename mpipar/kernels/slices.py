@@ -47,7 +47,7 @@ def extract_slices(reference, rotations, frequencies, slices):
 
 @kernel()
 def sample_with_gradient(reference, rotation, frequencies, start, stop, fields):
-    """Value of a slice and its gradient along the image's axes, for components start..stop-1.
+    """Sample a slice and its gradient along the axes of the image, for components start..stop-1.
 
     rotation     (3, 3) float32      times the oversampling
     frequencies  (v, 2) float32      kx, ky in pixels

@@ -22,7 +22,7 @@ from mpipar.cryoem.alignment import (
     grid_score,
     joined,
     make_reference,
-    within,
+    near_best,
 )
 from mpipar.cryoem.fourier import components, image_components
 from mpipar.cryoem.rotations import angle_between, orientation_grid
@@ -235,8 +235,8 @@ def test_first_and_joined():
 @pytest.mark.parametrize(
     ("score", "kept"), [((30, 25, 20.1, 20, 5), 3), ((30,), 1), ((np.nan, np.nan), 1)]
 )
-def test_within_keeps_those_close_behind_and_never_none(score, kept):
-    assert len(within(scored(*score), 10.0).score) == kept
+def test_near_best_keeps_those_close_behind_and_never_none(score, kept):
+    assert len(near_best(scored(*score), 10.0).score) == kept
 
 
 def test_distinct_drops_poses_that_met():
