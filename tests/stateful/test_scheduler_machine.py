@@ -77,8 +77,8 @@ class AnyOrder(RuleBasedStateMachine):
         rank = data.draw(st.sampled_from(self.cluster.busy_threads()))
         order = self.cluster.threads[rank].orders[0]
         if isinstance(order, Compute) and order.serial == self.run.begin.serial:
-            entry = self.run.scheduler.entries[order.work[0][0].id]
-            if len(entry.failed_on) < 2:
+            tracked = self.run.scheduler.tasks[order.work[0][0].id]
+            if len(tracked.failed_on) < 2:
                 self.cluster.work(rank, fails=True)
 
     @precondition(lambda self: self.cluster.reading)
@@ -119,22 +119,22 @@ class AnyOrder(RuleBasedStateMachine):
             assert all(len(ranks) == 1 for ranks in self.cluster.owners().values())
 
     @invariant()
-    def who_has_a_task_owns_it(self):
-        """What a worker can still report is booked on it, so its report is always legal."""
+    def worker_with_a_task_owns_it(self):
+        """The scheduler knows the worker of each task, so that each report is legal."""
         if hasattr(self, "cluster") and not self.run.over:
-            entries = self.run.scheduler.entries
+            tasks = self.run.scheduler.tasks
             serial = self.run.begin.serial
             for rank, worker in self.cluster.workers.items():
                 if worker.run is not None and worker.run.serial == serial:
                     for task in worker.run.deque.tasks:
-                        assert (entries[task.id].state, entries[task.id].rank) == (
+                        assert (tasks[task.id].state, tasks[task.id].rank) == (
                             TaskState.PLACED,
                             rank,
                         )
 
     @invariant()
     def books_agree(self):
-        """What the scheduler keeps at hand is what it would find if it looked through all."""
+        """States, loads, victims and counts of the scheduler agree."""
         if hasattr(self, "cluster"):
             self.run.scheduler.sanity_check()
 
@@ -184,7 +184,7 @@ def _maybe_fail(cluster, run, dice, probability):
         order = cluster.threads[rank].orders[0]
         if not isinstance(order, Compute) or order.serial != run.begin.serial:
             continue
-        tries = len(run.scheduler.entries[order.work[0][0].id].failed_on)
+        tries = len(run.scheduler.tasks[order.work[0][0].id].failed_on)
         if tries < 2 and dice.random() < probability:
             cluster.work(rank, fails=True)
 

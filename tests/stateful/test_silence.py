@@ -214,8 +214,8 @@ class Silence(RuleBasedStateMachine):
     @invariant()
     def who_is_cut_off_has_no_task(self):
         if hasattr(self, "cluster") and not self.run.over:
-            entries = self.run.scheduler.entries.values()
-            assert not {entry.rank for entry in entries} & self.cluster.cut_off.keys()
+            tasks = self.run.scheduler.tasks.values()
+            assert not {task.rank for task in tasks} & self.cluster.cut_off.keys()
 
     def teardown(self):
         if hasattr(self, "cluster"):

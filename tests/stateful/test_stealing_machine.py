@@ -35,7 +35,7 @@ class Steals(RuleBasedStateMachine):
         self.owner = {}
         self.done = []
         self.wires = {}
-        self.hungry = set()
+        self.idle = set()
         for rank, mine in self.deques.items():
             first = len(self.owner)
             tasks = [Task(first + number, None, None) for number in range(each * (rank % 2))]
@@ -65,7 +65,7 @@ class Steals(RuleBasedStateMachine):
         if source not in self.deques:
             return
         if isinstance(message, Idle):
-            self.hungry.add(source)
+            self.idle.add(source)
         elif isinstance(message, Claim):
             good = tuple(t for t in message.tasks if self.owner.get(t) == message.victim)
             bad = tuple(t for t in message.tasks if t not in good)
@@ -78,15 +78,15 @@ class Steals(RuleBasedStateMachine):
     def worker(self, mine, source, message):
         match message:
             case StealFrom():
-                sends = mine.steal_from(message)
+                sends = mine.on_steal_from(message)
             case StealRequest():
-                sends = mine.give(source, message, lambda block: False)
+                sends = mine.on_steal_request(source, message, lambda block: False)
             case StealReply():
-                sends = mine.loot(source, message)
+                sends = mine.on_steal_reply(source, message)
             case Granted():
-                sends = mine.granted(message) or []
+                sends = mine.on_granted(message) or []
             case Refused():
-                sends = mine.refused(message) or []
+                sends = mine.on_refused(message) or []
         rank = next(rank for rank, other in self.deques.items() if other is mine)
         self.post(rank, sends)
 
@@ -99,14 +99,14 @@ class Steals(RuleBasedStateMachine):
             assert self.owner.pop(task) == rank, "ran a task of somebody else"
             self.done.append(task)
         else:
-            self.post(rank, mine.want())
+            self.post(rank, mine.report_idle())
 
-    @precondition(lambda self: self.hungry and len(self.deques) > 1)
+    @precondition(lambda self: self.idle and len(self.deques) > 1)
     @rule(data=st.data(), share=st.sampled_from([0.1, 0.5, 1.0]))
     def master_names_a_victim(self, data, share):
-        thief = data.draw(st.sampled_from(sorted(self.hungry)))
+        thief = data.draw(st.sampled_from(sorted(self.idle)))
         victim = data.draw(st.sampled_from(sorted(set(self.deques) - {thief})))
-        self.hungry.discard(thief)
+        self.idle.discard(thief)
         self.wires.setdefault((MASTER, thief), deque()).append(StealFrom(1, victim, share))
 
     @precondition(lambda self: len(self.deques) > 1)
@@ -114,13 +114,13 @@ class Steals(RuleBasedStateMachine):
     def worker_dies(self, data):
         lost = data.draw(st.sampled_from(sorted(self.deques)))
         del self.deques[lost]
-        self.hungry.discard(lost)
+        self.idle.discard(lost)
         for wire in [wire for wire in self.wires if wire[1] == lost]:
             del self.wires[wire]
         for rank, mine in self.deques.items():
             # The master's word that a rank is gone is immediate here; the scheduler's own machine
             # has it on the wire.
-            self.post(rank, mine.gone(rank, lost))
+            self.post(rank, mine.on_rank_lost(rank, lost))
         self.owner = {task: rank for task, rank in self.owner.items() if rank != lost}
         self.total = len(self.owner) + len(self.done)
 

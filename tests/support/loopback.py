@@ -399,7 +399,7 @@ class Cluster:
             if worker.run is None:
                 continue
             deque = worker.run.deque
-            mine = [task.id for task in (*deque.tasks, *deque.apart)]
+            mine = [task.id for task in (*deque.tasks, *deque.alone)]
             mine += [*worker.run.running, *(task for task, _ in worker.run.finished)]
             mine += self._reported(rank, worker.run.serial)
             for task in mine:
@@ -414,7 +414,9 @@ class Cluster:
     # Inside
 
     def _perform(self, actions: Iterable[MasterAction]) -> None:
-        """Do what rank 0's machine wants done, as its loop and transport do."""
+        """Do what rank 0's machine wants done, as its loop and transport do; first check it."""
+        if self.master.run is not None:
+            self.master.run.scheduler.sanity_check()
         for action in actions:
             if isinstance(action, Send):
                 if action.rank not in self.cut_off:
@@ -428,8 +430,6 @@ class Cluster:
                 self._post(MASTER, [Send(rank, Stop(action.reason))])
 
     def _post(self, source: int, sends: Iterable[Send]) -> None:
-        if source == MASTER and self.master.run is not None:
-            self.master.run.scheduler.sanity_check()
         for send in sends:
             if (source, send.rank) in self.broken:
                 continue

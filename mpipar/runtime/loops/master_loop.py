@@ -143,7 +143,7 @@ class MasterLoop:
             lost=tuple(loss.rank for loss in self.losses[self._losses_before :]),
             tasks_run_again=scheduler.rerun,
         )
-        results = [run.results[task] for task in range(len(scheduler.entries))]
+        results = [run.results[task] for task in range(len(scheduler.tasks))]
         return RunResult(results, run.sums, statistics)
 
     # The loop

@@ -1,4 +1,4 @@
-"""The blocks that a worker keeps: least recently used go first, up to a number of bytes."""
+"""The cache of blocks on a worker: up to a number of bytes, least recently used dropped first."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def size_of(arrays: Block) -> int:
 
 
 class BlockCache:
-    """Blocks by number. Those that queued tasks need are kept even beyond the limit."""
+    """Blocks by number. Blocks that the next tasks need stay even if they exceed the limit."""
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
@@ -31,14 +31,14 @@ class BlockCache:
         return len(self._blocks)
 
     def get(self, block: int) -> Block | None:
-        """Return a block, marking it as used, or None."""
+        """Return a block and mark it as used; None if it is not here."""
         if block not in self._blocks:
             return None
         self._blocks.move_to_end(block)
         return self._blocks[block]
 
     def put(self, block: int, arrays: Block, keep: Collection[int] = ()) -> None:
-        """Add a block, then let the oldest go until the limit holds, never one of `keep`."""
+        """Add a block, then drop the oldest until the limit holds, but none of `keep`."""
         self._drop(block)
         self._blocks[block] = arrays
         self.bytes += size_of(arrays)
@@ -58,6 +58,6 @@ class BlockCache:
             self.bytes -= size_of(arrays)
 
     def clear(self) -> None:
-        """Forget everything: the source of blocks has changed."""
+        """Drop all blocks: the source of blocks has changed."""
         self._blocks.clear()
         self.bytes = 0

@@ -1,4 +1,4 @@
-"""The tree over which a run's start travels: to each host once, and then from rank to rank there.
+"""The tree of ranks along which Begin is sent: to each host once, then between ranks of that host.
 
          0 ---------> 4 ---------> 7        leaders, one of each host, are a heap under rank 0
        1 2 3         5 6          8 9       the ranks of a host are a heap under their leader
@@ -24,21 +24,21 @@ FAN_OUT = 3
 
 
 def grouped(
-    workers: Iterable[Rank], hosts: Mapping[Rank, str], alone: Collection[Rank] = ()
+    workers: Iterable[Rank], hosts: Mapping[Rank, str], separate: Collection[Rank] = ()
 ) -> Groups:
-    """Return the ranks host by host, rank 0's host first and it first of all.
+    """Return the ranks host by host, the host of rank 0 first, and rank 0 before all others.
 
-    A rank that is `alone`, or whose host is not known, is taken for a host of its own.
+    A rank in `separate`, or whose host is not known, counts as a host of its own.
     """
     groups: dict[str | Rank, list[Rank]] = {hosts.get(MASTER, MASTER): [MASTER]}
     for rank in workers:
-        host = rank if rank in alone else hosts.get(rank, rank)
+        host = rank if rank in separate else hosts.get(rank, rank)
         groups.setdefault(host, []).append(rank)
     return tuple(tuple(group) for group in groups.values())
 
 
 def children_of(rank: Rank, groups: Groups) -> tuple[Rank, ...]:
-    """Return the ranks to which this one passes a broadcast on; none if it is not in the tree."""
+    """Return the ranks to which a rank passes a broadcast on; none if it is not in the tree."""
     for number, group in enumerate(groups):
         if rank in group:
             position = group.index(rank)
@@ -48,7 +48,7 @@ def children_of(rank: Rank, groups: Groups) -> tuple[Rank, ...]:
 
 
 def below(position: int, heap: Sequence[_T], fan: int) -> tuple[_T, ...]:
-    """Return the children of what stands at a position of a heap."""
+    """Return the children of the node at a position of a heap in which each has `fan` children."""
     first = position * fan + 1
     return tuple(heap[first : first + fan])
 
@@ -59,55 +59,57 @@ def is_neighbour(rank: Rank, other: Rank, groups: Groups) -> bool:
 
 
 class BroadcastRoutes:
-    """How Begin comes to each worker; rank 0 learns which ways do not work."""
+    """The ways on which Begin reaches each worker; ways that fail are avoided in later runs."""
 
     def __init__(self, hosts: Mapping[Rank, str]) -> None:
-        """`hosts`: ranks, the master included, that say the same have their memory in common."""
+        """`hosts`: the host of each rank, the master included; one host has one memory."""
         self._hosts = dict(hosts)
-        self._blind: set[tuple[Rank, Rank]] = set()  # the first cannot map what the second lends
-        self._unreached: set[Rank] = set()  # it has not come to them over other hosts
-        self._apart: list[Groups] = []  # trees of hosts that are not in Begin's, in this run
+        self._unmappable: set[tuple[Rank, Rank]] = (
+            set()
+        )  # the first cannot map arrays of the second
+        self._unreached: set[Rank] = set()  # Begin did not come to them over other hosts
+        self._extra_trees: list[Groups] = []  # of hosts that are not in Begin's own tree
 
     def groups(self, workers: Iterable[Rank]) -> Groups:
         """Return workers host by host, as `grouped` does."""
-        return grouped(workers, self._hosts, {rank for rank, _ in self._blind})
+        return grouped(workers, self._hosts, {rank for rank, _ in self._unmappable})
 
     def plan(self, workers: Iterable[Rank]) -> Groups:
-        """Return the tree of a new run; a host that Begin has missed before has one of its own."""
+        """Return the tree of a new run; a host that Begin missed before gets its own tree."""
         own, *others = self.groups(workers)
         missed = [group for group in others if not self._unreached.isdisjoint(group)]
-        self._apart = [(group,) for group in missed]
+        self._extra_trees = [(group,) for group in missed]
         return (own, *(group for group in others if group not in missed))
 
     def start(self, begin: Begin) -> list[Send]:
-        """Send Begin down its tree, and directly to the hosts that are not in it."""
+        """Send Begin to the first ranks of its tree, and of the trees of single hosts."""
         sends = [Send(rank, begin) for rank in children_of(MASTER, begin.tree)]
-        return sends + [Send(tree[0][0], replace(begin, tree=tree)) for tree in self._apart]
+        return sends + [Send(tree[0][0], replace(begin, tree=tree)) for tree in self._extra_trees]
 
-    def alone(self, begin: Begin, rank: Rank) -> Send:
-        """Send Begin to a worker that is in no tree."""
+    def send_directly(self, begin: Begin, rank: Rank) -> Send:
+        """Send Begin to a worker that is not in a tree."""
         return Send(rank, replace(begin, tree=((rank,),), plain=True))
 
     def answer(
         self, begin: Begin, source: Rank, message: NeedArrays, workers: Collection[Rank]
     ) -> Send:
-        """A worker has no arrays, or no Begin at all: send it, and do better the next time."""
+        """A worker has no arrays, or no Begin at all: send Begin, and avoid this way in future."""
         if message.lender == source:
             self._unreached.add(source)
-        elif message.lender in (MASTER, *workers):  # else it is dead, which explains it
-            self._blind.add((source, message.lender))
+        elif message.lender in (MASTER, *workers):  # else the lender is lost: that is the cause
+            self._unmappable.add((source, message.lender))
         return Send(source, replace(begin, tree=self._tree_of(source, begin), plain=True))
 
     def rank_lost(self, rank: Rank) -> None:
         """A worker is lost."""
-        self._blind = {pair for pair in self._blind if rank not in pair}
+        self._unmappable = {pair for pair in self._unmappable if rank not in pair}
         self._unreached.discard(rank)
 
-    def adopt(self, begin: Begin, lost: Rank, alive: Collection[Rank]) -> list[Send]:
-        """Send Begin to those who may still be waiting for a lost rank to pass it on."""
+    def replace_sender(self, begin: Begin, lost: Rank, alive: Collection[Rank]) -> list[Send]:
+        """Send Begin in place of a lost rank to its children, which may still await it."""
         begin = replace(begin, tree=self._tree_of(lost, begin))
         return [Send(rank, begin) for rank in children_of(lost, begin.tree) if rank in alive]
 
     def _tree_of(self, rank: Rank, begin: Begin) -> Groups:
-        trees = (begin.tree, *self._apart)
+        trees = (begin.tree, *self._extra_trees)
         return next((tree for tree in trees if any(rank in group for group in tree)), ((rank,),))

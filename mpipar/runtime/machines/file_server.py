@@ -1,10 +1,10 @@
-"""Rank 0 as file server: which blocks to read next, and who waits for them.
+"""The file server on rank 0: which block to read next, and which ranks wait for it.
 
     BlockRequest --> wanted (by block) --next_read()--> reading --loaded()--> BlockReply to all
                                                             +--unreadable()--> error
 
-Pure: reads are done elsewhere, by an I/O thread. Requests for one block are merged into one read,
-reads go upwards through the blocks like a lift, and few are under way at once.
+An I/O thread does the reads. Requests for one block are merged into one read. Reads go through the
+blocks in order of their numbers, and then again from the first; few are under way at once.
 """
 
 from __future__ import annotations
@@ -20,34 +20,34 @@ if TYPE_CHECKING:
 
 
 class FileServer:
-    """The queue of block reads of one generation of the source."""
+    """The queue of reads from one source of blocks, which has a number, its generation."""
 
-    def __init__(self, at_once: int = 2) -> None:
+    def __init__(self, most_reads: int = 2) -> None:
         self.generation = 0
         self.home: dict[int, Rank] = {}  # block -> the worker that used it last
         self.blocks_served = 0
         self.bytes_served = 0
-        self._at_once = at_once
+        self._most_reads = most_reads
         self._wanted: list[int] = []  # sorted
         self._reading: set[int] = set()
         self._waiting: dict[int, list[Rank]] = {}
-        self._lift = 0
+        self._last_read = 0
 
     def renew(self) -> None:
-        """Begin a new generation: forget all about the blocks of the old source."""
+        """There is a new source of blocks: drop all that is known of the old one."""
         self.generation += 1
         self.home.clear()
         self.drop_requests()
         self._reading.clear()
-        self._lift = 0
+        self._last_read = 0
 
     def drop_requests(self) -> None:
-        """Nobody waits any more: the run is over."""
+        """Drop all requests: the run is over."""
         self._wanted.clear()
         self._waiting.clear()
 
     def request(self, source: Rank, message: BlockRequest) -> None:
-        """Note that a worker wants a block."""
+        """A worker asks for a block."""
         if message.generation != self.generation:
             return
         block = message.block
@@ -58,17 +58,17 @@ class FileServer:
             waiting.append(source)
 
     def next_read(self) -> int | None:
-        """Return the block to read now, or None if there is none or enough are under way."""
-        if not self._wanted or len(self._reading) >= self._at_once:
+        """Return the block to read now; None if there is none, or enough reads are under way."""
+        if not self._wanted or len(self._reading) >= self._most_reads:
             return None
-        position = bisect_left(self._wanted, self._lift) % len(self._wanted)
+        position = bisect_left(self._wanted, self._last_read) % len(self._wanted)
         block = self._wanted.pop(position)
         self._reading.add(block)
-        self._lift = block
+        self._last_read = block
         return block
 
     def loaded(self, generation: int, block: int, arrays: Block) -> list[Send]:
-        """A read is done: answer all who wait."""
+        """A block has been read: send it to all ranks that wait for it."""
         if generation != self.generation:
             return []
         self._reading.discard(block)
@@ -79,14 +79,14 @@ class FileServer:
         return [Send(rank, reply) for rank in ranks]
 
     def unreadable(self, generation: int, block: int) -> bool:
-        """A read failed: return whether anybody was waiting for it."""
+        """A read has failed: return whether a rank waits for the block."""
         if generation != self.generation:
             return False
         self._reading.discard(block)
         return bool(self._waiting.pop(block, []))
 
     def rank_lost(self, rank: Rank) -> None:
-        """Answer a lost rank no more, and look for no block there."""
+        """A rank is lost: drop its requests, and expect no block in its cache."""
         self.home = {block: user for block, user in self.home.items() if user != rank}
         for block, waiting in list(self._waiting.items()):
             if rank in waiting:

@@ -58,7 +58,7 @@ from mpipar.runtime.machines.messages import (
     Unreachable,
 )
 from mpipar.runtime.machines.peer_timeouts import LONG
-from mpipar.runtime.machines.reduction import RootReduction, heaps_of_hosts
+from mpipar.runtime.machines.reduction import RootReduction, tree_of_hosts
 from mpipar.runtime.machines.scheduler import Scheduler
 
 if TYPE_CHECKING:
@@ -108,7 +108,7 @@ class MasterRun:
     @property
     def total(self) -> int:
         """How many tasks it has had so far."""
-        return self.forgotten + len(self.scheduler.entries)
+        return self.forgotten + len(self.scheduler.tasks)
 
     @property
     def finished(self) -> int:
@@ -269,7 +269,7 @@ class MasterMachine:
         actions: Sequence[MasterAction] = ()
         match message:
             case TaskStarted():
-                run.scheduler.note(source, message)
+                run.scheduler.set_blame(source, message)
             case Finished():
                 actions = self._on_finished(run, source, message)
             case TaskFailed():
@@ -285,7 +285,7 @@ class MasterMachine:
             case Partial():
                 actions = self._on_partial(run, source, message)
             case TaskOverdue():
-                run.scheduler.note(source, message)
+                run.scheduler.set_blame(source, message)
                 why = f"task {message.task} took longer than {run.begin.policy.timeout:g} s"
                 actions = self.rank_lost(source, why)
             case Unreachable():
@@ -305,7 +305,7 @@ class MasterMachine:
 
     def _note_homes(self, run: MasterRun, source: Rank, tasks: Sequence[int]) -> None:
         for task in tasks:
-            block = run.scheduler.entries[task].task.block
+            block = run.scheduler.tasks[task].task.block
             if block is not None:
                 self.files.home[block] = source
 
@@ -353,7 +353,7 @@ class MasterMachine:
         run.phase, run.waited = RunPhase.REDUCING, 0.0
         tree = None
         if self._within_hosts:
-            tree = heaps_of_hosts(self._routes.groups(sorted(run.layouts)))
+            tree = tree_of_hosts(self._routes.groups(sorted(run.layouts)))
         try:
             run.root = RootReduction(run.begin.serial, run.number, run.layouts, tree)
         except MpiparError as error:
@@ -402,7 +402,7 @@ class MasterMachine:
         if run is None or run.over:
             return []
         run.done[rank], run.seconds[rank] = 0, 0.0
-        begin = self._routes.alone(run.begin, rank)
+        begin = self._routes.send_directly(run.begin, rank)
         return [begin, *run.scheduler.rank_joined(rank), *self._advance(run)]
 
     @property
@@ -443,7 +443,7 @@ class MasterMachine:
         if run is None or run.over or self.is_deserted:
             return []
         # Its children in the broadcast tree may still be waiting for it to pass Begin on.
-        sends = self._routes.adopt(run.begin, rank, self._alive)
+        sends = self._routes.replace_sender(run.begin, rank, self._alive)
         sends += run.scheduler.rank_lost(rank)
         self._note_failures(run, rank)
         run.phase = RunPhase.PLACING

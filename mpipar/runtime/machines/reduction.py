@@ -1,13 +1,13 @@
-"""Adding up the workers' partials: a tree of ranks, a few megabytes at a time.
+"""The sum of the workers' partials, along a tree of ranks, a few megabytes at a time.
 
     leaf --Partial 0, 1, 2..--> node --Partial 0, 1..--> ... --> rank 0
          <------- More --------      <----- More -----
 
-A partial is seen as one sequence of chunks: the arrays in order of name, each cut in pieces. Arrays
-that a worker lacks count as zero, so that it needs no memory for what it never added to. A node
-adds its children's chunk to its own and passes the sum on; it keeps its own partial as it was,
-because a lost rank makes the reduction start again. `More` keeps a child at most WINDOW chunks
-ahead of its parent, so that no rank holds more than that for each child.
+A partial is one sequence of chunks: the arrays in order of name, each cut into pieces. Arrays that
+a worker lacks count as zero and need no memory there. A node adds the chunks of its children to its
+own and passes the sum on. Its own partial stays as it was, because the reduction starts again when
+a rank is lost. `More` keeps a child at most WINDOW chunks ahead of its parent, so that no rank
+holds more than that for each child.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ if TYPE_CHECKING:
     from mpipar.runtime.stage import Sums
 
 CHUNK = 1 << 18  # elements: 2 MiB
-WINDOW = 4
-FAN_IN = 3
+WINDOW = 4  # chunks
+FAN_IN = 3  # children of a rank
 
 
 def layout_of(sums: Sums) -> Layout:
@@ -49,7 +49,7 @@ def layout_of(sums: Sums) -> Layout:
 
 
 def check_sums(partial: Mapping[str, Any] | None) -> Sums | None:
-    """Return what a program's `partial` gave as contiguous arrays; TypeError unless int64."""
+    """Return the arrays of a program's `partial()`, made contiguous; TypeError unless int64."""
     if partial is None:
         return None
     for name, array in partial.items():
@@ -60,7 +60,7 @@ def check_sums(partial: Mapping[str, Any] | None) -> Sums | None:
 
 
 class PartialChunks:
-    """A partial seen as a sequence of one-dimensional views; zeros for arrays that it lacks."""
+    """A partial as a sequence of one-dimensional views; zeros for arrays that are missing."""
 
     def __init__(self, sums: Sums, layout: Layout, size: int = CHUNK) -> None:
         nothing = np.zeros(size, np.int64)
@@ -86,26 +86,26 @@ class ReductionNode:
         self.order = order
         self._own = own
         self._next = 0  # chunk to pass on next
-        self._limit = WINDOW  # how far the parent lets us go
+        self._limit = WINDOW  # the parent awaits chunks below this
         self._sums: dict[int, NDArray[np.int64]] = {}
-        self._heard: dict[int, int] = {}  # chunk -> children heard
+        self._received: dict[int, int] = {}  # by chunk: how many children have sent it
 
     def start(self) -> list[Send]:
-        """Send what can be sent before any child has been heard."""
+        """Send the first chunks, if no child has to send its part before."""
         return self._advance()
 
     def add(self, message: Partial) -> list[Send]:
-        """A child's chunk."""
+        """A chunk has come from a child."""
         chunk = message.chunk
         if chunk in self._sums:
             self._sums[chunk] += message.data
         else:
             self._sums[chunk] = self._own[chunk] + message.data
-        self._heard[chunk] = self._heard.get(chunk, 0) + 1
+        self._received[chunk] = self._received.get(chunk, 0) + 1
         return self._advance()
 
     def more(self, message: More) -> list[Send]:
-        """The parent has room."""
+        """The parent awaits more chunks."""
         self._limit = max(self._limit, message.limit)
         return self._advance()
 
@@ -114,9 +114,9 @@ class ReductionNode:
         order, children = self.order, self.order.children
         while self._next < min(self._limit, len(self._own)):
             chunk = self._next
-            if self._heard.get(chunk, 0) < len(children):
+            if self._received.get(chunk, 0) < len(children):
                 break
-            self._heard.pop(chunk, None)
+            self._received.pop(chunk, None)
             data = self._sums.pop(chunk) if children else self._own[chunk]
             message = Partial(order.serial, order.number, chunk, data)
             sends.append(Send(order.parent, message))
@@ -128,22 +128,22 @@ class ReductionNode:
 
 
 class WorkerReduction:
-    """A worker's part in the reductions of one run: its partial, and its place in the tree."""
+    """The reductions of one run on one worker: its partial, and its place in the tree."""
 
     def __init__(self) -> None:
-        self.number: int | None = None  # of the reduction that is being collected for
+        self.number: int | None = None  # of the reduction under way
         self._own: Sums | None = None
         self._node: ReductionNode | None = None
-        self._early: list[Partial] = []  # from children that knew of Reduce before we did
+        self._early: list[Partial] = []  # that came before Reduce
 
     def collect(self, message: Collect) -> None:
-        """A reduction begins; one that was under way is void."""
+        """A reduction begins; an earlier one that is under way has ended."""
         self.number = message.number
         self._own = self._node = None
         self._early = [early for early in self._early if early.number >= message.number]
 
     def gathered(self, sums: Sums | None) -> Layout | None:
-        """The stage has given its partial, which is kept as it is until the run is over."""
+        """Keep the partial of the stage until the run is over; return its layout, if any."""
         self._own = sums
         return None if sums is None else layout_of(sums)
 
@@ -178,16 +178,16 @@ class WorkerReduction:
         return []
 
 
-def heap(ranks: Sequence[Rank]) -> dict[Rank, tuple[Rank, ...]]:
-    """Return who is whose child in the usual tree: the ranks are a heap under rank 0."""
+def tree_of_ranks(ranks: Sequence[Rank]) -> dict[Rank, tuple[Rank, ...]]:
+    """Return the children of each rank in a heap of all ranks, rank 0 at the top."""
     order = (MASTER, *ranks)
     return {rank: below(at, order, FAN_IN) for at, rank in enumerate(order)}
 
 
-def heaps_of_hosts(groups: Groups) -> dict[Rank, tuple[Rank, ...]]:
-    """The same in a tree in which ranks speak only to those of their host and to rank 0.
+def tree_of_hosts(groups: Groups) -> dict[Rank, tuple[Rank, ...]]:
+    """Return the children of each rank where only rank 0 has children on other hosts.
 
-    groups   the ranks of each host, as `broadcast.grouped` has them: rank 0's host first
+    groups   the ranks of each host from `broadcast.grouped`: the host of rank 0 first
     """
     tree = {rank: below(at, host, FAN_IN) for host in groups for at, rank in enumerate(host)}
     tree[MASTER] += tuple(host[0] for host in groups[1:])
@@ -195,7 +195,7 @@ def heaps_of_hosts(groups: Groups) -> dict[Rank, tuple[Rank, ...]]:
 
 
 class RootReduction:
-    """Rank 0's part: who stands where in the tree, and the total."""
+    """The reduction on rank 0: the place of each worker in the tree, and the total."""
 
     def __init__(
         self,
@@ -204,9 +204,13 @@ class RootReduction:
         layouts: dict[Rank, Layout],
         tree: Mapping[Rank, tuple[Rank, ...]] | None = None,
     ) -> None:
-        """`layouts` are those of the workers that have something to add; the tree has these."""
+        """Prepare the total.
+
+        layouts  of each worker that has something to add
+        tree     the children of each of these workers and of rank 0
+        """
         self.serial, self.number = serial, number
-        self._tree = heap(sorted(layouts)) if tree is None else tree
+        self._tree = tree_of_ranks(sorted(layouts)) if tree is None else tree
         self._children = self._tree[MASTER]
         self._layout = _union(layouts)
         self.sums: Sums = {name: np.zeros(shape, np.int64) for name, shape in self._layout}
@@ -219,7 +223,7 @@ class RootReduction:
         return self._missing == 0
 
     def start(self) -> list[Send]:
-        """Tell every worker its place."""
+        """Send its place to each worker."""
         return [
             Send(child, Reduce(self.serial, self.number, rank, self._tree[child], self._layout))
             for rank, children in self._tree.items()
@@ -227,7 +231,7 @@ class RootReduction:
         ]
 
     def add(self, child: Rank, message: Partial) -> list[Send]:
-        """A chunk from one of rank 0's children."""
+        """A chunk has come from a child of rank 0."""
         total = self._total[message.chunk]
         total += message.data
         self._missing -= 1
@@ -238,7 +242,7 @@ class RootReduction:
 
 
 def _union(layouts: dict[Rank, Layout]) -> Layout:
-    """All arrays that any worker has, by name."""
+    """Return the layout of all arrays that any worker has."""
     known: dict[str, tuple[Rank, tuple[int, ...]]] = {}
     for rank, layout in sorted(layouts.items()):
         for name, shape in layout:

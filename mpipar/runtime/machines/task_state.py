@@ -1,14 +1,14 @@
-"""The states of a task, what moves it from one to the next, and its story.
+"""The states of a task, and the events that move a task from one state to the next.
 
     WAITING --ASSIGNED--> PLACED --FINISHED--> HELD --BANKED--> DONE
      | ^                   | | MOVED (stolen)   |
      | +--FAILED, RANK_LOST--+------RANK_LOST---+
      +--GIVEN_UP--> ASIDE
 
-WAITING: nobody's. PLACED: on one worker, perhaps running, perhaps in the hands of a thief that
-has not claimed it yet. HELD: its result is here, its contribution only in one worker's partial.
-DONE: its contribution is in a sum that has reached rank 0. ASIDE: it failed on every try, or too
-many ranks died with it.
+WAITING: the task is on no worker. PLACED: it is on one worker, perhaps running, perhaps in the
+hands of a thief that has not claimed it yet. HELD: its result is on rank 0, its contribution only
+in one worker's partial. DONE: its contribution is in a sum that has reached rank 0. ASIDE: it
+failed on every try, or too many ranks were lost with it.
 """
 
 from __future__ import annotations
@@ -69,24 +69,24 @@ NOWHERE: Final = frozenset({TaskState.WAITING, TaskState.ASIDE})
 
 @dataclass(slots=True)
 class TrackedTask:
-    """One task's state, and how it came there."""
+    """One task, its state, and what has happened to it."""
 
     task: Task
     state: TaskState = TaskState.WAITING
     rank: Rank | None = None  # owner if PLACED, holder if HELD
     failed_on: tuple[Rank, ...] = ()
-    died_on: tuple[Rank, ...] = ()  # ranks that were lost while they had it
-    story: tuple[tuple[TaskEvent, Rank], ...] = ()
+    died_on: tuple[Rank, ...] = ()  # ranks that were lost while they had the task
+    history: tuple[tuple[TaskEvent, Rank], ...] = ()
 
     def move(self, event: TaskEvent, rank: Rank) -> None:
         """Make a transition, or raise ProtocolError and change nothing."""
         after = NEXT.get((self.state, event))
         if after is None or (event in BY_OWNER and rank != self.rank):
-            story = ", ".join(f"{what.name} {who}" for what, who in self.story)
+            history = ", ".join(f"{past.name} {where}" for past, where in self.history)
             raise ProtocolError(
                 f"task {self.task.id} cannot take {event.name} (rank {rank}) while "
-                f"{self.state.name} (rank {self.rank}); its story: {story or 'none'}"
+                f"{self.state.name} (rank {self.rank}); its history: {history or 'none'}"
             )
-        self.story += ((event, rank),)
+        self.history += ((event, rank),)
         self.state = after
         self.rank = None if after in NOWHERE else rank

@@ -187,7 +187,7 @@ class WorkerMachine:
                 actions += self._on_begin(run, message)
             case Place():
                 is_cached = self.blocks.cache.__contains__
-                actions += run.deque.place(message.tasks, is_cached, apart=message.alone)
+                actions += run.deque.place(message.tasks, is_cached, alone=message.alone)
             case Collect() | Reduce() | Partial() | More():
                 actions += self._on_sum(run, message)
             case _:
@@ -219,7 +219,7 @@ class WorkerMachine:
         self._gone.add(message.rank)
         actions: list[Action] = [*self.blocks.rank_lost(message.rank)]
         if self.run is not None:
-            actions += self.run.deque.gone(self.rank, message.rank)
+            actions += self.run.deque.on_rank_lost(self.rank, message.rank)
             actions += self._feed(self.run)
         return actions
 
@@ -233,14 +233,14 @@ class WorkerMachine:
         length = min(run.batch_size(), self.most_results)
         # With an order that waits behind a short one a thread need not wait for this loop.
         ahead = self._threads if length > 1 else 0
-        while run.batches < self._threads and (task := self._pick(run.deque.apart)):
+        while run.batches < self._threads and (task := self._pick(run.deque.alone)):
             actions.append(Send(MASTER, TaskStarted(run.serial, task.id)))
             actions.append(self._start(run, (task,)))
         while run.batches < self._threads + ahead and (tasks := self._take(run, length)):
             actions.append(self._start(run, tasks))
         actions += self._fetch_ahead(run)
         if run.batches < self._threads:
-            actions += run.deque.want()
+            actions += run.deque.report_idle()
         return actions
 
     def _start(self, run: WorkerRun, tasks: Sequence[Task]) -> Compute:
@@ -270,7 +270,7 @@ class WorkerMachine:
         """Return the blocks of the tasks to run next, including tasks that are being claimed."""
         claimed = [task for claim in run.deque.claims.values() for task in claim.values()]
         count = self._threads + AHEAD
-        upcoming = [*run.deque.apart, *islice(run.deque.tasks, count)][:count]
+        upcoming = [*run.deque.alone, *islice(run.deque.tasks, count)][:count]
         upcoming += claimed[: max(0, count - len(upcoming))]
         return {task.block for task in upcoming if task.block is not None}
 
@@ -374,7 +374,7 @@ class WorkerMachine:
         """Return what is awaited of other workers."""
         if not run.begun:
             yield PeerWait("begin", self.rank, ())  # the same in every run until one has begun
-        if run.deque.thief is StealState.ASKING and run.deque.victim is not None:
+        if run.deque.steal_state is StealState.ASKING and run.deque.victim is not None:
             yield PeerWait("steal", run.deque.victim, (run.serial, run.deque.asked))
         yield from self.blocks.awaited_of_peers()
 
@@ -423,16 +423,16 @@ class WorkerMachine:
     ) -> list[Send]:
         match message:
             case StealFrom():
-                return run.deque.steal_from(message)
+                return run.deque.on_steal_from(message)
             case StealRequest():
-                return run.deque.give(source, message, self.blocks.cache.__contains__)
+                return run.deque.on_steal_request(source, message, self.blocks.cache.__contains__)
             case StealReply():
                 run.peers.update(dict.fromkeys(message.cached, source))
-                return run.deque.loot(source, message)
+                return run.deque.on_steal_reply(source, message)
             case Granted():
-                run.deque.granted(message)
+                run.deque.on_granted(message)
             case Refused():
-                run.deque.refused(message)
+                run.deque.on_refused(message)
         return []
 
     # Sums

@@ -12,9 +12,9 @@ HOSTS = st.lists(st.integers(0, 6), min_size=41, max_size=41)
 
 
 @given(RANKS, HOSTS, st.sets(st.integers(1, 40)))
-def test_every_rank_is_reached_once_and_every_host_from_outside_once(workers, places, alone):
+def test_every_rank_is_reached_once_and_every_host_from_outside_once(workers, places, separate):
     hosts = {rank: f"node{places[rank]}" for rank in range(workers + 1)}
-    groups = grouped(range(1, workers + 1), hosts, alone)
+    groups = grouped(range(1, workers + 1), hosts, separate)
     edges = [(rank, child) for rank in range(workers + 1) for child in children_of(rank, groups)]
     assert sorted(child for _, child in edges) == list(range(1, workers + 1))
     reached, left = {0}, edges
@@ -24,7 +24,7 @@ def test_every_rank_is_reached_once_and_every_host_from_outside_once(workers, pl
     entries = Counter(
         hosts[child]
         for rank, child in edges
-        if not is_neighbour(rank, child, groups) and child not in alone
+        if not is_neighbour(rank, child, groups) and child not in separate
     )
     assert all(count == 1 for count in entries.values())
     assert hosts[0] not in entries
@@ -45,7 +45,7 @@ def test_nobody_sends_to_more_than_three_hosts_and_three_neighbours(workers, pla
 def test_groups_begin_with_rank_0s_and_leaders_with_the_lowest_ranks():
     hosts = {0: "b", 1: "a", 2: "b", 3: "a", 4: "c"}
     assert grouped([1, 2, 3, 4], hosts) == ((0, 2), (1, 3), (4,))
-    assert grouped([1, 2, 3, 4], hosts, alone={2}) == ((0,), (1, 3), (2,), (4,))
+    assert grouped([1, 2, 3, 4], hosts, separate={2}) == ((0,), (1, 3), (2,), (4,))
     assert grouped([1, 2], {}) == ((0,), (1,), (2,))
 
 

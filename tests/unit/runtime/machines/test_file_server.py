@@ -35,8 +35,8 @@ def test_one_rank_asking_twice_is_answered_once():
     assert len(server.loaded(0, 5, ARRAYS)) == 1
 
 
-def test_reads_go_upwards_like_a_lift_few_at_once():
-    server = FileServer(at_once=1)
+def test_reads_go_upwards_and_then_again_from_the_start_few_at_once():
+    server = FileServer(most_reads=1)
     for block in (7, 3, 9):
         server.request(1, BlockRequest(0, block))
     order = []
@@ -49,7 +49,7 @@ def test_reads_go_upwards_like_a_lift_few_at_once():
 
 
 def test_not_more_reads_at_once_than_allowed():
-    server = FileServer(at_once=2)
+    server = FileServer(most_reads=2)
     for block in range(5):
         server.request(1, BlockRequest(0, block))
     assert reads(server) == [0, 1]
@@ -81,7 +81,7 @@ def test_failed_read_tells_whether_anybody_waited():
 
 
 def test_nothing_is_read_for_a_lost_rank():
-    server = FileServer(at_once=1)
+    server = FileServer(most_reads=1)
     server.request(1, BlockRequest(0, 5))
     server.request(2, BlockRequest(0, 6))
     server.request(1, BlockRequest(0, 7))

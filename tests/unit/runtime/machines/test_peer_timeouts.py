@@ -68,7 +68,7 @@ def test_begin_that_comes_ends_the_wait(worker):
 
 def test_victim_that_does_not_answer_is_told_of(worker):
     begin(worker, 1)
-    worker.run.deque.want()
+    worker.run.deque.report_idle()
     worker.handle(0, StealFrom(1, 7, 0.5))
     at, sent = times(worker, 12)
     assert (at, sent) == ([10], [Send(0, Unreachable(1, 7))])
@@ -78,7 +78,7 @@ def test_many_steals_are_not_one_long_wait(worker):
     begin(worker, 1)
     deque = worker.run.deque
     for _ in range(30):
-        deque.thief = type(deque.thief).HUNGRY
+        deque.steal_state = type(deque.steal_state).IDLE
         worker.handle(0, StealFrom(1, 7, 0.5))
         assert not tick(worker)
 

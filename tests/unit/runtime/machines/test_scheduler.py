@@ -72,21 +72,21 @@ def test_shuffled_placement_is_repeatable_and_complete():
 @pytest.mark.parametrize("event", list(TaskEvent))
 @pytest.mark.parametrize("state", list(TaskState))
 def test_illegal_move_raises_and_changes_nothing(state, event):
-    entry = TrackedTask(Task(4, None, None), state, None if state is TaskState.WAITING else 1)
+    tracked = TrackedTask(Task(4, None, None), state, None if state is TaskState.WAITING else 1)
     if (state, event) in NEXT:
-        entry.move(event, 1)
-        assert entry.state is NEXT[state, event]
+        tracked.move(event, 1)
+        assert tracked.state is NEXT[state, event]
         return
     with pytest.raises(ProtocolError, match="task 4 cannot take"):
-        entry.move(event, 1)
-    assert (entry.state, entry.story) == (state, ())
+        tracked.move(event, 1)
+    assert (tracked.state, tracked.history) == (state, ())
 
 
-def test_only_the_owner_can_finish_a_task_and_the_error_tells_its_story():
+def test_only_the_owner_can_finish_a_task_and_the_error_tells_its_history():
     scheduler, _ = started(2)
     with pytest.raises(ProtocolError, match="ASSIGNED 1"):
         scheduler.finish(2, [0], 0.1)
-    assert scheduler.entries[0].state is TaskState.PLACED
+    assert scheduler.tasks[0].state is TaskState.PLACED
 
 
 def test_finished_task_is_held_until_it_is_banked():
@@ -96,7 +96,7 @@ def test_finished_task_is_held_until_it_is_banked():
     assert scheduler.all_finished
     assert scheduler.holders() == {1, 2}
     scheduler.bank()
-    assert {entry.state for entry in scheduler.entries.values()} == {TaskState.DONE}
+    assert {tracked.state for tracked in scheduler.tasks.values()} == {TaskState.DONE}
 
 
 # Stealing
@@ -144,7 +144,7 @@ def test_slow_thief_does_not_take_what_its_victim_does_sooner():
     assert scheduler.idle(1, Idle(1)) == []
 
 
-def test_victim_that_has_been_silent_for_long_is_robbed_after_all():
+def test_victim_that_has_been_silent_for_long_is_asked_after_all():
     scheduler, _ = started(8)
     scheduler.finish(1, [0, 1, 2, 3], 4.0)
     scheduler.finish(2, [4, 5], 0.2)
@@ -156,7 +156,7 @@ def test_victim_that_has_been_silent_for_long_is_robbed_after_all():
 def test_claim_moves_a_task_and_the_thief_owns_it():
     scheduler, _ = started(4)
     assert scheduler.claim(2, Claim(1, 1, 1, (1,))) == [Send(2, Granted(1, 1, (1,)))]
-    assert scheduler.entries[1].rank == 2
+    assert scheduler.tasks[1].rank == 2
     assert (scheduler.steals, scheduler.stolen) == (1, 1)
 
 
@@ -174,7 +174,7 @@ def test_victim_that_had_nothing_is_not_asked_again_until_it_gets_more():
     scheduler.idle(1, Idle(1))
     assert scheduler.idle(1, Idle(1, empty_victim=2, seen=1)) == []
     scheduler.fail(2, failed(6))  # comes to rank 1, which has work again
-    assert scheduler.entries[6].rank == 1
+    assert scheduler.tasks[6].rank == 1
 
 
 def test_victim_is_asked_again_if_work_was_on_its_way_to_it():
@@ -204,17 +204,17 @@ def test_rank_is_not_silent_before_it_has_tasks():
     scheduler.finish(1, [0, 1], 1.0)
     scheduler.tick(50.0)
     scheduler.add_more([Task(4, None, None)])
-    assert scheduler.loads.pace(1) == 0.5
+    assert scheduler.loads.task_seconds(1) == 0.5
 
 
-def test_hungry_rank_is_told_when_work_appears():
+def test_idle_rank_is_told_when_work_appears():
     scheduler, _ = started(6, ranks=(1, 2, 3))
     scheduler.finish(1, [0, 1], 0.2)
     scheduler.finish(2, [2], 0.1)
     scheduler.finish(3, [4], 0.1)
     assert scheduler.idle(1, Idle(1)) == []
     assert numbers(scheduler.rank_lost(3)) == [(1, [4]), (2, [5])]
-    assert 1 not in scheduler.market.hungry
+    assert 1 not in scheduler.victims.requests
 
 
 # Failure and loss
@@ -229,7 +229,7 @@ def test_failed_task_is_tried_on_other_ranks_then_given_up():
     assert scheduler.fail(third.rank, failed(0)) == []
     ranks = (1, second.rank, third.rank)
     assert scheduler.take_failures() == [GivenUpTask(0, "ValueError", "no", "", ranks, block=0)]
-    assert scheduler.entries[0].state is TaskState.ASIDE
+    assert scheduler.tasks[0].state is TaskState.ASIDE
     assert scheduler.all_finished
 
 
@@ -251,7 +251,7 @@ def test_lost_rank_gives_back_what_it_had_and_what_it_held():
     sends = scheduler.rank_lost(1)
     assert numbers(sends) == [(2, [0]), (2, [1])]
     assert scheduler.finished == 1
-    assert scheduler.entries[2].state is TaskState.HELD
+    assert scheduler.tasks[2].state is TaskState.HELD
 
 
 def test_banked_task_survives_the_loss_of_its_holder():
@@ -266,7 +266,7 @@ def test_banked_task_survives_the_loss_of_its_holder():
 def test_tasks_wait_when_no_rank_is_left():
     scheduler, _ = started(2, ranks=(1,))
     assert scheduler.rank_lost(1) == []
-    assert {entry.state for entry in scheduler.entries.values()} == {TaskState.WAITING}
+    assert {tracked.state for tracked in scheduler.tasks.values()} == {TaskState.WAITING}
 
 
 def test_rank_that_joins_gets_what_had_nowhere_to_go_and_suspects_one_by_one():
@@ -297,9 +297,9 @@ def test_tasks_that_a_rank_died_with_are_tried_one_at_a_time():
 def test_task_that_takes_down_three_ranks_is_set_aside_and_the_others_are_done():
     scheduler, _ = started(8, ranks=(1, 2, 3, 4), policy=Policy(deaths=3))
     died = []
-    while scheduler.entries[1].state is TaskState.PLACED:  # task 1 is the one
-        died.append(scheduler.entries[1].rank)
-        scheduler.note(died[-1], TaskStarted(1, 1))
+    while scheduler.tasks[1].state is TaskState.PLACED:  # task 1 is the one
+        died.append(scheduler.tasks[1].rank)
+        scheduler.set_blame(died[-1], TaskStarted(1, 1))
         scheduler.rank_lost(died[-1])
     (failure,) = scheduler.take_failures()
     assert (failure.task, failure.kind, failure.ranks) == (1, QUARANTINED, tuple(died))
@@ -313,32 +313,32 @@ def test_task_that_takes_down_three_ranks_is_set_aside_and_the_others_are_done()
 def test_rank_lost_before_its_suspect_began_says_nothing_about_it():
     scheduler, _ = started(8, ranks=(1, 2, 3, 4), policy=Policy(deaths=2))
     scheduler.rank_lost(1)
-    scheduler.rank_lost(scheduler.entries[1].rank)
+    scheduler.rank_lost(scheduler.tasks[1].rank)
     assert scheduler.take_failures() == []
-    scheduler.note(scheduler.entries[1].rank, TaskStarted(1, 1))
-    scheduler.rank_lost(scheduler.entries[1].rank)
+    scheduler.set_blame(scheduler.tasks[1].rank, TaskStarted(1, 1))
+    scheduler.rank_lost(scheduler.tasks[1].rank)
     assert [failure.task for failure in scheduler.take_failures()] == [1]
 
 
 def test_task_that_takes_too_long_costs_it_a_try_and_its_neighbours_nothing():
     scheduler, _ = started(9, ranks=(1, 2, 3), policy=Policy(tries=2, timeout=5.0))
-    scheduler.note(1, TaskOverdue(1, 1))
+    scheduler.set_blame(1, TaskOverdue(1, 1))
     assert sorted(numbers(scheduler.rank_lost(1))) == [(2, [0, 2]), (3, [1])]
-    scheduler.note(3, TaskOverdue(1, 1))
+    scheduler.set_blame(3, TaskOverdue(1, 1))
     assert sorted(numbers(scheduler.rank_lost(3))) == [(2, [6, 7, 8])]
     (failure,) = scheduler.take_failures()
     assert failure == GivenUpTask(1, TIMEOUT, "it took longer than 5 s", "", (1, 3), 1)
-    assert all(not entry.died_on for entry in scheduler.entries.values())
+    assert all(not tracked.died_on for tracked in scheduler.tasks.values())
 
 
-def test_late_word_of_a_task_that_has_ended_accuses_nobody():
+def test_task_that_has_ended_is_not_to_blame():
     scheduler, _ = started(4, ranks=(1, 2))
     scheduler.finish(1, [0], 0.1)
-    scheduler.note(1, TaskOverdue(1, 0))
+    scheduler.set_blame(1, TaskOverdue(1, 0))
     assert scheduler.loads[1].overdue is None
 
 
-def test_later_tasks_go_to_who_has_least_to_do():
+def test_later_tasks_go_to_the_least_loaded():
     scheduler, _ = started(4, ranks=(1, 2, 3))
     scheduler.finish(3, [3], 0.1)
     more = [Task(number, None, None) for number in range(4, 8)]
@@ -359,7 +359,7 @@ def test_forgotten_task_is_refused_to_a_late_thief():
 
 
 def forget_to_place(scheduler):
-    scheduler.loads.unbook(1, [0])
+    scheduler.loads.remove_tasks(1, [0])
 
 
 def forget_to_hold(scheduler):
@@ -371,13 +371,13 @@ def miscount(scheduler):
 
 
 def send_a_task_to_nobody(scheduler):
-    scheduler.entries[0].rank = None
+    scheduler.tasks[0].rank = None
 
 
 def forget_a_waiting_task(scheduler):
-    scheduler.entries[4].move(TaskEvent.FAILED, 2)
-    scheduler.loads.unbook(2, [4])
-    scheduler.market.note(2)
+    scheduler.tasks[4].move(TaskEvent.FAILED, 2)
+    scheduler.loads.remove_tasks(2, [4])
+    scheduler.victims.update(2)
 
 
 def group_wrongly(scheduler):
@@ -385,15 +385,15 @@ def group_wrongly(scheduler):
 
 
 def forget_a_victim(scheduler):
-    scheduler.loads.unbook(1, [0, 1])
+    scheduler.loads.remove_tasks(1, [0, 1])
 
 
 def forget_a_thief(scheduler):
-    scheduler.loads[1].raids += 1
+    scheduler.loads[1].thieves += 1
 
 
 def keep_a_lost_rank(scheduler):
-    scheduler.market.hungry[9] = 1
+    scheduler.victims.requests[9] = 1
 
 
 def keep_a_suspect(scheduler):
