@@ -21,7 +21,7 @@ __all__ = ["Launcher", "check_library", "find_launcher", "is_own_mpi"]
 
 CHOSEN: Final = "MPIPAR_LAUNCHER"  # the user's own: a command line without the number of ranks
 
-# What srun must speak to a library: first word of what mpi4py says of it -> types, best first.
+# Types of PMI for `srun --mpi=`, best first, by the first word of the library's version.
 SRUN_TYPES: Final = {
     "Open": ("pmix", "pmix_v5", "pmix_v4", "pmix_v3"),
     "MPICH": ("pmi2", "cray_shasta"),
@@ -45,8 +45,8 @@ class Launcher:
     def is_open_mpi(self) -> bool:
         if self.is_srun:
             return False
-        told = _output([str(self.program), "--version"])
-        return "Open MPI" in told or "OpenRTE" in told
+        version = _output([str(self.program), "--version"])
+        return "Open MPI" in version or "OpenRTE" in version
 
     @cached_property
     def tolerates_faults(self) -> bool:
@@ -109,8 +109,8 @@ def _chosen(command: str) -> Launcher:
 def _srun_type(srun: str) -> str:
     """What `srun --mpi=` must be for mpi4py's library; "" if SLURM does not offer it."""
     offered = set(_output([srun, "--mpi=list"], with_errors=True).replace(",", " ").split())
-    told = _library().split(maxsplit=1)
-    kinds = SRUN_TYPES.get(told[0] if told else "", ())
+    version = _library().split(maxsplit=1)
+    kinds = SRUN_TYPES.get(version[0] if version else "", ())
     return next((kind for kind in kinds if kind in offered), "")
 
 
@@ -125,10 +125,10 @@ def check_library(around: LaunchEnvironment) -> None:
     """
     bin_folder = _own_mpirun().parent
     under_open_mpi = around.evidence.startswith("OMPI_")
-    suspect = (under_open_mpi and (bin_folder / "mpichversion").exists()) or (
+    may_be_wrong = (under_open_mpi and (bin_folder / "mpichversion").exists()) or (
         around.evidence.startswith("PMI_") and (bin_folder / "ompi_info").exists()
     )
-    if not suspect:
+    if not may_be_wrong:
         return
     wrong = "MPICH" if under_open_mpi else "Open MPI"
     if _library().startswith(wrong):

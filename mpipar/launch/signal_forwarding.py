@@ -176,9 +176,9 @@ def _judge(code: int, note: Sequence[str], stopped_by: signal.Signals | None) ->
     note         lines that rank 0 has written
     stopped_by   first signal that was forwarded
     """
-    told = [line.removeprefix(f"{CODE} ") for line in note if line.startswith(CODE)]
-    if told:
-        return int(told[-1])
+    codes = [line.removeprefix(f"{CODE} ") for line in note if line.startswith(CODE)]
+    if codes:
+        return int(codes[-1])
     if stopped_by is not None and code not in OWN_CODES:
         kind = CancelledError if stopped_by == signal.SIGINT else StoppedError
         raise kind(f"stopped by {stopped_by.name}")

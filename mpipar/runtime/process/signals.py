@@ -1,4 +1,4 @@
-"""Signals that ask a run to end: rank 0 ends it soon and in good order, and says why.
+"""Signals that ask a run to end: rank 0 ends the run soon, with a verdict on disk, and says why.
 
     signal --> noted, the grace begins             (rank 0, main thread)
                  |-- check() at a safe point, in any thread: raises StoppedError

@@ -183,15 +183,15 @@ def test_everything_else_goes_through_as_it_is():
 def pool_of_sharing_ranks():
     """As over MPI: every rank has a sharing transport of its own."""
     transports, _ = ends()
-    crew = [
+    workers = [
         threading.Thread(target=worker_loop.serve, args=(end,), name=str(end.rank))
         for end in transports[1:]
     ]
-    for worker in crew:
+    for worker in workers:
         worker.start()
     with Pool(transports[0], threads=1, cache_bytes=0) as pool:
         yield pool
-    for worker in crew:
+    for worker in workers:
         worker.join(5)
 
 
