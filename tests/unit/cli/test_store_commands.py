@@ -1,0 +1,37 @@
+"""`mpipar check` and `mpipar unlock`: what they say, and their exit codes."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from mpipar.cli.main import main
+from mpipar.errors import CorruptStoreError
+from mpipar.store import Project
+
+
+@pytest.fixture
+def path(tmp_path):
+    with Project.create(tmp_path / "run", settings={}, kind="test") as project:
+        project.commit(1, {"x": np.arange(10)}, {})
+    return tmp_path / "run"
+
+
+def test_a_sound_run_is_said_to_be(path, capsys):
+    assert main(["check", str(path)]) == 0
+    assert capsys.readouterr().out == f"{path}: sound\n"
+
+
+def test_every_problem_is_a_line(path, capsys):
+    (segment,) = (path / "segments").iterdir()
+    segment.chmod(0o600)
+    segment.write_bytes(segment.read_bytes()[:-100])
+    assert main(["check", str(path)]) == CorruptStoreError.exit_code
+    *problems, last = capsys.readouterr().out.splitlines()
+    assert any(segment.name in problem for problem in problems)
+    assert last == f"{path}: {len(problems)} problems"
+
+
+def test_a_run_without_a_writer_needs_no_unlocking(path, capsys):
+    assert main(["unlock", str(path)]) == 0
+    assert str(path) in capsys.readouterr().out
