@@ -1,4 +1,4 @@
-"""The house's plan: who imports whom, and how large a room may be."""
+"""The plan of the package: who imports whom, what is named how, how long a module may be."""
 
 from __future__ import annotations
 
