@@ -13,11 +13,13 @@ from hypothesis import HealthCheck, settings
 
 from mpipar.launch import prepare_process
 from mpipar.runtime.process import signals
+from mpipar.runtime.process.mpi_settings import prepare_mpi
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 prepare_process()  # compiled kernels go to the node's disk, also when the home is not writable
+prepare_mpi()
 
 settings.register_profile("dev", max_examples=50, deadline=None)
 settings.register_profile(

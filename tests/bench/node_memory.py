@@ -17,9 +17,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mpipar.runtime.clusters import mpi_cluster
+from mpipar.runtime.process.mpi_settings import prepare_mpi
 from mpipar.runtime.stage import Stage, Task
 from tests.support.memory import proportional_bytes
+
+prepare_mpi()  # before mpi4py is loaded, as mpipar.launch does it
+
+from mpipar.runtime.clusters import mpi_cluster  # noqa: E402
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -16,8 +16,11 @@ HEAD = """
 import os, signal, sys, time, threading
 import numpy as np
 from mpipar.errors import InputError, MpiparError
-from mpipar.runtime.clusters import mpi_cluster as mpi
+from mpipar.runtime.process.mpi_settings import prepare_mpi
 from mpipar.runtime.stage import Stage, Task
+
+prepare_mpi()
+from mpipar.runtime.clusters import mpi_cluster as mpi
 
 class Sleep(Stage):
     def __init__(self, seconds=0.01): self.seconds = seconds

@@ -23,9 +23,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mpipar.errors import MpiparError
-from mpipar.runtime.clusters import mpi_cluster
 from mpipar.runtime.node_memory.shared_arrays import SharedArrays
+from mpipar.runtime.process.mpi_settings import prepare_mpi
 from mpipar.runtime.stage import Stage, Task
+
+prepare_mpi()  # before mpi4py is loaded, as mpipar.launch does it
+
+from mpipar.runtime.clusters import mpi_cluster  # noqa: E402
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
