@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from mpipar.errors import MpiparError, ProjectLockedError
 from mpipar.store import (
@@ -16,6 +16,7 @@ from mpipar.store import (
     schema,
     segments,
     takeover,
+    witnesses,
 )
 from mpipar.store.epoch import OwnerProcess
 from mpipar.store.status import read_status
@@ -24,7 +25,10 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from mpipar.store.history import History
+    from mpipar.store.project_index import ListedCommits
     from mpipar.store.schema import CommitInfo
+
+ANEW: Final = "the next run on this project makes it anew"
 
 
 def check(path: Path) -> list[str]:
@@ -34,11 +38,10 @@ def check(path: Path) -> list[str]:
     unfinished files, segments without a record, and a project.h5 without the newest commit.
     """
     takeover.require_project(path)
-    problems = [
-        f"{epoch.claim_path(path, number)}: cannot be read"
-        for number in epoch.epochs(path)
-        if epoch.read_claim(path, number) is None
-    ]
+    takeover.identity_of(path)
+    problems = _claim_problems(path)
+    listed, entry_point = _entry_point(path)  # first, so that the journal is not older
+    names = witnesses.segment_names(path)
     try:
         found = history.read(path)
     except MpiparError as error:
@@ -46,7 +49,22 @@ def check(path: Path) -> list[str]:
     problems += _wrong_order(path, found)
     for info in found.commits:
         problems += _segment_problems(path, info)
-    return problems + _entry_point_problems(path)
+    if listed is None and not entry_point and found.commits:
+        entry_point = [f"{path / schema.PROJECT}: is missing; {ANEW}"]
+    return problems + entry_point + witnesses.beyond_journal(path, found, listed, names)
+
+
+def _claim_problems(path: Path) -> list[str]:
+    problems = []
+    for number in epoch.epochs(path):
+        if epoch.read_claim(path, number) is None:
+            problems.append(f"{epoch.claim_path(path, number)}: cannot be read")
+        try:
+            epoch.released_journal(path, number)
+        except ValueError:
+            mark = path / schema.EPOCH / schema.released_name(number)
+            problems.append(f"{mark}: cannot be read")
+    return problems
 
 
 def _wrong_order(path: Path, found: History) -> list[str]:
@@ -70,20 +88,12 @@ def _segment_problems(path: Path, info: CommitInfo) -> list[str]:
     return []
 
 
-def _entry_point_problems(path: Path) -> list[str]:
-    """Problems of project.h5: it may lack the newest commits, but must not list any others."""
-    entry_point = path / schema.PROJECT
-    remedy = "the next run on this project makes it anew"
+def _entry_point(path: Path) -> tuple[ListedCommits | None, list[str]]:
+    """What project.h5 lists, and its problems: it may lack the newest commits."""
     try:
-        listed = project_index.listed_commits(path)  # first, so that the journal is not older
-        commits = history.read(path).commits
+        return project_index.listed_commits(path), []
     except MpiparError as error:
-        return [f"{error}; {remedy}"]
-    if listed is None:
-        return [f"{entry_point}: is missing; {remedy}"] if commits else []
-    if listed != [(c.number, c.segment, c.sha256) for c in commits[: len(listed)]]:
-        return [f"{entry_point}: lists commits that the journal does not have; {remedy}"]
-    return []
+        return None, [f"{error}; {ANEW}"]
 
 
 def unlock(path: Path, *, force: bool = False) -> str:

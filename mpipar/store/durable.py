@@ -17,12 +17,16 @@ from typing import TYPE_CHECKING, Final
 from mpipar.errors import DiskFullError, StoreError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
 _FULL: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _NO_FOLDER_SYNC: Final = (errno.EINVAL, errno.ENOTSUP, errno.EBADF)  # some network file systems
 _NO_LINKS: Final = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
+
+
+def _always() -> None:
+    """Let anybody write."""
 
 
 def is_disk_full(error: OSError) -> bool:
@@ -97,9 +101,13 @@ def write_temporary(temporary: Path, data: bytes, *, sync: bool = True) -> None:
         raise
 
 
-def publish(temporary: Path, final: Path) -> None:
-    """Give a finished, synced file its final name; FileExistsError if that name is not new."""
+def publish(temporary: Path, final: Path, verify: Callable[[], None] = _always) -> None:
+    """Give a finished, synced file its final name; FileExistsError if that name is not new.
+
+    verify   raises if this process may no longer write; called directly before the link
+    """
     try:
+        verify()
         _link_once(temporary, final)
     finally:
         discard(temporary)
@@ -121,9 +129,15 @@ def _link_once(temporary: Path, final: Path) -> None:
         temporary.replace(final)
 
 
-def replace(temporary: Path, final: Path, *, sync: bool = True) -> None:
-    """Put a finished file in the place of an older one; readers see one of the two, whole."""
+def replace(
+    temporary: Path, final: Path, verify: Callable[[], None] = _always, *, sync: bool = True
+) -> None:
+    """Put a finished file in the place of an older one; readers see one of the two, whole.
+
+    verify   raises if this process may no longer write; called directly before the rename
+    """
     try:
+        verify()
         temporary.replace(final)
     except BaseException:
         discard(temporary)

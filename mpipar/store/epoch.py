@@ -19,15 +19,17 @@ from dataclasses import asdict, dataclass
 from enum import Enum
 from typing import TYPE_CHECKING, Final
 
-from mpipar.errors import CorruptStoreError, ProjectLockedError, StoreError
+from mpipar.errors import CorruptStoreError, MpiparError, ProjectLockedError, StoreError
 from mpipar.store import durable, schema
-from mpipar.store.schema import Identity
+from mpipar.store.schema import Identity, Pin
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
 LEASE: Final = 30.0  # seconds; there is a heart-beat every third of a lease
 LEASES_TO_WATCH: Final = 3
+_MARK_FIELDS: Final = {"by", "time"}
 
 
 @dataclass(frozen=True)
@@ -153,9 +155,9 @@ def claim_path(project: Path, epoch: int) -> Path:
 
 
 def read_claim(project: Path, epoch: int) -> WriterClaim | None:
-    """Read a claim; None if it is not whole (possible where a file system has no hard links)."""
+    """Read a claim; None if it is damaged, or not whole (on a file system without hard links)."""
     try:
-        value = schema.decode(claim_path(project, epoch).read_bytes())
+        value = schema.decode_signed(claim_path(project, epoch).read_bytes())
         batch = BatchJob(**value.pop("batch")) if value["batch"] else value.pop("batch")
         return WriterClaim(batch=batch, identity=Identity(**value.pop("identity")), **value)
     except FileNotFoundError:
@@ -181,18 +183,22 @@ def publish_claim(project: Path, claim: WriterClaim) -> None:
     """Take an epoch; FileExistsError if another process has taken it: exactly one gets it."""
     final = claim_path(project, claim.epoch)
     name = schema.temporary_name(claim.epoch, f"{claim.nonce}-{final.name}")
-    durable.write_temporary(final.with_name(name), schema.encode(asdict(claim)))
+    durable.write_temporary(final.with_name(name), schema.sign(schema.encode(asdict(claim))))
     durable.publish(final.with_name(name), final)
 
 
-def mark(project: Path, name: str, by: str) -> None:
-    """Publish a mark beside a claim, unless it is there: released or unlocked, and by whom."""
+def mark(project: Path, name: str, by: str, journal: Pin | None = None) -> None:
+    """Publish a mark beside a claim, unless it is there: released or unlocked, and by whom.
+
+    journal   what the owner's journal holds, if its owner makes the mark
+    """
     final = project / schema.EPOCH / name
     temporary = final.with_name(
         schema.temporary_name(int(name.split(".", maxsplit=1)[0]), f"{os.getpid()}-{name}")
     )
-    text = schema.encode({"by": by, "time": time.strftime("%Y-%m-%d %H:%M:%S %z")})
-    durable.write_temporary(temporary, text)
+    text = {"by": by, "time": time.strftime("%Y-%m-%d %H:%M:%S %z")}
+    kept = {"journal": asdict(journal)} if journal else {}
+    durable.write_temporary(temporary, schema.sign(schema.encode(text | kept)))
     with contextlib.suppress(FileExistsError):
         durable.publish(temporary, final)
 
@@ -204,6 +210,28 @@ def is_marked(project: Path, name: str) -> bool:
     except FileNotFoundError:
         return False
     return True
+
+
+def released_journal(project: Path, epoch: int) -> Pin | None:
+    """Return what an owner's journal held when it released its claim.
+
+    None if the claim is not released, or was released on a full disk or by mpipar 0.1, which did
+    not record it. ValueError if the mark is damaged.
+    """
+    try:
+        data = (project / schema.EPOCH / schema.released_name(epoch)).read_bytes()
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise StoreError(f"{project}: cannot be read: {error.strerror}") from error
+    value = schema.decode_signed(data)
+    kept = value.pop("journal", None)
+    if not value.keys() <= _MARK_FIELDS and "identity" not in value:  # else it is the claim itself
+        raise ValueError("not a mark")
+    try:
+        return None if kept is None else Pin(**kept)
+    except TypeError as error:
+        raise ValueError(str(error)) from error
 
 
 class Ownership:
@@ -230,19 +258,34 @@ class Ownership:
             f"over by {owner}; it stops, and what it had not yet committed is that run's to do"
         )
 
-    def release(self) -> None:
-        """Mark the claim as released, so that the next writer needs no other evidence."""
+    @contextlib.contextmanager
+    def told_first(self) -> Iterator[None]:
+        """Whatever fails inside is reported as "passed over by ..." if that is what happened."""
+        try:
+            yield
+        except ProjectLockedError:
+            raise
+        except (OSError, MpiparError):
+            with contextlib.suppress(StoreError):
+                self.verify()
+            raise
+
+    def release(self, journal: Pin | None = None) -> None:
+        """Mark the claim as released, so that the next writer needs no other evidence.
+
+        journal   what this owner's journal holds: the next reader must find it all
+        """
         if os.getpid() == self.claim.process:
             with contextlib.suppress(OSError):
-                self._mark_released()
+                self._mark_released(journal)
         self.drop_lock()
 
-    def _mark_released(self) -> None:
+    def _mark_released(self, journal: Pin | None) -> None:
         name = schema.released_name(self.claim.epoch)
-        try:  # a second name for the claim needs no space: it succeeds on a full disk
+        try:
+            mark(self.project, name, self.claim.owner(), journal)
+        except OSError:  # a second name for the claim needs no space: it succeeds on a full disk
             os.link(claim_path(self.project, self.claim.epoch), self.project / schema.EPOCH / name)
-        except OSError:
-            mark(self.project, name, self.claim.owner())
 
     def drop_lock(self) -> None:
         """Give the fcntl lock up; the claim stays."""

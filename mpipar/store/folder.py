@@ -8,7 +8,7 @@ import shutil
 from typing import TYPE_CHECKING, Final
 
 from mpipar.errors import OutputError
-from mpipar.store import durable, schema
+from mpipar.store import durable, schema, witnesses
 from mpipar.store.epoch import epochs
 
 if TYPE_CHECKING:
@@ -83,9 +83,9 @@ class NewFolder:
     def undo(self, *, owned: bool) -> None:
         """Remove what was made, unless another run has claimed the folder meanwhile.
 
-        owned   whether this process has claimed the folder: then its files are removed, too
+        owned   whether this process has claimed epoch 1: then its files are removed, too
         """
-        if not owned and epochs(self.path):
+        if max(epochs(self.path), default=0) > int(owned):
             return
         for name in schema.FOLDERS:
             if owned:
@@ -105,14 +105,29 @@ def _remove_if_empty(folder: Path) -> None:
         folder.rmdir()
 
 
-def remove_leftovers(project: Path, epoch: int, counted: Collection[str]) -> None:
-    """Remove what epochs before `epoch` left: temporaries, and segments that are not `counted`."""
+def remove_temporaries(project: Path, epoch: int) -> None:
+    """Remove the unfinished files of epochs before `epoch`.
+
+    So a writer that was stopped between its last look at the claims and its rename, and goes on
+    after this, has nothing to rename any more.
+    """
     for folder in (project, *(project / name for name in schema.FOLDERS)):
         for entry in folder.glob(schema.TEMPORARY + "*"):
             owner = schema.epoch_of_temporary(entry.name)
             if owner is not None and owner < epoch:
                 durable.discard(entry)
-    for entry in (project / schema.SEGMENTS).iterdir():
-        owner = schema.epoch_of_segment(entry.name)
-        if owner is not None and owner < epoch and entry.name not in counted:
-            durable.discard(entry)
+
+
+def remove_leftovers(project: Path, epoch: int, counted: Collection[str]) -> None:
+    """Clear what epochs before `epoch` left: unfinished files, and segments not `counted`.
+
+    These segments are whole files: they are moved to the folder of orphans, not removed.
+    """
+    remove_temporaries(project, epoch)
+    orphans = project / schema.ORPHANS
+    for name in witnesses.segment_names(project):
+        owner = schema.epoch_of_segment(name)
+        if owner is not None and owner < epoch and name not in counted:
+            with durable.named_errors(orphans, 0):
+                orphans.mkdir(exist_ok=True)
+                (project / schema.SEGMENTS / name).replace(orphans / name)

@@ -4,13 +4,14 @@
         |--- its pins ---> so many bytes of each older epoch's journal
         +--- all whole records of its own journal
 
-What an older epoch's owner adds after it was passed over lies beyond the pin and is not read.
+What an older epoch's owner adds after it was passed over lies beyond the pin and is not read. A
+journal that holds less than its owner's release mark says, or is not that of its claim, is damaged.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from mpipar.errors import CorruptStoreError, StoreError
 from mpipar.store import epoch as epochs
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 
     from mpipar.store.journal import Journal, Record
 
+REMEDY: Final = "restore it from a copy, or see `mpipar check`"
+
 
 @dataclass(frozen=True)
 class History:
@@ -32,16 +35,43 @@ class History:
     pins: tuple[Pin, ...]
     records: tuple[Record, ...]  # the program's own and the commits, without manifests
     commits: tuple[CommitInfo, ...]
+    closed: bool  # the newest epoch's owner has recorded what its journal holds, and it is there
+
+    @property
+    def epoch(self) -> int:
+        """The newest epoch that counts; 0 if none has begun its journal."""
+        return self.pins[-1].epoch if self.pins else 0
 
 
 def read(project: Path) -> History:
     """Read the newest history. A writer may be at work: the records that are whole now count."""
     claimed = epochs.epochs(project)
     for number in reversed(claimed):
+        kept = _released_journal(project, number)  # first, so that the journal is not older
         current = _load(project, number)
+        if kept is not None:
+            _require_kept(project, kept, current)
         if current.records and current.records[0].kind == MANIFEST:
-            return _follow(project, number, current)
-    return History(epochs.identity_from_claims(project, claimed), (), (), ())
+            return _follow(project, number, current, closed=kept is not None)
+    return History(epochs.identity_from_claims(project, claimed), (), (), (), closed=False)
+
+
+def _released_journal(project: Path, number: int) -> Pin | None:
+    try:
+        return epochs.released_journal(project, number)
+    except ValueError:  # `mpipar check` says so; the journal is judged without it
+        return None
+
+
+def _require_kept(project: Path, kept: Pin, current: Journal) -> None:
+    """Raise CorruptStoreError unless a journal begins with what its owner left in it."""
+    end = next((r for r in current.records if r.end == kept.size), None)
+    found = (end.serial + 1, end.chain) if end else (0, 0)
+    if kept.records and found != (kept.records, kept.chain):
+        raise CorruptStoreError(
+            f"{project / JOURNAL / schema.journal_name(kept.epoch)}: {len(current.records)} of "
+            f"the {kept.records} records that its writer left there can be read; {REMEDY}"
+        )
 
 
 def _load(project: Path, number: int, size: int = -1) -> Journal:
@@ -50,10 +80,15 @@ def _load(project: Path, number: int, size: int = -1) -> Journal:
     if found.damaged:  # or the writer took a batch back while we read
         found = _parse(path, size)
     if found.damaged:
+        what = "its header" if found.epoch is None else f"a record at byte {found.size}"
         raise CorruptStoreError(
-            f"{path}: a record at byte {found.size} that was durable can no longer be read; "
-            "restore it from a copy"
+            f"{path}: {what}, which was durable, can no longer be read; {REMEDY}"
         )
+    claim = epochs.read_claim(project, number)
+    if claim is not None and found.epoch is not None:
+        own = (claim.epoch, claim.nonce)
+        if (found.epoch, found.nonce.hex()) != own:
+            raise CorruptStoreError(f"{path}: is not the journal of this epoch's claim; {REMEDY}")
     return found
 
 
@@ -67,13 +102,13 @@ def _parse(path: Path, size: int) -> Journal:
         raise StoreError(f"{path}: cannot be read: {error.strerror}") from error
 
 
-def _follow(project: Path, number: int, current: Journal) -> History:
+def _follow(project: Path, number: int, current: Journal, *, closed: bool) -> History:
     identity, pins = schema.manifest_from_json(current.records[0].payload)
     parts = [(pin.epoch, _pinned(project, pin).records) for pin in pins]
     parts.append((number, current.records))
     own = Pin(number, current.size, len(current.records), current.chain)
     records = tuple(r for _, part in parts for r in part if r.kind != MANIFEST)
-    return History(identity, (*pins, own), records, _commits_of(records))
+    return History(identity, (*pins, own), records, _commits_of(records), closed)
 
 
 def _pinned(project: Path, pin: Pin) -> Journal:
@@ -82,7 +117,7 @@ def _pinned(project: Path, pin: Pin) -> Journal:
         path = project / JOURNAL / schema.journal_name(pin.epoch)
         raise CorruptStoreError(
             f"{path}: its first {pin.size} bytes are not those that the next epoch accepted; "
-            "restore it from a copy"
+            f"{REMEDY}"
         )
     return found
 

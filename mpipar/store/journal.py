@@ -30,6 +30,7 @@ _FILE_MAGIC: Final = b"MPIPARJ1"
 _HEADER: Final = struct.Struct("<8sI16sI")
 _RECORD_MAGIC: Final = b"mRec"
 _RECORD: Final = struct.Struct("<4sIQQQI")
+_CRC_PLACE: Final = slice(_RECORD.size - 4, _RECORD.size)
 _LONGEST_KIND: Final = 255
 NONCE_BYTES: Final = 16
 
@@ -55,7 +56,7 @@ class Journal:
     records: tuple[Record, ...]
     size: int  # bytes of header and whole records; what follows is a torn tail
     chain: int
-    damaged: bool  # a record is unreadable though it was durable once
+    damaged: bool  # header or record is unreadable though it was durable once
 
 
 def frame_header(epoch: int, nonce: bytes) -> bytes:
@@ -89,7 +90,8 @@ def parse(data: bytes) -> Journal:
     """Read a journal from its bytes. Never raises: what is not whole is left out."""
     header = _parse_header(data)
     if header is None:
-        return Journal(None, b"", (), 0, 0, damaged=False)
+        # nothing follows a header before the header is durable
+        return Journal(None, b"", (), 0, 0, damaged=len(data) > _HEADER.size)
     epoch, nonce, seed = header
     chain = seed
     records: list[Record] = []
@@ -149,11 +151,12 @@ class JournalWriter:
         self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
         self._serial = 0
         self._size = 0
+        self._chain = 0
         self._broken = False
         try:
             header = frame_header(epoch, nonce)
-            self._seed = seed_of(header)
-            self._write(header, 0)
+            self._seed = self._chain = seed_of(header)
+            self._write(header, 0, self._chain)
             durable.sync_folder(path.parent)
         except BaseException:
             self.close()
@@ -163,6 +166,16 @@ class JournalWriter:
     def records(self) -> int:
         """How many records are durable."""
         return self._serial
+
+    @property
+    def size(self) -> int:
+        """How many bytes are durable."""
+        return self._size
+
+    @property
+    def chain(self) -> int:
+        """CRC over the CRCs of the durable records, as in `Journal`."""
+        return self._chain
 
     def has_only(self, records: int) -> bool:
         """Whether the file holds exactly this many records, and no part of another one."""
@@ -174,15 +187,22 @@ class JournalWriter:
             raise StoreError(
                 f"{self.path}: an earlier write failed half-way; open the project again"
             )
-        data = b"".join(self._frames(records))
+        frames = list(self._frames(records))
+        data = b"".join(frames)
         with durable.named_errors(self.path, len(data)):
-            self._write(data, len(records))
+            self._write(data, len(records), self._chain_after(frames))
 
     def _frames(self, records: Sequence[tuple[str, bytes]]) -> Iterator[bytes]:
         for serial, (kind, payload) in enumerate(records, start=self._serial):
             yield frame(self._seed, serial, self._serial, kind, payload)
 
-    def _write(self, data: bytes, records: int) -> None:
+    def _chain_after(self, frames: Sequence[bytes]) -> int:
+        chain = self._chain
+        for framed in frames:
+            chain = zlib.crc32(framed[_CRC_PLACE], chain)
+        return chain
+
+    def _write(self, data: bytes, records: int, chain: int) -> None:
         self._broken = True  # until all below is done: an interrupt may fall between any two lines
         try:
             durable.write_all(self._fd, data)
@@ -192,6 +212,7 @@ class JournalWriter:
             raise
         self._size += len(data)
         self._serial += records
+        self._chain = chain
         self._broken = False
 
     def _cut_off(self) -> None:

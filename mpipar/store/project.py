@@ -24,11 +24,12 @@ from mpipar.store import (
     schema,
     segments,
     takeover,
+    witnesses,
 )
 from mpipar.store.epoch import LEASE, Ownership, WriterClaim
-from mpipar.store.folder import NewFolder, remove_leftovers
+from mpipar.store.folder import NewFolder, remove_leftovers, remove_temporaries
 from mpipar.store.journal import JournalWriter
-from mpipar.store.schema import COMMIT, MANIFEST, CommitInfo, Identity
+from mpipar.store.schema import COMMIT, MANIFEST, CommitInfo, Identity, Pin
 from mpipar.store.status import Heartbeat, write_verdict
 
 if TYPE_CHECKING:
@@ -60,8 +61,9 @@ class _Writer:
         self.serial = 0  # of the latest segment in this epoch
         journal = path / schema.JOURNAL / schema.journal_name(claim.epoch)
         try:
+            remove_temporaries(path, claim.epoch)  # first: an owner that wakes up finds none
             # read after claiming: all that the older owner acknowledged is on disk by now
-            pins = history.read(path).pins
+            pins = witnesses.read_agreeing(path).pins
             manifest = schema.manifest_to_json(claim.identity, pins)
             with durable.named_errors(journal, len(manifest)):
                 self.journal = JournalWriter(journal, claim.epoch, bytes.fromhex(claim.nonce))
@@ -77,8 +79,9 @@ class _Writer:
 
     def close(self) -> None:
         self.heartbeat.stop()
-        self.journal.close()
-        self.ownership.release()
+        journal = self.journal
+        journal.close()
+        self.ownership.release(Pin(self.claim.epoch, journal.size, journal.records, journal.chain))
 
 
 class Project:
@@ -150,7 +153,8 @@ class Project:
             project.verdict("requeue", schema.NOT_ENDED)
             commits = project.commits()
             remove_leftovers(path, claim.epoch, {info.segment for info in commits})
-            with project_index.prepared(path, claim.epoch, claim.identity, commits) as publish:
+            ownership = project._require_writer().ownership
+            with project_index.prepared(ownership, claim.identity, commits) as publish:
                 publish()
         except BaseException:
             project.close()
@@ -178,7 +182,7 @@ class Project:
         records = writer.journal.records
         try:
             with project_index.prepared(
-                self.path, info.epoch, self._identity, [*earlier, info]
+                writer.ownership, self._identity, [*earlier, info]
             ) as publish:
                 writer.journal.append([(COMMIT, schema.commit_to_json(info))])  # the commit
                 writer.ownership.verify()
@@ -202,7 +206,7 @@ class Project:
         temporary = final.with_name(schema.temporary_name(writer.claim.epoch, name))
         sealed = segments.write_segment(temporary, arrays, attributes)
         with durable.named_errors(final, sealed.size):
-            durable.publish(temporary, final)
+            durable.publish(temporary, final, writer.ownership.verify)
         return CommitInfo(
             number, writer.claim.epoch, name, sealed.size, sealed.sha256, time.time(), attributes
         )
@@ -266,8 +270,7 @@ class Project:
             yield temporary
             with durable.named_errors(final, _size(temporary)):
                 durable.sync_file(temporary)
-                writer.ownership.verify()
-                durable.replace(temporary, final)
+                durable.replace(temporary, final, writer.ownership.verify)
         except OSError as error:
             if durable.is_disk_full(error):
                 raise durable.disk_full(final, _size(temporary), error) from error

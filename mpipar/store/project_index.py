@@ -5,8 +5,9 @@
     /latest               external link to the newest commit's segment
     /journal              table: number, epoch, segment, size, sha256, time
 
-project.h5 is derived: if it is missing or old, the next writer makes it again. Only `mpipar check`
-reads it.
+project.h5 is derived: if it is missing or old, the next writer makes it again. But what it lists
+has been committed: a journal that holds less is damaged. After the HDF5 file follow a magic and the
+sha256 of it, so that damage is found without HDF5, which may crash on it.
 """
 
 from __future__ import annotations
@@ -15,12 +16,15 @@ import contextlib
 import datetime as dt
 import functools
 import logging
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 import h5py
 import numpy as np
 
+from mpipar.errors import CorruptStoreError
 from mpipar.store import durable, schema, segments
+from mpipar.store.schema import CommitInfo
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -28,7 +32,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from mpipar.store.schema import CommitInfo, Identity
+    from mpipar.store.epoch import Ownership
+    from mpipar.store.schema import Identity
 
 log = logging.getLogger(__name__)
 
@@ -43,23 +48,25 @@ _BYTES_PER_COMMIT: Final = 1024
 
 @contextlib.contextmanager
 def prepared(
-    project: Path, epoch: int, identity: Identity, commits: Sequence[CommitInfo]
+    ownership: Ownership, identity: Identity, commits: Sequence[CommitInfo]
 ) -> Iterator[Callable[[], None]]:
     """Write the next project.h5, durable, under a temporary name; yield a function that renames it.
 
     So a full disk shows before a commit is recorded, and after that only the rename is left.
     """
+    project, epoch = ownership.project, ownership.claim.epoch
     temporary = project / schema.temporary_name(epoch, schema.PROJECT)
     _write(temporary, epoch, identity, commits)
     try:
-        yield functools.partial(_publish, temporary, project / schema.PROJECT)
+        yield functools.partial(_publish, ownership, temporary, project / schema.PROJECT)
     finally:
         durable.discard(temporary)
 
 
-def _publish(temporary: Path, final: Path) -> None:
+def _publish(ownership: Ownership, temporary: Path, final: Path) -> None:
     try:
-        durable.replace(temporary, final)
+        with ownership.told_first():
+            durable.replace(temporary, final, ownership.verify)
     except OSError as error:  # the commit stands without project.h5
         log.warning("%s: stays as it was until the next commit: %s", final, error)
 
@@ -83,7 +90,8 @@ def _write(temporary: Path, epoch: int, identity: Identity, commits: Sequence[Co
     def is_whole(file: h5py.File) -> bool:
         return bool(file["journal"][...].tobytes() == _table(commits).tobytes())
 
-    segments.write_hdf5(temporary, fill, is_whole, _BYTES_PER_COMMIT * (len(commits) + 16))
+    needed = _BYTES_PER_COMMIT * (len(commits) + 16)
+    segments.write_hdf5(temporary, fill, is_whole, needed, signed=True)
 
 
 def _link(info: CommitInfo) -> h5py.ExternalLink:
@@ -97,11 +105,40 @@ def _table(commits: Sequence[CommitInfo]) -> NDArray[np.void]:
     return np.array(rows, _ROW)
 
 
-def listed_commits(project: Path) -> list[tuple[int, str, str]] | None:
-    """Return (number, segment, sha256) of the commits in project.h5; None if it is missing."""
+@dataclass(frozen=True)
+class ListedCommits:
+    """What project.h5 says: the epoch that made it, and its commits, without their attributes."""
+
+    epoch: int
+    commits: tuple[CommitInfo, ...]
+
+
+def listed_commits(project: Path) -> ListedCommits | None:
+    """Return what project.h5 lists; None if it is missing.
+
+    raises   CorruptStoreError if it cannot be read
+    """
     path = project / schema.PROJECT
     if not path.exists():
         return None
-    with segments.open_hdf5(path) as file:
-        table = file["journal"][...]
-    return [(int(r["number"]), r["segment"].decode(), r["sha256"].decode()) for r in table]
+    try:
+        segments.require_signed(path)
+        with segments.open_hdf5(path) as file:
+            epoch, table = int(file.attrs["epoch"]), file["journal"][...]
+        return ListedCommits(epoch, tuple(_from_row(row) for row in table))
+    except CorruptStoreError:
+        raise
+    except Exception as error:  # h5py raises nearly any type for a damaged file
+        raise CorruptStoreError(f"{path}: is damaged: {error}") from error
+
+
+def _from_row(row: np.void) -> CommitInfo:
+    return CommitInfo(
+        int(row["number"]),
+        int(row["epoch"]),
+        row["segment"].decode(),
+        int(row["size"]),
+        row["sha256"].decode(),
+        float(row["time"]),
+        {},
+    )

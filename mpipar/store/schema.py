@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import zlib
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Final
 
@@ -25,8 +26,9 @@ SEGMENTS: Final = "segments"
 JOURNAL: Final = "journal"
 EPOCH: Final = "epoch"
 LOCK: Final = "lock"
+ORPHANS: Final = "orphans"
 FOLDERS: Final = (SEGMENTS, JOURNAL, EPOCH)
-OWN_NAMES: Final = (*FOLDERS, PROJECT, STATUS, VERDICT)
+OWN_NAMES: Final = (*FOLDERS, ORPHANS, PROJECT, STATUS, VERDICT)
 TEMPORARY: Final = ".tmp-"
 
 SMALL_FILE: Final = 4096  # bytes that a claim, a mark or a status needs at most, roughly
@@ -39,6 +41,7 @@ NOT_ENDED: Final = "begun, and not ended: it is running (status.json beats), or 
 _EPOCH_FILE: Final = re.compile(r"(\d{6,})\.(claim|released|unlocked)")
 _TEMPORARY: Final = re.compile(re.escape(TEMPORARY) + r"(\d{6,})-.+")
 _SEGMENT: Final = re.compile(r"commit-\d+\.e(\d{6,})-\d{4,}\.h5")
+_SIGNATURE: Final = re.compile(rb'(.*),"crc32":(\d+)\}', re.DOTALL)
 _ARRAY_NAME: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.:+\- ]*")
 _KINDS: Final = "biufcS"  # numpy's dtype kinds that HDF5 keeps bit for bit
 
@@ -170,6 +173,22 @@ def decode(data: bytes) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise ValueError("not a JSON object")  # noqa: TRY004 - JSONDecodeError is a ValueError too
     return value
+
+
+def sign(body: bytes) -> bytes:
+    """Return the JSON object `body` with its own checksum as its last field."""
+    return body[:-1] + b',"crc32":%d}' % zlib.crc32(body)
+
+
+def decode_signed(data: bytes) -> dict[str, Any]:
+    """Return the JSON object in `data`; ValueError if its checksum is wrong; it may have none."""
+    match = _SIGNATURE.fullmatch(data)
+    if match is None:
+        return decode(data)
+    body = match[1] + b"}"
+    if zlib.crc32(body) != int(match[2]):
+        raise ValueError("wrong checksum")
+    return decode(body)
 
 
 def through_json(values: Mapping[str, Any], what: str) -> dict[str, Any]:

@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 _CHUNK_BYTES: Final = 4 << 20
 _HASH_BYTES: Final = 1 << 20
 _SLAB_BYTES: Final = 16 << 20
+_SIGNATURE_MAGIC: Final = b"MPIPARH5"
+_SIGNATURE_BYTES: Final = len(_SIGNATURE_MAGIC) + 32
 _OVERHEAD: Final = 4096  # bytes of HDF5's own per array, roughly
 
 
@@ -109,18 +111,23 @@ def write_hdf5(
     fill: Callable[[h5py.File], None],
     is_whole: Callable[[h5py.File], bool],
     needed: int,
+    *,
+    signed: bool = False,
 ) -> Sealed:
     """Write an HDF5 file under a temporary name, durable and hashed; on failure no file is left.
 
     fill       writes the contents
     is_whole   reads the file back and compares
     needed     bytes, for the error of a full disk
+    signed     whether its checksum is added after its end, where HDF5 does not look
     """
     try:
         with durable.named_errors(temporary, needed):
             fd = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
             try:
                 _fill(fd, fill)
+                if signed:
+                    _sign(fd)
                 os.fsync(fd)
                 sealed = _seal(fd)
             finally:
@@ -162,6 +169,22 @@ def _seal(fd: int) -> Sealed:
         digest.update(data)
         size += len(data)
     return Sealed(size, digest.hexdigest())
+
+
+def _sign(fd: int) -> None:
+    sealed = _seal(fd)
+    os.lseek(fd, 0, os.SEEK_END)
+    durable.write_all(fd, _SIGNATURE_MAGIC + bytes.fromhex(sealed.sha256))
+
+
+def require_signed(path: Path) -> None:
+    """Raise CorruptStoreError if a file's own checksum is wrong; files of mpipar 0.1 have none."""
+    data = path.read_bytes()
+    body, signature = data[:-_SIGNATURE_BYTES], data[-_SIGNATURE_BYTES:]
+    if not signature.startswith(_SIGNATURE_MAGIC):
+        return
+    if hashlib.sha256(body).digest() != signature[len(_SIGNATURE_MAGIC) :]:
+        raise CorruptStoreError(f"{path}: is damaged: its checksum is wrong")
 
 
 def seal_of(path: Path) -> Sealed:

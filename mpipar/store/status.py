@@ -78,14 +78,14 @@ class Heartbeat:
     def _try_to_beat(self) -> None:
         """Write the status; an error is only logged: space may be free again at the next commit."""
         try:
-            self._beat()
+            with self._ownership.told_first():
+                self._beat()
         except (StoreError, DiskFullError, OSError) as error:
             log.warning("no heart-beat: %s", error)
 
     def _beat(self) -> None:
-        claim, project = self._ownership.claim, self._ownership.project
+        claim = self._ownership.claim
         with self._guard:
-            self._ownership.verify()
             self._counter += 1
             status = {
                 **self._fields,
@@ -99,7 +99,7 @@ class Heartbeat:
                 "updated": time.time(),
                 "lease": claim.lease,
             }
-            _replace(project / schema.STATUS, claim.epoch, schema.encode(status), sync=False)
+            _replace(self._ownership, schema.STATUS, schema.encode(status), sync=False)
 
     def stop(self) -> None:
         """End the thread, and wait for its end."""
@@ -119,12 +119,13 @@ def write_verdict(ownership: Ownership, verdict: str, reason: str) -> None:
         "epoch": claim.epoch,
         "time": time.time(),
     }
+    _replace(ownership, schema.VERDICT, schema.encode(value), sync=True)
+
+
+def _replace(ownership: Ownership, name: str, data: bytes, *, sync: bool) -> None:
+    path = ownership.project / name
+    temporary = path.with_name(schema.temporary_name(ownership.claim.epoch, name))
     ownership.verify()
-    _replace(ownership.project / schema.VERDICT, claim.epoch, schema.encode(value), sync=True)
-
-
-def _replace(path: Path, epoch: int, data: bytes, *, sync: bool) -> None:
-    temporary = path.with_name(schema.temporary_name(epoch, path.name))
     with durable.named_errors(path, len(data)):
         durable.write_temporary(temporary, data, sync=sync)
-        durable.replace(temporary, path, sync=sync)
+        durable.replace(temporary, path, ownership.verify, sync=sync)

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from mpipar.errors import MissingInputError, ProjectLockedError, StoreError
-from mpipar.store import durable, epoch, evidence, schema
+from mpipar.store import durable, epoch, evidence, schema, witnesses
 from mpipar.store.epoch import LEASES_TO_WATCH, Decision, Verdict, WriterClaim, may_take_over
 
 if TYPE_CHECKING:
@@ -45,6 +45,8 @@ def identity_of(path: Path) -> Identity:
 def take_next_epoch(path: Path, lease: float, say: Callable[[str], None]) -> WriterClaim:
     """Claim the epoch after the newest, or raise ProjectLockedError that names the living owner.
 
+    CorruptStoreError if anything names more than the journals hold: then nothing is written.
+
     lease   seconds
     say     is called before the owner's heart-beat is watched
     """
@@ -56,6 +58,7 @@ def take_next_epoch(path: Path, lease: float, say: Callable[[str], None]) -> Wri
         decision = _judge(path, newest, older, own, say)
         if decision.verdict is Verdict.REFUSE:
             raise ProjectLockedError(_refusal(path, older, newest, decision))
+        witnesses.read_agreeing(path)  # before anything is written
         log.info("epoch %d may be passed over: %s", newest, decision.reason)
         try:
             with durable.named_errors(path, schema.SMALL_FILE):
