@@ -45,6 +45,16 @@ def named_errors(path: Path, needed: int) -> Iterator[None]:
         raise StoreError(f"{path}: cannot be written: {error.strerror or error}") from error
 
 
+@contextlib.contextmanager
+def named_read_errors(path: Path) -> Iterator[None]:
+    """Turn the system's errors while reading below `path` into StoreError."""
+    try:
+        yield
+    except OSError as error:
+        where = error.filename or path
+        raise StoreError(f"{where}: cannot be read: {error.strerror or error}") from error
+
+
 def disk_full(path: Path, needed: int, error: OSError) -> DiskFullError:
     """Return the error to raise when `path` could not be written for lack of space."""
     free = "unknown"
@@ -101,7 +111,7 @@ def write_temporary(temporary: Path, data: bytes, *, sync: bool = True) -> None:
         raise
 
 
-def publish(temporary: Path, final: Path, verify: Callable[[], None] = _always) -> None:
+def publish(temporary: Path, final: Path, *, verify: Callable[[], None] = _always) -> None:
     """Give a finished, synced file its final name; FileExistsError if that name is not new.
 
     verify   raises if this process may no longer write; called directly before the link
@@ -130,7 +140,7 @@ def _link_once(temporary: Path, final: Path) -> None:
 
 
 def replace(
-    temporary: Path, final: Path, verify: Callable[[], None] = _always, *, sync: bool = True
+    temporary: Path, final: Path, *, sync: bool = True, verify: Callable[[], None] = _always
 ) -> None:
     """Put a finished file in the place of an older one; readers see one of the two, whole.
 

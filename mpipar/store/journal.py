@@ -19,11 +19,11 @@ import zlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from mpipar.errors import StoreError
+from mpipar.errors import MpiparError, StoreError
 from mpipar.store import durable
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
 _FILE_MAGIC: Final = b"MPIPARJ1"
@@ -146,8 +146,11 @@ def _has_later_batch(data: bytes, offset: int, seed: int, serial: int) -> bool:
 class JournalWriter:
     """Appends to the journal of this process's own epoch: one fdatasync per batch."""
 
-    def __init__(self, path: Path, epoch: int, nonce: bytes) -> None:
+    def __init__(
+        self, path: Path, epoch: int, nonce: bytes, verify: Callable[[], None] = lambda: None
+    ) -> None:
         self.path = path
+        self._verify = verify  # raises if a later epoch may have accepted what is written here
         self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
         self._serial = 0
         self._size = 0
@@ -218,10 +221,11 @@ class JournalWriter:
     def _cut_off(self) -> None:
         """Cut off a half-written batch, so that the next batch does not follow it."""
         try:
+            self._verify()
             os.ftruncate(self._fd, self._size)
             os.lseek(self._fd, self._size, os.SEEK_SET)
             os.fdatasync(self._fd)
-        except OSError:
+        except (OSError, MpiparError):
             return
         self._broken = False
 

@@ -66,7 +66,9 @@ class _Writer:
             pins = witnesses.read_agreeing(path).pins
             manifest = schema.manifest_to_json(claim.identity, pins)
             with durable.named_errors(journal, len(manifest)):
-                self.journal = JournalWriter(journal, claim.epoch, bytes.fromhex(claim.nonce))
+                self.journal = JournalWriter(
+                    journal, claim.epoch, bytes.fromhex(claim.nonce), self.ownership.verify
+                )
             try:
                 self.journal.append([(MANIFEST, manifest)])
                 self.heartbeat = Heartbeat(self.ownership)  # verifies the claim
@@ -94,6 +96,7 @@ class Project:
         self._identity = identity
         self._writer = writer
         self._commits: list[CommitInfo] | None = None  # None: to be read from the journal
+        self._whole: set[str] = set()  # segments whose checksums this object has seen to be right
         self._new_folder: NewFolder | None = None  # if this process made it
 
     @classmethod
@@ -142,7 +145,8 @@ class Project:
         takeover.require_project(path)
         if not writer:
             return cls(path, takeover.identity_of(path), None)
-        return cls._begin(path, takeover.take_next_epoch(path, lease, say))
+        with durable.named_errors(path, schema.SMALL_FILE):
+            return cls._begin(path, takeover.take_next_epoch(path, lease, say))
 
     @classmethod
     def _begin(cls, path: Path, claim: WriterClaim) -> Self:
@@ -169,9 +173,18 @@ class Project:
         number       greater than that of the commit before
         attributes   what JSON can hold
         """
-        writer = self._require_writer()
         schema.check_arrays(arrays)
         plain = schema.through_json(attributes, f"attributes of commit {number}")
+        with self._writing() as writer:
+            self._commit(writer, number, arrays, plain)
+
+    def _commit(
+        self,
+        writer: _Writer,
+        number: int,
+        arrays: Mapping[str, NDArray[Any]],
+        plain: dict[str, Any],
+    ) -> None:
         earlier = self.commits()
         newest = earlier[-1].number if earlier else -1
         if number <= newest:
@@ -192,6 +205,7 @@ class Project:
                 durable.discard(self.path / schema.SEGMENTS / info.segment)
             raise
         self._commits = [*earlier, info]
+        self._whole.add(info.segment)
 
     def _write_segment(
         self,
@@ -206,7 +220,7 @@ class Project:
         temporary = final.with_name(schema.temporary_name(writer.claim.epoch, name))
         sealed = segments.write_segment(temporary, arrays, attributes)
         with durable.named_errors(final, sealed.size):
-            durable.publish(temporary, final, writer.ownership.verify)
+            durable.publish(temporary, final, verify=writer.ownership.verify)
         return CommitInfo(
             number, writer.claim.epoch, name, sealed.size, sealed.sha256, time.time(), attributes
         )
@@ -214,7 +228,8 @@ class Project:
     def commits(self) -> list[CommitInfo]:
         """Return all commits, oldest first; a reader sees those there were when it first asked."""
         if self._commits is None:
-            self._commits = list(history.read(self.path).commits)
+            with self._reading():
+                self._commits = list(history.read(self.path).commits)
         return list(self._commits)
 
     def latest(self) -> Commit | None:
@@ -223,28 +238,51 @@ class Project:
         return self.load(commits[-1]) if commits else None
 
     def load(self, info: CommitInfo) -> Commit:
-        """Return the arrays and attributes of a commit."""
+        """Return the arrays and attributes of a commit.
+
+        raises   CorruptStoreError if the segment is not what was committed, bit for bit
+        """
         path = self.path / schema.SEGMENTS / info.segment
-        arrays = segments.StoredArrays(path)
-        if path.stat().st_size != info.size:
+        with self._reading():
+            self._require_whole(path, info)
+            return Commit(info.number, segments.StoredArrays(path), dict(info.attributes))
+
+    def _require_whole(self, path: Path, info: CommitInfo) -> None:
+        """Compare a segment with its commit; its checksum is computed at its first use."""
+        try:
+            size = path.stat().st_size
+        except FileNotFoundError as error:
             raise CorruptStoreError(
-                f"{path}: has {path.stat().st_size} bytes, its journal record says {info.size}; "
-                "restore it from a copy"
+                f"{path}: is missing; commit {info.number} needs it; {history.REMEDY}"
+            ) from error
+        if size != info.size:
+            raise CorruptStoreError(
+                f"{path}: has {size} bytes, its journal record says {info.size}; {history.REMEDY}"
             )
-        return Commit(info.number, arrays, dict(info.attributes))
+        if info.segment in self._whole:
+            return
+        if segments.seal_of(path).sha256 != info.sha256:
+            raise CorruptStoreError(
+                f"{path}: is damaged: its sha256 is not that of its journal record; "
+                f"{history.REMEDY}"
+            )
+        self._whole.add(info.segment)
 
     def append(self, kind: str, *payloads: bytes) -> None:
         """Add results to the journal, as one batch with one sync; durable on return."""
-        writer = self._require_writer()
-        if kind.startswith("@"):
-            raise StoreError(f"{self.path}: kinds that begin with @ are the store's own: {kind!r}")
-        writer.ownership.verify()
-        writer.journal.append([(kind, payload) for payload in payloads])
-        writer.ownership.verify()
+        with self._writing() as writer:
+            if kind.startswith("@"):
+                raise StoreError(
+                    f"{self.path}: kinds that begin with @ are the store's own: {kind!r}"
+                )
+            writer.ownership.verify()
+            writer.journal.append([(kind, payload) for payload in payloads])
+            writer.ownership.verify()
 
     def records(self, kind: str, *, every: bool = False) -> list[bytes]:
         """Return what was appended under a kind, oldest first: since the latest commit, or ever."""
-        return history.payloads(history.read(self.path).records, kind, every=every)
+        with self._reading():
+            return history.payloads(history.read(self.path).records, kind, every=every)
 
     def status(self, **fields: Any) -> None:
         """Report progress in status.json, for people; the heart-beat does not depend on that."""
@@ -256,7 +294,13 @@ class Project:
             raise StoreError(
                 f"verdict must be one of {', '.join(schema.VERDICTS)}, not {verdict!r}"
             )
-        write_verdict(self._require_writer().ownership, verdict, reason)
+        with self._writing() as writer:
+            write_verdict(writer.ownership, verdict, reason)
+
+    def verify_ownership(self) -> None:
+        """Raise ProjectLockedError if this writer was passed over: for files that it appends to."""
+        with self._writing() as writer:
+            writer.ownership.verify()
 
     @contextlib.contextmanager
     def export(self, name: str) -> Iterator[Path]:
@@ -267,16 +311,31 @@ class Project:
             raise StoreError(f"{final}: an export needs a plain name that the store does not use")
         temporary = final.with_name(schema.temporary_name(writer.claim.epoch, name))
         try:
-            yield temporary
-            with durable.named_errors(final, _size(temporary)):
-                durable.sync_file(temporary)
-                durable.replace(temporary, final, writer.ownership.verify)
+            with writer.ownership.told_first():
+                yield temporary
+                with durable.named_errors(final, _size(temporary)):
+                    durable.sync_file(temporary)
+                    durable.replace(temporary, final, verify=writer.ownership.verify)
         except OSError as error:
             if durable.is_disk_full(error):
                 raise durable.disk_full(final, _size(temporary), error) from error
-            raise
+            raise StoreError(f"{final}: cannot be written: {error.strerror or error}") from error
         finally:
             durable.discard(temporary)
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[_Writer]:
+        """Yield the writer; no error of the system leaves, and "passed over" goes first."""
+        writer = self._require_writer()
+        with durable.named_errors(self.path, 0), writer.ownership.told_first():
+            yield writer
+
+    @contextlib.contextmanager
+    def _reading(self) -> Iterator[None]:
+        """No error of the system leaves; a writer that was passed over is told so first."""
+        told = self._writer.ownership.told_first() if self._writer else contextlib.nullcontext()
+        with durable.named_read_errors(self.path), told:
+            yield
 
     @property
     def is_writer(self) -> bool:

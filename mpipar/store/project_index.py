@@ -66,7 +66,7 @@ def prepared(
 def _publish(ownership: Ownership, temporary: Path, final: Path) -> None:
     try:
         with ownership.told_first():
-            durable.replace(temporary, final, ownership.verify)
+            durable.replace(temporary, final, verify=ownership.verify)
     except OSError as error:  # the commit stands without project.h5
         log.warning("%s: stays as it was until the next commit: %s", final, error)
 

@@ -288,7 +288,10 @@ class StoredArrays(Mapping[str, "NDArray[Any]"]):
     def __init__(self, path: Path) -> None:
         self._path = path
         with open_hdf5(path) as file:
-            self._names = tuple(name for name in file if isinstance(file[name], h5py.Dataset))
+            try:
+                self._names = tuple(name for name in file if isinstance(file[name], h5py.Dataset))
+            except Exception as error:  # h5py raises nearly any type for a damaged file
+                raise CorruptStoreError(f"{path}: is damaged: {error}") from error
 
     def __getitem__(self, name: str) -> NDArray[Any]:
         if name not in self._names:
@@ -296,7 +299,7 @@ class StoredArrays(Mapping[str, "NDArray[Any]"]):
         with open_hdf5(self._path) as file:
             try:
                 return _read(file[name])
-            except OSError as error:
+            except Exception as error:  # h5py raises nearly any type for a damaged file
                 text = f"{self._path}: array {name!r} is damaged: {error}"
                 raise CorruptStoreError(text) from error
 

@@ -128,4 +128,4 @@ def _replace(ownership: Ownership, name: str, data: bytes, *, sync: bool) -> Non
     ownership.verify()
     with durable.named_errors(path, len(data)):
         durable.write_temporary(temporary, data, sync=sync)
-        durable.replace(temporary, path, ownership.verify, sync=sync)
+        durable.replace(temporary, path, verify=ownership.verify, sync=sync)

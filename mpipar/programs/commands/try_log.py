@@ -80,10 +80,13 @@ class TryLog:
         outcomes: Sequence[CommandOutcome],
     ) -> None:
         """Write tries to their logs and to the journal; durable on return."""
+        self._project.verify_ownership()
         for (pending, answer), outcome in zip(tried, outcomes, strict=True):
             self._append_to_log(log_name(outcome.line), log_text(pending.command, outcome, answer))
         if self._new_logs:
-            durable.sync_folder(self._logs)
+            with durable.named_errors(self._logs, 0):
+                durable.sync_folder(self._logs)
+                durable.sync_folder(self._project.path)  # the name of the folder itself
             self._new_logs = False
         self._project.append(KIND, *(_to_json(outcome) for outcome in outcomes))
 

@@ -136,3 +136,37 @@ def test_a_segment_of_another_size_is_said_so(project):
         file.write(b"more")
     with pytest.raises(CorruptStoreError, match="its journal record says"):
         project.latest()
+
+
+def test_each_byte_of_a_segment_is_verified_before_it_is_read(path):
+    """Also those that HDF5 does not look at, and those outside of its checksums."""
+    with create(path) as project:
+        project.commit(1, {"x": X}, {"a": 1})
+    segment = path / "segments" / project.commits()[0].segment
+    whole = segment.read_bytes()
+    for at in range(0, len(whole), 101):
+        segment.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
+        for writer in (False, True):
+            with (
+                Project.open(path, writer=writer) as found,
+                pytest.raises(CorruptStoreError, match="sha256"),
+            ):
+                found.latest()
+    segment.write_bytes(whole)
+    assert np.array_equal(Project.open(path, writer=False).latest().arrays["x"], X)
+    segment.unlink()
+    with pytest.raises(CorruptStoreError, match="is missing; commit 1 needs it"):
+        Project.open(path, writer=False).latest()
+
+
+def test_no_flip_in_project_h5_passes_unseen(path):
+    with create(path) as project:
+        project.commit(1, {"x": X}, {})
+    index = path / "project.h5"
+    whole = index.read_bytes()
+    for at in (*range(0, len(whole) - 40, 23), *range(len(whole) - 40, len(whole))):
+        index.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
+        problems = check(path)
+        assert problems != [] or at >= len(whole) - 40, at  # the magic: an older file, and sound
+    index.write_bytes(whole)
+    assert check(path) == []

@@ -2,16 +2,30 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import threading
 import time
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from mpipar.errors import ProjectLockedError, StoreError
-from mpipar.store import Project, check, epoch, evidence, read_verdict, schema, unlock
+from mpipar.store import (
+    Project,
+    check,
+    durable,
+    epoch,
+    evidence,
+    folder,
+    read_verdict,
+    schema,
+    unlock,
+)
+from mpipar.store import project as project_module
 from mpipar.store.journal import JournalWriter
 from tests.unit.store.projects import X, create, die, tree
 
@@ -193,3 +207,119 @@ def test_unlock_explains_what_it_did(path):
 def test_unlock_refuses_while_the_owner_is_alive_here(project):
     with pytest.raises(ProjectLockedError, match="alive on this machine"):
         unlock(project.path)
+
+
+WRITES = {
+    "commit": lambda p: p.commit(2, {"x": X}, {"by": "old"}),
+    "append": lambda p: p.append("result", b"old"),
+    "status": lambda p: p.status(by="old"),
+    "verdict": lambda p: p.verdict("failed", "old"),
+    "export": lambda p: export(p, b"old"),
+}
+REPLACING: list[tuple[Any, str]] = [
+    (durable, "write_temporary"),
+    (durable, "replace"),
+    (Path, "replace"),
+]
+MOMENTS: dict[str, list[tuple[Any, str]]] = {
+    "commit": [(durable, "publish"), (os, "link"), (os, "fdatasync"), *REPLACING[1:]],
+    "append": [(os, "fdatasync")],
+    "status": REPLACING,
+    "verdict": REPLACING,
+    "export": [(durable, "sync_file"), *REPLACING[1:]],
+}  # Path.replace and os.link come after the old writer's last look at the claims
+
+
+def export(project: Project, data: bytes) -> None:
+    with project.export("map.mrc") as temporary:
+        temporary.write_bytes(data)
+
+
+def seen(path: Path) -> object:
+    """All that readers look at."""
+    reader = Project.open(path, writer=False)
+    names = ("project.h5", "status.json", "verdict.json", "map.mrc")
+    return (
+        reader.commits(),
+        reader.records("result", every=True),
+        [(path / name).read_bytes() for name in names],
+    )
+
+
+@pytest.mark.parametrize(
+    ("write", "place", "call"),
+    [
+        pytest.param(write, place, call, id=f"{write}-{place.__name__}.{call}")
+        for write, moments in MOMENTS.items()
+        for place, call in moments
+    ],
+)
+def test_a_writer_that_is_stopped_at_any_moment_and_passed_over_changes_nothing(
+    path, monkeypatch, write, place, call
+):
+    old = create(path, lease=1000)
+    old.commit(1, {"x": X}, {})
+    act = getattr(place, call)
+    after: list[object] = []
+
+    def passed_over(*arguments, **words):
+        monkeypatch.undo()
+        unlock(path, force=True)
+        with Project.open(path, writer=True, lease=1000) as new:
+            number = new.commits()[-1].number + 1
+            new.commit(number, {"x": X * 2}, {"by": "new"})
+            export(new, b"new")
+            new.status(by="new")
+            new.verdict("done", "new")
+        after.append(seen(path))
+        return act(*arguments, **words)
+
+    monkeypatch.setattr(place, call, passed_over)
+    with pytest.raises(ProjectLockedError, match="passed over by process"):
+        WRITES[write](old)
+    for again in WRITES.values():
+        with pytest.raises(ProjectLockedError, match="passed over by process"):
+            again(old)
+    old.abandon()
+    assert [seen(path)] == after
+    assert check(path) == []
+
+
+def test_an_old_writer_that_goes_on_while_it_opens_changes_nothing(path, monkeypatch):
+    with create(path) as project:
+        project.commit(1, {"x": X}, {})
+    sweep = folder.remove_leftovers
+    after: list[object] = []
+
+    def passed_over(*arguments):
+        monkeypatch.undo()
+        unlock(path, force=True)
+        with Project.open(path, writer=True, lease=1000) as new:
+            new.commit(2, {"x": X * 2}, {"by": "new"})
+            export(new, b"new")
+        after.append(seen(path))
+        sweep(*arguments)
+
+    monkeypatch.setattr(project_module, "remove_leftovers", passed_over)
+    with pytest.raises(ProjectLockedError, match="passed over by process"):
+        Project.open(path, writer=True, lease=1000)
+    assert [seen(path)] == after
+    assert check(path) == []
+
+
+def test_an_old_writer_takes_back_nothing_that_the_next_one_has_accepted(path, monkeypatch):
+    """Its sync fails after the next writer has read its record."""
+    old = create(path, lease=1000)
+
+    def fails_late(_):
+        monkeypatch.undo()
+        unlock(path, force=True)
+        Project.open(path, writer=True, lease=1000).close()
+        raise OSError(errno.EIO, "broken")
+
+    monkeypatch.setattr(os, "fdatasync", fails_late)
+    with pytest.raises(ProjectLockedError, match="passed over by process"):
+        old.append("result", b"1")
+    old.close()
+    assert Project.open(path, writer=False).records("result") == [b"1"]
+    assert check(path) == []

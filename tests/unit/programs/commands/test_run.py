@@ -10,7 +10,13 @@ from io import StringIO
 
 import pytest
 
-from mpipar.errors import CommandsFailedError, InputError, RequeueError, UsageError
+from mpipar.errors import (
+    CommandsFailedError,
+    CorruptStoreError,
+    InputError,
+    RequeueError,
+    UsageError,
+)
 from mpipar.programs.commands import run
 from mpipar.programs.commands.supervisor_main import descendants
 from mpipar.runtime.clusters import thread_cluster
@@ -248,3 +254,15 @@ def test_many_short_commands_on_several_workers(here, monkeypatch):
     ranks = {int(row["rank"]) for row in here.table()}
     assert len(ranks) == 2
     assert min(ranks) > 0, "rank 0 runs no commands"
+
+
+def test_a_damaged_journal_runs_no_command_again(here):
+    here.write("echo x >> a", "echo x >> b")
+    here.run()
+    journal = here.path / "journal" / "000001.log"
+    data = bytearray(journal.read_bytes())
+    data[13] ^= 1
+    journal.write_bytes(data)
+    with pytest.raises(CorruptStoreError, match=r"000001\.log: its header"):
+        here.run(resume=True, commands=None, cwd=None)
+    assert (here.count("a"), here.count("b")) == (1, 1)
