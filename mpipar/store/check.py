@@ -15,11 +15,11 @@ from mpipar.store import (
     project_index,
     schema,
     segments,
+    status,
     takeover,
     witnesses,
 )
 from mpipar.store.epoch import OwnerProcess
-from mpipar.store.status import read_status
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -38,14 +38,13 @@ def check(path: Path) -> list[str]:
     unfinished files, segments without a record, and a project.h5 without the newest commit.
     """
     takeover.require_project(path)
-    takeover.identity_of(path)
-    problems = _claim_problems(path)
+    problems = [*_claim_problems(path), *status.problems(path)]
     listed, entry_point = _entry_point(path)  # first, so that the journal is not older
-    names = witnesses.segment_names(path)
     try:
+        names = witnesses.segment_names(path)
         found = history.read(path)
     except MpiparError as error:
-        return [*problems, str(error)]
+        return [*problems, *({str(error)} - {*problems})]
     problems += _wrong_order(path, found)
     for info in found.commits:
         problems += _segment_problems(path, info)
@@ -55,15 +54,20 @@ def check(path: Path) -> list[str]:
 
 
 def _claim_problems(path: Path) -> list[str]:
+    return [line for number in epoch.epochs(path) for line in _problems_of_epoch(path, number)]
+
+
+def _problems_of_epoch(path: Path, number: int) -> list[str]:
     problems = []
-    for number in epoch.epochs(path):
+    try:
         if epoch.read_claim(path, number) is None:
             problems.append(f"{epoch.claim_path(path, number)}: cannot be read")
-        try:
-            epoch.released_journal(path, number)
-        except ValueError:
-            mark = path / schema.EPOCH / schema.released_name(number)
-            problems.append(f"{mark}: cannot be read")
+        epoch.released_journal(path, number)
+    except MpiparError as error:
+        problems.append(str(error))
+    except ValueError:
+        mark = path / schema.EPOCH / schema.released_name(number)
+        problems.append(f"{mark}: cannot be read")
     return problems
 
 
@@ -119,7 +123,7 @@ def unlock(path: Path, *, force: bool = False) -> str:
     with durable.named_errors(path, schema.SMALL_FILE):
         by = f"user {os.getuid()} on {socket.gethostname()}"
         epoch.mark(path, schema.unlocked_name(newest), by)
-    beat = (read_status(path) or {}).get("beat", "none")
+    beat = (status.read_status(path) or {}).get("beat", "none")
     return (
         f"{path}: unlocked. It was claimed by {owner} (epoch {newest}, last heart-beat {beat}). "
         f"The next writer takes epoch {newest + 1}; if the old one lives after all, it stops at "

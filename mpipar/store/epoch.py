@@ -155,16 +155,21 @@ def claim_path(project: Path, epoch: int) -> Path:
 
 
 def read_claim(project: Path, epoch: int) -> WriterClaim | None:
-    """Read a claim; None if it is damaged, or not whole (on a file system without hard links)."""
+    """Read a claim; None if it is damaged, or not whole (on a file system without hard links).
+
+    raises   StoreError if it cannot be read, or if a later version of mpipar wrote it
+    """
+    path = claim_path(project, epoch)
     try:
-        value = schema.decode_signed(claim_path(project, epoch).read_bytes())
-        batch = BatchJob(**value.pop("batch")) if value["batch"] else value.pop("batch")
-        return WriterClaim(batch=batch, identity=Identity(**value.pop("identity")), **value)
+        value = schema.decode_signed(path.read_bytes())
+        value["identity"] = schema.identity_from_json(value["identity"], str(path))
+        value["batch"] = BatchJob(**value["batch"]) if value["batch"] else None
+        return schema.build(WriterClaim, value, str(path))
     except FileNotFoundError:
         return None
     except OSError as error:
         raise StoreError(f"{project}: cannot be read: {error.strerror}") from error
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, AttributeError):
         return None
 
 
@@ -184,7 +189,24 @@ def publish_claim(project: Path, claim: WriterClaim) -> None:
     final = claim_path(project, claim.epoch)
     name = schema.temporary_name(claim.epoch, f"{claim.nonce}-{final.name}")
     durable.write_temporary(final.with_name(name), schema.sign(schema.encode(asdict(claim))))
-    durable.publish(final.with_name(name), final)
+    try:
+        durable.publish(final.with_name(name), final)
+    except FileExistsError:
+        raise
+    except BaseException:
+        if is_own(project, claim):  # it was published, and then its folder was not synced
+            with contextlib.suppress(OSError):
+                mark(project, schema.released_name(claim.epoch), claim.owner())
+        raise
+
+
+def is_own(project: Path, claim: WriterClaim) -> bool:
+    """Whether the claim of this epoch in the folder is this one."""
+    try:
+        found = read_claim(project, claim.epoch)
+    except (OSError, StoreError):
+        return False
+    return found is not None and found.nonce == claim.nonce
 
 
 def mark(project: Path, name: str, by: str, journal: Pin | None = None) -> None:
@@ -251,7 +273,9 @@ class Ownership:
         highest = max(epochs(self.project), default=0)
         if highest <= self.claim.epoch:
             return
-        newer = read_claim(self.project, highest)
+        newer = None
+        with contextlib.suppress(StoreError):
+            newer = read_claim(self.project, highest)
         owner = newer.owner() if newer else f"the owner of epoch {highest}"
         raise ProjectLockedError(
             f"{self.project}: this run (epoch {self.claim.epoch}) was taken for dead and passed "

@@ -111,18 +111,16 @@ class Project:
             schema.FORMAT, kind, schema.through_json(settings, "settings"), time.time()
         )
         folder = NewFolder(path)
-        owned = False
+        claim = evidence.this_process(1, identity, lease)
         try:
-            claim = evidence.this_process(1, identity, lease)
             with durable.named_errors(path, len(schema.encode(identity.settings))):
                 _claim_first(path, claim)
-            owned = True
             project = cls._begin(path, claim)
         except StoreError as error:
-            folder.undo(owned=owned)
+            folder.undo(owned=epoch.is_own(path, claim))
             raise OutputError(str(error)) from error
         except BaseException:
-            folder.undo(owned=owned)
+            folder.undo(owned=epoch.is_own(path, claim))
             raise
         project._new_folder = folder
         return project

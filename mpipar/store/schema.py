@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import re
 import zlib
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, Final
+from dataclasses import asdict, dataclass, fields
+from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 
 import numpy as np
 
@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from numpy.typing import NDArray
+
+_T = TypeVar("_T")
 
 FORMAT: Final = 1
 PROJECT: Final = "project.h5"
@@ -220,8 +222,40 @@ def commit_to_json(info: CommitInfo) -> bytes:
 
 
 def commit_from_json(data: bytes) -> CommitInfo:
-    """Return the commit in the payload of a journal record."""
-    return CommitInfo(**decode(data))
+    """Return the commit in the payload of a journal record.
+
+    raises   StoreError if a later version of mpipar wrote it
+    """
+    return build(CommitInfo, decode(data), "a commit in the journal")
+
+
+def identity_from_json(value: dict[str, Any], what: str) -> Identity:
+    """Return what a project is from a claim or manifest, which `what` names in errors.
+
+    raises   StoreError if a later version of mpipar made the project
+    """
+    number = value.get("format")
+    if isinstance(number, int) and number > FORMAT:
+        raise StoreError(
+            f"{what}: has format {number}, and this mpipar knows formats up to {FORMAT}; "
+            "update mpipar"
+        )
+    return build(Identity, value, what)
+
+
+def build(cls: type[_T], value: dict[str, Any], what: str) -> _T:
+    """Return a dataclass from its fields.
+
+    raises   StoreError if there are more fields, from a later version of mpipar; TypeError if one
+             is missing
+    """
+    known = {field.name for field in fields(cast("Any", cls))}
+    more = sorted(value.keys() - known)
+    if more and known <= value.keys():
+        raise StoreError(
+            f"{what}: has fields that this mpipar does not know ({', '.join(more)}); update mpipar"
+        )
+    return cls(**value)
 
 
 def manifest_to_json(identity: Identity, pins: tuple[Pin, ...]) -> bytes:
@@ -231,5 +265,7 @@ def manifest_to_json(identity: Identity, pins: tuple[Pin, ...]) -> bytes:
 
 def manifest_from_json(data: bytes) -> tuple[Identity, tuple[Pin, ...]]:
     """Return identity and pins from the payload of an epoch's first record."""
+    what = "the first record of the newest journal"
     value = decode(data)
-    return Identity(**value["identity"]), tuple(Pin(**pin) for pin in value["accepted"])
+    identity = identity_from_json(value["identity"], what)
+    return identity, tuple(build(Pin, pin, what) for pin in value["accepted"])

@@ -44,9 +44,27 @@ def read_beat(project: Path, owner: str | None) -> tuple[object, object] | None:
 
 def _read(path: Path) -> dict[str, Any] | None:
     try:
-        return schema.decode(path.read_bytes())
+        value = schema.decode_signed(path.read_bytes())
     except (OSError, ValueError):
         return None
+    return value
+
+
+def problems(project: Path) -> list[str]:
+    """Return a line for each of status.json and verdict.json that is there and is damaged."""
+    return [line for name in (schema.STATUS, schema.VERDICT) for line in _problem(project / name)]
+
+
+def _problem(path: Path) -> list[str]:
+    try:
+        schema.decode_signed(path.read_bytes())
+    except FileNotFoundError:
+        return []
+    except ValueError:
+        return [f"{path}: is damaged; the next run on this project replaces it"]
+    except OSError as error:
+        return [f"{path}: cannot be read: {error.strerror}"]
+    return []
 
 
 class Heartbeat:
@@ -99,7 +117,7 @@ class Heartbeat:
                 "updated": time.time(),
                 "lease": claim.lease,
             }
-            _replace(self._ownership, schema.STATUS, schema.encode(status), sync=False)
+            _replace(self._ownership, schema.STATUS, status, sync=False)
 
     def stop(self) -> None:
         """End the thread, and wait for its end."""
@@ -119,10 +137,11 @@ def write_verdict(ownership: Ownership, verdict: str, reason: str) -> None:
         "epoch": claim.epoch,
         "time": time.time(),
     }
-    _replace(ownership, schema.VERDICT, schema.encode(value), sync=True)
+    _replace(ownership, schema.VERDICT, value, sync=True)
 
 
-def _replace(ownership: Ownership, name: str, data: bytes, *, sync: bool) -> None:
+def _replace(ownership: Ownership, name: str, value: dict[str, Any], *, sync: bool) -> None:
+    data = schema.sign(schema.encode(value))
     path = ownership.project / name
     temporary = path.with_name(schema.temporary_name(ownership.claim.epoch, name))
     ownership.verify()

@@ -6,7 +6,7 @@ import logging
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from mpipar.errors import MissingInputError, ProjectLockedError, StoreError
+from mpipar.errors import MissingInputError, ProjectLockedError
 from mpipar.store import durable, epoch, evidence, schema, witnesses
 from mpipar.store.epoch import LEASES_TO_WATCH, Decision, Verdict, WriterClaim, may_take_over
 
@@ -33,13 +33,7 @@ def require_project(path: Path) -> None:
 
 def identity_of(path: Path) -> Identity:
     """Return what the project is; StoreError if a later version of mpipar wrote it."""
-    identity = epoch.identity_from_claims(path, epoch.epochs(path))
-    if identity.format > schema.FORMAT:
-        raise StoreError(
-            f"{path}: has format {identity.format}, and this mpipar knows formats up to "
-            f"{schema.FORMAT}; update mpipar"
-        )
-    return identity
+    return epoch.identity_from_claims(path, epoch.epochs(path))
 
 
 def take_next_epoch(path: Path, lease: float, say: Callable[[str], None]) -> WriterClaim:

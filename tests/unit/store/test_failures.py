@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mpipar.errors import CorruptStoreError, DiskFullError
-from mpipar.store import Project, check
+from mpipar.errors import CorruptStoreError, DiskFullError, OutputError, StoreError
+from mpipar.store import Project, check, durable
 from tests.unit.store.projects import X, create
 
 
@@ -170,3 +170,25 @@ def test_no_flip_in_project_h5_passes_unseen(path):
         assert problems != [] or at >= len(whole) - 40, at  # the magic: an older file, and sound
     index.write_bytes(whole)
     assert check(path) == []
+
+
+@pytest.mark.parametrize("again", [False, True])
+def test_a_claim_whose_folder_is_not_synced_locks_nobody_out(path, monkeypatch, again):
+    if again:
+        create(path).close()
+
+    def failing(folder):
+        if folder.name == "epoch":
+            monkeypatch.undo()
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(durable, "sync_folder", failing)
+    if again:
+        with pytest.raises(StoreError, match=os.strerror(errno.EIO)):
+            Project.open(path, writer=True)
+        Project.open(path, writer=True).close()
+        assert check(path) == []
+    else:
+        with pytest.raises(OutputError, match=os.strerror(errno.EIO)):
+            create(path)
+        assert not path.exists()

@@ -234,6 +234,33 @@ def test_a_project_of_a_later_format_is_refused(path, monkeypatch):
         Project.open(path, writer=False)
 
 
+def test_what_a_later_version_has_added_is_said_to_need_it(path):
+    with create(path) as project:
+        project.commit(1, {"x": X}, {})
+        added = schema.decode(schema.commit_to_json(project.commits()[0])) | {"pruned": False}
+        project._writer.journal.append([(schema.COMMIT, schema.encode(added | {"number": 9}))])
+    for look in (
+        lambda: Project.open(path, writer=False).commits(),
+        lambda: Project.open(path, writer=True),
+    ):
+        with pytest.raises(StoreError, match=r"pruned.*update mpipar"):
+            look()
+    assert "update mpipar" in check(path)[0]
+
+
+@pytest.mark.parametrize("change", [{"format": 2}, {"format": 2, "cores": 4}])
+def test_a_claim_of_a_later_version_is_said_to_need_it(path, change):
+    create(path).close()
+    claim = path / "epoch" / "000001.claim"
+    value = schema.decode_signed(claim.read_bytes())
+    value["identity"]["format"] = change["format"]
+    claim.write_bytes(schema.sign(schema.encode(value | change)))
+    for writer in (True, False):
+        with pytest.raises(StoreError, match="update mpipar"):
+            Project.open(path, writer=writer)
+    assert "update mpipar" in check(path)[0]
+
+
 def test_status_is_replaced_and_beats(path):
     with create(path, lease=0.15) as project:
         project.status(iteration=2, resolution=np.float64(8.5))
