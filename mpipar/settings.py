@@ -353,7 +353,7 @@ class CheckSettings(Settings):
 
     command: ClassVar[str] = "check"
     epilog: ClassVar[str] = """\
-It reads only, and may be used at any time, on any host, while a run is writing.
+Without --repair it reads only, and may be used at any time, on any host, while a run is writing.
 Exit code 0: sound. 65: problems found, one line each.
 
 example:
@@ -361,6 +361,9 @@ example:
 """
 
     path: Path = option(help="folder of the run", metavar="FOLDER", positional=True)
+    repair: bool = option(
+        False, help="bring back what can be read of a damaged run; no damaged file is touched"
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,6 +3,8 @@
 from mpipar.store.check import check, unlock
 from mpipar.store.folder import next_free
 from mpipar.store.project import Commit, Project
+from mpipar.store.repair import repair
+from mpipar.store.salvage import salvage
 from mpipar.store.schema import CommitInfo
 from mpipar.store.status import read_status, read_verdict
 
@@ -14,5 +16,7 @@ __all__ = [
     "next_free",
     "read_status",
     "read_verdict",
+    "repair",
+    "salvage",
     "unlock",
 ]

@@ -143,6 +143,20 @@ def _has_later_batch(data: bytes, offset: int, seed: int, serial: int) -> bool:
     return False
 
 
+def all_whole_records(data: bytes, seed: int) -> list[Record]:
+    """Return every whole record in `data`, also those after damage, oldest first."""
+    records: list[Record] = []
+    offset = 0
+    while (offset := data.find(_RECORD_MAGIC, offset)) >= 0:
+        found = _parse_record(data, offset, seed)
+        if found is None:
+            offset += 1
+            continue
+        serial, batch, kind, payload, _, offset = found
+        records.append(Record(serial, batch, kind, payload, offset, 0))
+    return records
+
+
 class JournalWriter:
     """Appends to the journal of this process's own epoch: one fdatasync per batch."""
 

@@ -42,7 +42,7 @@ NOT_ENDED: Final = "begun, and not ended: it is running (status.json beats), or 
 
 _EPOCH_FILE: Final = re.compile(r"(\d{6,})\.(claim|released|unlocked)")
 _TEMPORARY: Final = re.compile(re.escape(TEMPORARY) + r"(\d{6,})-.+")
-_SEGMENT: Final = re.compile(r"commit-\d+\.e(\d{6,})-\d{4,}\.h5")
+_SEGMENT: Final = re.compile(r"commit-(\d+)\.e(\d{6,})-\d{4,}\.h5")
 _SIGNATURE: Final = re.compile(rb'(.*),"crc32":(\d+)\}', re.DOTALL)
 _ARRAY_NAME: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.:+\- ]*")
 _KINDS: Final = "biufcS"  # numpy's dtype kinds that HDF5 keeps bit for bit
@@ -122,6 +122,12 @@ def epoch_of_temporary(name: str) -> int | None:
 
 def epoch_of_segment(name: str) -> int | None:
     """Return the epoch in the name of a segment; None for other names."""
+    match = _SEGMENT.fullmatch(name)
+    return int(match[2]) if match else None
+
+
+def number_of_segment(name: str) -> int | None:
+    """Return the number of the commit in the name of a segment; None for other names."""
     match = _SEGMENT.fullmatch(name)
     return int(match[1]) if match else None
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import io
+import json
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -228,6 +229,30 @@ def put_attribute(group: h5py.Group, name: str, value: object) -> None:
             group.attrs[name] = text.decode()
         else:
             group.require_group("long_attributes")[name] = np.frombuffer(text, np.uint8)
+
+
+def attributes_of(path: Path) -> dict[str, Any]:
+    """Return what `put_attribute` has stored at the root of a file.
+
+    raises   CorruptStoreError
+    """
+    with open_hdf5(path) as file:
+        try:
+            values = {name: _from_attribute(value) for name, value in file.attrs.items()}
+            for name, data in file.get("long_attributes", {}).items():
+                values[name] = json.loads(data[...].tobytes())
+        except Exception as error:  # h5py raises nearly any type for a damaged file
+            raise CorruptStoreError(f"{path}: attributes are damaged: {error}") from error
+    return values
+
+
+def _from_attribute(value: object) -> object:
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, str) and (value[:1] in {"{", "["} or value == "null"):
+        with contextlib.suppress(ValueError):
+            return json.loads(value)
+    return value
 
 
 def _is_long(value: str | float) -> bool:

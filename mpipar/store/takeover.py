@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from mpipar.errors import MissingInputError, ProjectLockedError
+from mpipar.errors import CorruptStoreError, MissingInputError, MpiparError, ProjectLockedError
 from mpipar.store import durable, epoch, evidence, schema, witnesses
 from mpipar.store.epoch import LEASES_TO_WATCH, Decision, Verdict, WriterClaim, may_take_over
+from mpipar.store.salvage import salvage
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -36,13 +38,16 @@ def identity_of(path: Path) -> Identity:
     return epoch.identity_from_claims(path, epoch.epochs(path))
 
 
-def take_next_epoch(path: Path, lease: float, say: Callable[[str], None]) -> WriterClaim:
+def take_next_epoch(
+    path: Path, lease: float, say: Callable[[str], None], *, agreeing: bool = True
+) -> WriterClaim:
     """Claim the epoch after the newest, or raise ProjectLockedError that names the living owner.
 
     CorruptStoreError if anything names more than the journals hold: then nothing is written.
 
-    lease   seconds
-    say     is called before the owner's heart-beat is watched
+    lease      seconds
+    say        is called before the owner's heart-beat is watched
+    agreeing   whether the journals must hold all that the other files name
     """
     identity = identity_of(path)
     while True:
@@ -52,7 +57,8 @@ def take_next_epoch(path: Path, lease: float, say: Callable[[str], None]) -> Wri
         decision = _judge(path, newest, older, own, say)
         if decision.verdict is Verdict.REFUSE:
             raise ProjectLockedError(_refusal(path, older, newest, decision))
-        witnesses.read_agreeing(path)  # before anything is written
+        if agreeing:
+            _require_agreement(path)  # before anything is written
         log.info("epoch %d may be passed over: %s", newest, decision.reason)
         try:
             with durable.named_errors(path, schema.SMALL_FILE):
@@ -60,6 +66,18 @@ def take_next_epoch(path: Path, lease: float, say: Callable[[str], None]) -> Wri
         except _TakenError:
             continue  # another process was faster; it lives, and the error will name it
         return own
+
+
+def _require_agreement(path: Path) -> None:
+    try:
+        witnesses.read_agreeing(path)
+    except CorruptStoreError as error:
+        kept = "what can be read"
+        with contextlib.suppress(MpiparError):
+            kept = str(salvage(path))
+        raise CorruptStoreError(
+            f"{error}; nothing was written; `mpipar check --repair {path}` would bring back {kept}"
+        ) from error
 
 
 class _TakenError(Exception):

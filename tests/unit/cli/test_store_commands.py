@@ -35,3 +35,18 @@ def test_every_problem_is_a_line(path, capsys):
 def test_a_run_without_a_writer_needs_no_unlocking(path, capsys):
     assert main(["unlock", str(path)]) == 0
     assert str(path) in capsys.readouterr().out
+
+
+def test_a_damaged_run_is_repaired_on_request(path, capsys):
+    journal = path / "journal" / "000001.log"
+    data = bytearray(journal.read_bytes())
+    data[13] ^= 1
+    journal.write_bytes(data)
+    assert main(["check", str(path)]) == CorruptStoreError.exit_code
+    assert f"`mpipar check --repair {path}` would bring back the commits 1," in (
+        capsys.readouterr().err
+    )
+    assert journal.read_bytes() == data
+    assert main(["check", "--repair", str(path)]) == 0
+    assert "repaired: brought back the commits 1," in capsys.readouterr().out
+    assert main(["check", str(path)]) == 0

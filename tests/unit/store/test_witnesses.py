@@ -11,25 +11,7 @@ import pytest
 
 from mpipar.errors import CorruptStoreError, DiskFullError
 from mpipar.store import Project, check, epoch, schema
-from tests.unit.store.projects import X, create, die
-
-
-def flip(path: Path, at: int) -> None:
-    data = bytearray(path.read_bytes())
-    data[at] ^= 1
-    path.write_bytes(data)
-
-
-DAMAGES = {
-    "a bit of the header": lambda log: flip(log, 13),
-    "a bit of the header's checksum": lambda log: flip(log, 30),
-    "a bit of the last batch": lambda log: flip(log, -1),
-    "a missing file": Path.unlink,
-    "an empty file": lambda log: os.truncate(log, 0),
-    "a part of the header": lambda log: os.truncate(log, 20),
-    "the header alone": lambda log: os.truncate(log, 32),
-    "all but the last byte": lambda log: os.truncate(log, log.stat().st_size - 1),
-}
+from tests.unit.store.projects import DAMAGES, X, create, die, flip
 
 
 def files(path: Path) -> dict[str, bytes]:
