@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Union, get_args, get_origin, get_type_hints
 
 from mpipar.errors import InputError, MissingInputError, UsageError
+from mpipar.formats.reading import text_of
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -161,12 +162,10 @@ def seconds_of(flag: str, text: str) -> float:
 def read_settings_file(path: Path, command: str) -> dict[str, Any]:
     """Read values for one command from a TOML file: the top level, then the table [command]."""
     try:
-        text = path.read_text(encoding="utf-8")
+        data = path.read_bytes()
     except OSError as error:
         raise MissingInputError(f"--settings {path}: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise InputError(f"--settings {path} is not a text file") from error
-    return toml_values(text, command, f"--settings {path}")
+    return toml_values(text_of(path, data), command, f"--settings {path}")
 
 
 def toml_values(text: str, command: str, source: str) -> dict[str, Any]:

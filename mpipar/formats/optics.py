@@ -10,7 +10,7 @@ import pandas as pd
 
 from mpipar.errors import InputError
 from mpipar.formats.mrc import Stack
-from mpipar.formats.tables import format_numbers, numbers
+from mpipar.formats.tables import format_numbers, integers, numbers, row_list
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -50,6 +50,8 @@ IGNORED_IF_NOT_ZERO: Final = {
 ROUNDING: Final = 1e-6  # of matrices in STAR files
 FLAT: Final = 2  # rlnImageDimensionality of images
 LONGEST_PLAUSIBLE_DEFOCUS_UM: Final = 30.0
+SMALLEST_USUAL_DEFOCUS: Final = 2000.0  # A
+LARGEST_USUAL_ASTIGMATISM: Final = 5000.0  # A
 
 
 @dataclass(frozen=True)
@@ -107,7 +109,7 @@ def read_optics(
 def _group_numbers(path: Path, groups: pd.DataFrame) -> NDArray[np.int64]:
     if "rlnOpticsGroup" not in groups.columns:
         groups["rlnOpticsGroup"] = [str(row + 1) for row in range(len(groups))]
-    values = numbers(groups, "rlnOpticsGroup", path, "optics group").astype(np.int64)
+    values = integers(groups, "rlnOpticsGroup", path, "optics group")
     if np.unique(values).size < values.size:
         raise InputError(
             f"{path}: data_optics lists the same rlnOpticsGroup twice: {values.tolist()}"
@@ -130,7 +132,7 @@ def _group_of_particles(
             )
         warnings.append("the particles have no rlnOpticsGroup: all belong to the only one listed")
         return np.full(len(table), known[0], np.int32)
-    group = numbers(table, "rlnOpticsGroup", path, "particle").astype(np.int32)
+    group = integers(table, "rlnOpticsGroup", path, "particle").astype(np.int32)
     unknown = np.flatnonzero(~np.isin(group, known))
     if unknown.size:
         raise InputError(
@@ -299,16 +301,19 @@ def _refuse_other_data(path: Path, groups: pd.DataFrame, table: pd.DataFrame) ->
             )
 
 
-def fill_image_size(groups: pd.DataFrame, stacks: Sequence[Path], path: Path) -> None:
+def fill_image_size(
+    groups: pd.DataFrame, stacks: Sequence[Path], path: Path, marked: frozenset[Path]
+) -> None:
     """Add the image size that RELION needs to each optics group, if it is missing.
 
     stacks   one stack of each group, whose header tells the size
+    marked   stacks that the list calls stacks, whatever their headers say
     raises   InputError if groups differ in image size
     """
     if "rlnImageSize" not in groups.columns:
-        box_of = {stack: Stack(stack).box for stack in set(stacks)}
+        box_of = {stack: Stack(stack, marked=stack in marked).box for stack in set(stacks)}
         groups["rlnImageSize"] = [str(box_of[stack]) for stack in stacks]
-    sizes = numbers(groups, "rlnImageSize", path, "optics group")
+    sizes = integers(groups, "rlnImageSize", path, "optics group")
     if np.ptp(sizes) > 0:
         each = ", ".join(
             f"{name} {size:g}" for name, size in zip(group_names(groups), sizes, strict=True)
@@ -331,10 +336,6 @@ def read_ctf(
             f"(CtfFind, Gctf) before extraction; found {', '.join(table.columns)}"
         )
     defocus = numbers(table, "rlnDefocusU", path, "particle")
-    if 0 < np.abs(defocus).max() < LONGEST_PLAUSIBLE_DEFOCUS_UM:
-        warnings.append(
-            f"rlnDefocusU is at most {np.abs(defocus).max():g} A: are these micrometres?"
-        )
     columns: dict[str, tuple[str, float | NDArray[np.float64], str]] = {
         "defocus_v": ("rlnDefocusV", defocus, "rlnDefocusU"),
         "defocus_angle": ("rlnDefocusAngle", 0.0, "0 degrees"),
@@ -352,7 +353,43 @@ def read_ctf(
             absent.append(f"{label} = {text}")
     if absent:
         warnings.append(f"not in the file and taken as usual: {', '.join(absent)}")
+    warnings += _doubts(values)
     return values
+
+
+def _doubts(ctf: dict[str, NDArray[np.float64]]) -> list[str]:
+    """Return what looks like another unit or sign than that of RELION, one doubt per quantity."""
+    u, v = ctf["defocus_u"], ctf["defocus_v"]
+    mean, apart = (u + v) / 2, np.abs(u - v)
+    largest = max(np.abs(u).max(), np.abs(v).max())
+    doubts = []
+    for label, values in (("rlnDefocusU", u), ("rlnDefocusV", v)):
+        if 0 < np.abs(values).max() < LONGEST_PLAUSIBLE_DEFOCUS_UM:
+            doubts.append(f"{label} is at most {np.abs(values).max():g} A: are these micrometres?")
+    if doubts:
+        doubts = doubts[:1]
+    elif largest == 0:
+        doubts.append("rlnDefocusU and rlnDefocusV are 0 for all particles: were they estimated?")
+    elif (mean < 0).any():
+        doubts.append(
+            f"{(mean < 0).sum()} particles have a negative rlnDefocusU, which is overfocus (rows "
+            f"{row_list(np.flatnonzero(mean < 0))}); underfocus is positive: is the sign right?"
+        )
+    elif np.median(mean) < SMALLEST_USUAL_DEFOCUS:
+        doubts.append(
+            f"half of the particles have a defocus (rlnDefocusU, rlnDefocusV) below "
+            f"{SMALLEST_USUAL_DEFOCUS:g} A: are these nanometres?"
+        )
+    elif (apart > LARGEST_USUAL_ASTIGMATISM).any():
+        far = np.flatnonzero(apart > LARGEST_USUAL_ASTIGMATISM)
+        doubts.append(
+            f"{far.size} particles have rlnDefocusU and rlnDefocusV more than "
+            f"{LARGEST_USUAL_ASTIGMATISM:g} A apart (rows {row_list(far)}); is rlnDefocusV right?"
+        )
+    phase = np.abs(ctf["phase_shift"]).max()
+    if 0 < phase <= np.pi:
+        doubts.append(f"rlnPhaseShift is at most {phase:g} degrees: are these radians?")
+    return doubts
 
 
 def ignored_columns(table: pd.DataFrame, groups: pd.DataFrame) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import stat
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -10,6 +11,8 @@ import numpy as np
 import pandas as pd
 
 from mpipar.errors import InputError, MissingInputError
+from mpipar.formats.mrc import STACK_MARK
+from mpipar.formats.reading import reading
 from mpipar.formats.tables import row_list
 
 if TYPE_CHECKING:
@@ -18,7 +21,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 PARENTS_SEARCHED: Final = 3
-STACK_MARK: Final = ":mrcs"  # RELION's way to say that a file is a stack whatever its suffix
+OTHER_MARK: Final = ":mrc"  # RELION's way to say that a file is an MRC file whatever its suffix
+PACKED_SUFFIXES: Final = (".gz", ".bz2", ".xz", ".zst")
+LONGEST_NUMBER: Final = 18  # digits that an int64 holds
 
 
 @dataclass(frozen=True)
@@ -33,6 +38,8 @@ class ParticleSet:
     stacks: tuple[Path, ...]  # absolute
     stack: NDArray[np.int32]  # index into stacks
     slice: NDArray[np.int64]  # image within the stack, from zero
+    marked: frozenset[Path]  # stacks that the list calls stacks, whatever their headers say
+    unnumbered: NDArray[np.bool_]  # whether the list names a file without the image's number
     voltage: NDArray[np.float64]  # kV
     spherical_aberration: NDArray[np.float64]  # mm
     amplitude_contrast: NDArray[np.float64]  # fraction
@@ -52,49 +59,83 @@ class ParticleSet:
     warnings: tuple[str, ...]  # what was assumed or ignored
 
 
-def locate_images(
-    path: Path, names: Sequence[object]
-) -> tuple[tuple[Path, ...], NDArray[np.int32], NDArray[np.int64]]:
+@dataclass(frozen=True)
+class ImagePlaces:
+    """Where the images of a list are; arrays have one entry per particle."""
+
+    stacks: tuple[Path, ...]  # absolute
+    stack: NDArray[np.int32]  # index into stacks
+    image: NDArray[np.int64]  # within the stack, from zero
+    marked: frozenset[Path]  # stacks that the list calls stacks, whatever their headers say
+    unnumbered: NDArray[np.bool_]  # whether the name has no number
+
+
+def locate_images(path: Path, names: Sequence[object]) -> ImagePlaces:
     """Split image names `000012@folder/stack.mrcs` and find their stacks on disk.
 
-    path      the STAR file; stacks are looked for from the current folder, then beside it
-    names     (p,) rlnImageName
-    returns   absolute stack paths, (p,) int32 index into them, (p,) int64 image from zero
-    raises    InputError naming the particle whose image name cannot be understood,
-              MissingInputError with all places tried if a stack is not there
+    path     the STAR file; stacks are looked for from the current folder, then beside it
+    names    (p,) rlnImageName
+    raises   InputError naming the particle whose image name cannot be understood,
+             MissingInputError with all places tried if a stack is not there
     """
     numbers_of_stack: dict[str, int] = {}
     stack = np.empty(len(names), np.int32)
     image = np.empty(len(names), np.int64)
+    unnumbered = np.zeros(len(names), np.bool_)
+    marked: set[int] = set()
     for row, name in enumerate(names):
-        number, at, file = str(name).partition("@")
-        if not at:  # a file with one image
-            number, file = "", number
-        file = file.removesuffix(STACK_MARK)
-        stack[row] = numbers_of_stack.setdefault(file, len(numbers_of_stack))
-        if (number and not number.strip().isdecimal()) or not file or not isinstance(name, str):
+        number, file, mark = _split_name(str(name))
+        if not file or not isinstance(name, str) or not _is_number(number):
             raise InputError(
                 f"{path}: particle {row + 1} has rlnImageName = {name}; it must read like "
                 "000012@folder/stack.mrcs"
             )
+        stack[row] = numbers_of_stack.setdefault(file, len(numbers_of_stack))
         image[row] = int(number or 1) - 1
+        unnumbered[row] = not number
+        if mark:
+            marked.add(int(stack[row]))
     if (image < 0).any():
         row = int(np.argmin(image))
         raise InputError(
             f"{path}: particle {row + 1} has rlnImageName = {names[row]}; images count from 1"
         )
-    return *_find_stacks(path, list(numbers_of_stack), stack), image
+    stacks, place = _find_stacks(path, list(numbers_of_stack), stack)
+    return ImagePlaces(
+        stacks=stacks,
+        stack=place[stack],
+        image=image,
+        marked=frozenset(stacks[place[number]] for number in marked),
+        unnumbered=unnumbered,
+    )
+
+
+def _split_name(name: str) -> tuple[str, str, bool]:
+    """Return number, file, and whether the file is marked as a stack.
+
+    The number is '' where the name has none, which is right for a file of one image.
+    """
+    number, at, file = name.partition("@")
+    if not at:
+        number, file = "", number
+    plain = file.removesuffix(STACK_MARK)
+    return number.strip(), plain.removesuffix(OTHER_MARK), plain != file
+
+
+def _is_number(text: str) -> bool:
+    """Whether the text before the @ counts an image; no text is right too."""
+    return not text or (text.isascii() and text.isdecimal() and len(text) <= LONGEST_NUMBER)
 
 
 def _find_stacks(
     path: Path, files: Sequence[str], stack: NDArray[np.int32]
 ) -> tuple[tuple[Path, ...], NDArray[np.int32]]:
-    """Return the paths of the stacks, each once, and the particles' indices into them."""
+    """Return the paths of the stacks, each once, and the index of each file into them."""
     found: dict[Path, int] = {}
     place = np.empty(len(files), np.int32)
     missing: list[int] = []
     for number, file in enumerate(files):
-        candidate = next((p for p in _places(path, file) if p.is_file()), None)
+        candidate = _first_file(_places(path, file))
         if candidate is None:
             missing.append(number)
         else:
@@ -103,12 +144,46 @@ def _find_stacks(
         tried = "".join(f"\n    {place}" for place in _places(path, files[missing[0]]))
         rows = np.flatnonzero(np.isin(stack, missing))
         others = f" and {len(missing) - 1} more stacks" if len(missing) > 1 else ""
+        packed = _packed(_places(path, files[missing[0]]))
+        unpack = f"{packed} is there: decompress it, or " if packed else ""
         raise MissingInputError(
             f"{path}: image stack {files[missing[0]]}{others} not found, needed by "
             f"{rows.size} particles (rows {row_list(rows)}); looked for{tried}\n"
-            "run from the folder that the names are relative to, or correct rlnImageName"
+            f"{unpack}run from the folder that the names are relative to, or correct rlnImageName"
         )
-    return tuple(found), place[stack]
+    return tuple(found), place
+
+
+def _first_file(places: Iterator[Path]) -> Path | None:
+    """Return the first place where there is a file.
+
+    raises   MissingInputError if there is none, and the operating system does not say of a place
+             whether there is one
+    """
+    unknown: MissingInputError | None = None
+    for place in places:
+        try:
+            if _is_file(place):
+                return place
+        except MissingInputError as error:  # noqa: PERF203 - a try costs nothing beside a file
+            unknown = unknown or error
+    if unknown is not None:
+        raise unknown
+    return None
+
+
+def _is_file(path: Path) -> bool:
+    with reading(path):
+        try:
+            return stat.S_ISREG(path.stat().st_mode)
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+
+
+def _packed(places: Iterator[Path]) -> Path | None:
+    """Return a compressed file in the place of one that is missing."""
+    names = (place.with_name(place.name + suffix) for place in places for suffix in PACKED_SUFFIXES)
+    return next((name for name in names if name.is_file()), None)
 
 
 def _places(path: Path, file: str) -> Iterator[Path]:

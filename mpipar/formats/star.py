@@ -46,26 +46,29 @@ def read_particles(path: Path, pixel_size: float | None = None) -> ParticleSet:
     path = Path(path)
     if path.suffix.lower() in FOREIGN_FILES:
         raise InputError(f"{path} is not a STAR file; {FOREIGN_FILES[path.suffix.lower()]}")
-    table, groups = _choose_tables(path, read_tables(path))
     warnings: list[str] = []
-    stacks, stack, image = locate_images(path, table["rlnImageName"].tolist())
-    again = duplicates(stack, image)
+    table, groups = _choose_tables(path, read_tables(path, warnings))
+    table = _enabled(path, table, warnings)
+    found = locate_images(path, table["rlnImageName"].tolist())
+    again = duplicates(found.stack, found.image)
     if again.size:
         warnings.append(
             f"{again.size} particles name an image that stands in the list already (rows "
             f"{row_list(again)}): it counts twice, and may be in both half sets"
         )
     optics = read_optics(path, table, groups, pixel_size, warnings)
-    first = [stacks[stack[row]] for row in optics.first_rows()]
-    fill_image_size(optics.table, first, path)
+    first = [found.stacks[found.stack[row]] for row in optics.first_rows()]
+    fill_image_size(optics.table, first, path, found.marked)
     ctf = read_ctf(path, table, warnings)
     warnings += ignored_columns(table, optics.table)
     return ParticleSet(
         path=path.absolute(),
         count=len(table),
-        stacks=stacks,
-        stack=stack,
-        slice=image,
+        stacks=found.stacks,
+        stack=found.stack,
+        slice=found.image,
+        marked=found.marked,
+        unnumbered=found.unnumbered,
         voltage=optics.voltage,
         spherical_aberration=optics.spherical_aberration,
         amplitude_contrast=optics.amplitude_contrast,
@@ -105,6 +108,25 @@ def _choose_tables(
     if table.empty:
         raise InputError(f"{path} lists no particles: its table has column labels but no rows")
     return table, tables.get("optics")
+
+
+def _enabled(path: Path, table: pd.DataFrame, warnings: list[str]) -> pd.DataFrame:
+    """Return the rows that are not switched off by rlnEnabled, as Xmipp and Scipion do it."""
+    if "rlnEnabled" not in table.columns:
+        return table
+    off = numbers(table, "rlnEnabled", path, "particle") <= 0
+    if off.all():
+        raise InputError(
+            f"{path} switches all {off.size} particles off: rlnEnabled is never above 0; set it "
+            "to 1, or remove the column"
+        )
+    if off.any():
+        warnings.append(
+            f"{off.sum()} particles are left out, because their rlnEnabled is 0 or less (rows "
+            f"{row_list(np.flatnonzero(off))}); other messages count rows without them"
+        )
+    enabled: pd.DataFrame = table[~off].reset_index(drop=True)
+    return enabled
 
 
 def _read_columns(

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 import pandas as pd
 
-from mpipar.errors import InputError, MissingInputError
+from mpipar.errors import InputError
+from mpipar.formats.reading import UNDECODED, opened_text
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -23,27 +24,35 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
-BLOCK: Final = re.compile(r"data_\S*(\s+#.*)?")
-TOKEN: Final = re.compile(r"""'(.*?)'(?=\s|$)|"(.*?)"(?=\s|$)|(\S+)""")
-NEEDS_QUOTES: Final = re.compile(r"""\s|\0['"]""")
-UNDECODED: Final = "surrogateescape"  # names in any encoding come back byte for byte
+BLANKS: Final = " \t\r\n\v\f"  # a no-break space is a letter like any other, as for RELION
+BLOCK: Final = re.compile(r"(?i)data_([^ \t\r\v\f]*)(?:[ \t\r\v\f]+(?=#|loop_(?:[ \t]|$))|$)")
+LOOP: Final = re.compile(r"(?i)loop_(?:[ \t\r\v\f]+(?=[#_])|$)")
+LABEL: Final = re.compile(r"_([^ \t\r\v\f]+?)(?:#\d*)?")
+TOKEN: Final = re.compile(
+    r"""'(.*?)'(?=[ \t\r\v\f]|$)|"(.*?)"(?=[ \t\r\v\f]|$)|([^ \t\r\n\v\f]+)"""
+)
+WORD: Final = re.compile(r"[^ \t\r\n\v\f]+")
+NEEDS_QUOTES: Final = re.compile(
+    r"""(?i)[ \t\r\n\v\f]|\0(?:['"#_;]|(?:data_|save_|loop_|stop_|global_))"""
+)
+ENDS_QUOTE: Final = re.compile(r"""(['"])(?=[ \t\r\v\f])""")
+LARGEST_INTEGER: Final = 2**31 - 1
 
 
-def read_tables(path: Path) -> dict[str, pd.DataFrame]:
+def read_tables(path: Path, notes: list[str] | None = None) -> dict[str, pd.DataFrame]:
     """Read all blocks of a STAR file by name; every cell is the text of the file.
 
+    notes    gets what a reader of the file may have meant otherwise
     raises   MissingInputError if there is no such file, InputError if it is not a STAR file,
              naming the line where it breaks the rules
     """
     parser = _TableParser(path)
-    try:
-        with path.open(encoding="utf-8", errors=UNDECODED) as file:
-            for number, line in enumerate(file, start=1):
-                parser.take(number, line.strip())
-    except FileNotFoundError:
-        raise MissingInputError(f"{path} does not exist") from None
-    except OSError as error:
-        raise MissingInputError(f"{path} cannot be read: {error.strerror or error}") from error
+    with opened_text(path) as file:
+        for number, line in enumerate(file, start=1):
+            parser.take(number, line.removeprefix("\ufeff"))
+    parser.end()
+    if notes is not None:
+        notes += parser.notes()
     tables = {block.name: block.table() for block in parser.blocks}
     if not any(len(table.columns) for table in tables.values()):
         raise InputError(f"{path} is not a STAR file: it has no 'data_' block with column labels")
@@ -58,6 +67,7 @@ class _TableBlock:
     is_loop: bool = False
     labels: list[str] = field(default_factory=list)
     rows: list[list[str]] = field(default_factory=list)
+    hidden: list[int] = field(default_factory=list)  # lines of comments that look like rows
 
     def table(self) -> pd.DataFrame:
         columns = zip(*self.rows, strict=True) if self.rows else [()] * len(self.labels)
@@ -77,54 +87,149 @@ class _TableParser:
     def __init__(self, path: Path) -> None:
         self.blocks: list[_TableBlock] = []
         self._path = path
+        self._text: list[str] | None = None  # lines of a value between two lines that begin with ;
+        self._text_begin = 0
+        self._waiting = ""  # a label whose value has not come yet
+        self._waiting_line = 0
+        self._begun: list[str] = []  # cells of a row that is not whole yet
+        self._begun_line = 0
+        self._may_go_on = False  # the row has a value of several lines, so it may have more lines
 
     def take(self, number: int, line: str) -> None:
-        """Take one line without the blanks around it."""
-        if not line or line[0] == "#":
+        """Take one line."""
+        if self._text is not None:
+            self._take_text(number, line)
             return
-        if line.startswith("data_") and BLOCK.fullmatch(line):
-            self._begin(number, line.split(maxsplit=1)[0][5:])
+        if line.startswith(";") and self.blocks:
+            self._text, self._text_begin = [line[1:].rstrip("\r\n")], number
+            return
+        line = line.strip(BLANKS)
+        if not line:
+            return
+        if line[0] == "#":
+            self._comment(number, line)
+        elif match := BLOCK.match(line):
+            self._begin(number, match[1])
+            self.take(number, line[match.end() :])
         elif not self.blocks:
-            return  # text before the first block has no meaning
-        elif line == "loop_":
+            self._before_blocks(number, line)
+        elif match := LOOP.match(line):
             self._loop(number)
+            self.take(number, line[match.end() :])
         elif line[0] == "_":
             self._label(number, line)
         else:
-            self._row(number, line)
+            self._row(number, tokens(line))
+
+    def end(self) -> None:
+        """Raise InputError if something that was begun has no end."""
+        if self._text is not None:
+            raise self._broken_rule(self._text_begin, "a text after ; that is never ended by a ;")
+        self._require_value()
+        self._require_whole_row()
+
+    def notes(self) -> list[str]:
+        """Return what a reader of the file may have meant otherwise."""
+        return [
+            f"{len(block.hidden)} lines of data_{block.name} begin with # and are taken for "
+            f"comments, though each has one value per column (lines "
+            f"{row_list(np.array(block.hidden) - 1)}); if they are rows, quote the first value"
+            for block in self.blocks
+            if block.hidden
+        ]
+
+    def _take_text(self, number: int, line: str) -> None:
+        assert self._text is not None
+        if not line.startswith(";"):
+            self._text.append(line.rstrip("\r\n"))
+            return
+        value, self._text = "\n".join(self._text), None
+        if self._waiting:
+            self._value(value)
+            self.take(number, line[1:])
+        else:
+            self._may_go_on = True
+            self._row(number, [value, *tokens(line[1:].strip(BLANKS))])
+
+    def _comment(self, number: int, line: str) -> None:
+        block = self.blocks[-1] if self.blocks else None
+        if block and block.is_loop and 1 < len(block.labels) == len(tokens(line)):
+            block.hidden.append(number)
+
+    def _before_blocks(self, number: int, line: str) -> None:
+        """Text before the first block has no meaning; labels and loops there have lost it."""
+        if line[0] == "_" or LOOP.match(line):
+            raise self._broken_rule(number, f"{tokens(line)[0]} before any line data_NAME")
 
     def _begin(self, number: int, name: str) -> None:
+        self._require_value()
+        self._require_whole_row()
         if any(block.name == name for block in self.blocks):
             raise self._broken_rule(number, f"a second block data_{name}")
         self.blocks.append(_TableBlock(name))
 
     def _loop(self, number: int) -> None:
+        self._require_value()
         block = self.blocks[-1]
         if block.labels or block.is_loop:
             raise self._broken_rule(number, f"a second loop in data_{block.name}")
         block.is_loop = True
 
     def _label(self, number: int, line: str) -> None:
+        self._require_value()
         block = self.blocks[-1]
-        label, *values = tokens(line)
-        if label[1:] in block.labels or (block.is_loop and block.rows):
-            raise self._broken_rule(number, f"the label {label} twice or below rows")
+        word, rest = [*line.split(None, 1), ""][:2]
+        match = LABEL.fullmatch(word)
+        label = match[1] if match else word[1:]
+        if label in block.labels or (block.is_loop and block.rows):
+            raise self._broken_rule(number, f"the label {word} twice or below rows")
+        block.labels.append(label)
         if not block.is_loop:
-            if not values:
-                raise self._broken_rule(number, f"no value after {label}")
-            block.rows = [[*(block.rows[0] if block.rows else ()), values[0]]]
-        block.labels.append(label[1:])
+            self._waiting, self._waiting_line = word, number
+        if rest.startswith("_") and block.is_loop:
+            self._label(number, rest)
+        elif not block.is_loop and rest and rest[0] != "#":
+            self._value(tokens(rest)[0])
 
-    def _row(self, number: int, line: str) -> None:
+    def _value(self, value: str) -> None:
+        """Take the value of the label that waits for one."""
         block = self.blocks[-1]
-        cells, width = tokens(line), len(block.labels)
+        block.rows = [[*(block.rows[0] if block.rows else ()), value]]
+        self._waiting = ""
+
+    def _row(self, number: int, cells: list[str]) -> None:
+        block, width = self.blocks[-1], len(self.blocks[-1].labels)
+        if self._waiting:
+            self._value(cells[0])
+            return
+        if self._begun and not self._may_go_on:
+            self._require_whole_row()
+        if not self._begun:
+            self._begun_line = number
+        cells = [*self._begun, *cells]
         if len(cells) > width > 0 and cells[width].startswith("#"):
             cells = cells[:width]
-        if len(cells) != width or not block.is_loop:
-            raise self._broken_rule(
-                number, f"{len(cells)} values for the {width} columns of data_{block.name}"
-            )
+        if len(cells) > width or not block.is_loop:
+            raise self._wrong_width(number, len(cells))
+        if len(cells) < width:
+            self._begun = cells  # a value of several lines may follow
+            return
         block.rows.append(cells)
+        self._begun, self._may_go_on = [], False
+
+    def _require_value(self) -> None:
+        if self._waiting:
+            raise self._broken_rule(self._waiting_line, f"no value after {self._waiting}")
+
+    def _require_whole_row(self) -> None:
+        if self._begun:
+            raise self._wrong_width(self._begun_line, len(self._begun))
+
+    def _wrong_width(self, number: int, found: int) -> InputError:
+        block = self.blocks[-1]
+        return self._broken_rule(
+            number, f"{found} values for the {len(block.labels)} columns of data_{block.name}"
+        )
 
     def _broken_rule(self, number: int, what: str) -> InputError:
         return InputError(f"{self._path} is a damaged STAR file: line {number} has {what}")
@@ -133,7 +238,7 @@ class _TableParser:
 def tokens(line: str) -> list[str]:
     """Split a line at blanks, keeping quoted parts whole."""
     if "'" not in line and '"' not in line:
-        return line.split()
+        return WORD.findall(line)
     return [match[match.lastindex or 0] for match in TOKEN.finditer(line)]
 
 
@@ -157,10 +262,18 @@ def _cells(values: list[str]) -> list[str]:
 
 
 def _cell(value: str) -> str:
-    """Return a value as one token; blanks need quotes, which RELION reads from version 4 on."""
+    """Return a value as one token.
+
+    What would be read as several values, as a comment, a label or a keyword needs quotes, which
+    RELION reads from version 4 on; a value that no quotes can hold becomes a text of its own lines.
+    """
     if value and not NEEDS_QUOTES.search(f"\0{value}"):
         return value
-    return f"'{value}'" if '"' in value else f'"{value}"'
+    inner = {match[1] for match in ENDS_QUOTE.finditer(value)}
+    quote = next((quote for quote in ('"', "'") if quote not in inner), None)
+    if quote is None or "\n" in value or "\r" in value:
+        return f"\n;{value}\n;"
+    return f"{quote}{value}{quote}"
 
 
 def format_numbers(values: NDArray[np.floating[Any]], decimals: int = 6) -> list[str]:
@@ -187,6 +300,23 @@ def numbers(table: pd.DataFrame, label: str, path: Path, kind: str) -> NDArray[n
             "correct or remove it"
         )
     return values
+
+
+def integers(table: pd.DataFrame, label: str, path: Path, kind: str) -> NDArray[np.int64]:
+    """Return a column as whole numbers of at most 32 bits.
+
+    kind     what a row is, for the message: 'particle' or 'optics group'
+    raises   InputError naming the first row whose cell is anything else
+    """
+    values = numbers(table, label, path, kind)
+    bad = np.flatnonzero((values != np.round(values)) | (np.abs(values) > LARGEST_INTEGER))
+    if bad.size:
+        row = int(bad[0])
+        raise InputError(
+            f"{path}: {kind} {row + 1} has {label} = {table[label].iloc[row]}, which is not a "
+            f"whole number of at most {LARGEST_INTEGER} ({bad.size} such rows); correct it"
+        )
+    return values.astype(np.int64)
 
 
 def row_list(rows: NDArray[np.int64], most: int = 5) -> str:

@@ -71,7 +71,8 @@ def write_all(
     with project.export("fsc.txt") as path:
         path.write_text(fsc_table(maps, inputs.box, pixel_size), encoding="utf-8")
     with project.export("settings.toml") as path:
-        path.write_text(settings.to_toml(), encoding="utf-8")
+        # names that are not UTF-8 are written as they are
+        path.write_text(settings.to_toml(), encoding="utf-8", errors="surrogateescape")
     with project.export("fsc.png") as path:
         _draw(path, maps, volumes["map.mrc"], inputs)
 

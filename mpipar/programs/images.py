@@ -31,7 +31,7 @@ def open_stacks(particles: ParticleSet) -> tuple[Stack, ...]:
     stacks: list[Stack] = []
     for path, row in zip(particles.stacks, first_of.tolist(), strict=True):
         try:
-            stacks.append(Stack(path))
+            stacks.append(Stack(path, marked=path in particles.marked))
         except MpiparError as error:  # noqa: PERF203 - a try costs nothing beside opening a file
             raise type(error)(f"particle {row + 1} of {particles.path}: {error}") from error
     boxes = np.array([stack.box for stack in stacks])
@@ -43,6 +43,7 @@ def open_stacks(particles: ParticleSet) -> tuple[Stack, ...]:
             f"{first_of[other] + 1}); extract the particles again at one size"
         )
     counts = np.array([stack.count for stack in stacks])[particles.stack]
+    _require_numbers(particles, counts)
     beyond = np.flatnonzero(particles.slice >= counts)
     if beyond.size:
         row = int(beyond[0])
@@ -52,6 +53,19 @@ def open_stacks(particles: ParticleSet) -> tuple[Stack, ...]:
             f"({beyond.size} such particles); is it the stack that belongs to this STAR file?"
         )
     return tuple(stacks)
+
+
+def _require_numbers(particles: ParticleSet, counts: NDArray[np.int64]) -> None:
+    """Raise InputError if a name without a number stands for one image of several."""
+    unclear = np.flatnonzero(particles.unnumbered & (counts > 1))
+    if unclear.size:
+        row = int(unclear[0])
+        stack = particles.stacks[particles.stack[row]]
+        raise InputError(
+            f"particle {row + 1} of {particles.path} names {stack} without saying which of its "
+            f"{counts[row]} images ({unclear.size} such particles); rlnImageName must read like "
+            f"000001@{stack.name}"
+        )
 
 
 class StackSource:

@@ -9,7 +9,7 @@ import numpy as np
 
 from mpipar.cryoem.resampling import resample_volume
 from mpipar.errors import InputError, UsageError
-from mpipar.formats.mrc import Volume, read_volume
+from mpipar.formats.mrc import Volume, read_volume, stack_notes
 from mpipar.formats.star import read_particles
 from mpipar.programs.images import StackSource, open_stacks
 
@@ -90,7 +90,7 @@ def _require_box(particles: ParticleSet, stack: Stack) -> None:
 
 def _image_notes(particles: ParticleSet, stacks: StackSource) -> list[str]:
     """Return notes for the user on what is unusual in the stacks, but no error."""
-    notes = []
+    notes = stack_notes(stacks.stacks)
     stack = stacks.stacks[0]
     if stack.box != stacks.box:
         notes.append(
@@ -123,6 +123,7 @@ def _fit_model(
 ) -> NDArray[np.float32]:
     """Return the model, brought to the particles' pixel size and box."""
     volume = _finite_volume(path, "model")
+    notes += volume.notes
     size, old_box = volume.pixel_size, volume.data.shape[0]
     if size == 0 or (size == UNSET_PIXEL_SIZE != pixel_size and old_box == full_box):
         said = (
@@ -152,6 +153,7 @@ def _fit_mask(
 ) -> NDArray[np.float32]:
     """Return the mask, scaled to 0 to 1; InputError unless it lies on the particles' grid."""
     volume = _finite_volume(path, "mask")
+    notes += volume.notes
     full_box, pixel_size = stacks.stacks[0].box, particles.pixel_size
     size, old_box = volume.pixel_size, volume.data.shape[0]
     unset = size in (0.0, UNSET_PIXEL_SIZE)

@@ -120,6 +120,20 @@ def test_settings_file_takes_top_level_and_the_command_s_table(tmp_path):
     assert read_settings_file(file, "refine") == {"sym": "d7", "iter": 3}
 
 
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_a_settings_file_may_have_a_byte_order_mark(tmp_path, encoding):
+    (tmp_path / "settings.toml").write_text('sym = "d7"\n', encoding=encoding)
+    assert read_settings_file(tmp_path / "settings.toml", "refine") == {"sym": "d7"}
+
+
+def test_a_name_that_is_not_utf_8_comes_back(tmp_path):
+    name = "/data/caf\udce9/p.star"
+    made = RefineSettings.from_mapping({**GIVEN, "input": name})
+    file = tmp_path / "settings.toml"
+    file.write_bytes(made.to_toml().encode("utf-8", "surrogateescape"))
+    assert read_settings_file(file, "refine")["input"] == name
+
+
 def test_settings_file_that_is_missing_or_no_toml(tmp_path):
     with pytest.raises(MissingInputError, match="No such file"):
         read_settings_file(tmp_path / "none.toml", "refine")

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import bz2
+import gzip
+import lzma
 import os
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +15,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from mpipar.errors import InputError, MissingInputError
-from mpipar.formats.mrc import Stack, read_header, read_volume, write_volume
+from mpipar.formats.mrc import Stack, read_header, read_volume, stack_notes, write_volume
 from tests.support.blocks import noise_images, write_mrc
 
 if TYPE_CHECKING:
@@ -132,6 +135,96 @@ def test_a_wrong_machine_stamp_does_not_mislead(tmp_path: Path, order: Any) -> N
         np.testing.assert_array_equal(Stack(path).read(np.array([2])), images[2:])
 
 
+@pytest.mark.parametrize("order", ["<", ">"])
+def test_axes_tell_the_byte_order_where_sizes_leave_it_open(tmp_path: Path, order: Any) -> None:
+    images = np.arange(2 * 256 * 256).reshape(2, 256, 256).astype(np.int8)
+    path = write_mrc(tmp_path / "s.mrcs", images, order=order, machst=(0, 0, 0, 0))
+    np.testing.assert_array_equal(Stack(path).read(np.arange(2)), images.astype(np.float32))
+
+
+IMOD = 1146047817
+BYTES = np.arange(4 * 16 * 16).reshape(4, 16, 16).astype(np.uint8)
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+@pytest.mark.parametrize(
+    ("fields", "bounds", "unsigned"),
+    [
+        ((IMOD, 0), (0, 0), True),
+        ((IMOD, 1), (0, 255), False),
+        ((IMOD, 4), (-128, 127), True),
+        ((0, 0), (0, 255), True),
+        ((0, 1), (0, 255), True),
+        ((0, 0), (-128, 127), False),
+        ((0, 0), (0, 127), False),
+        ((0, 0), (0, 0), False),
+        ((0, 0), (0, np.inf), False),
+        ((0, 0), (np.nan, np.nan), False),
+    ],
+)
+def test_bytes_have_the_sign_that_the_header_gives_them(
+    tmp_path: Path, order: Any, fields: Any, bounds: tuple[float, float], unsigned: bool
+) -> None:
+    low, high = bounds
+    path = write_mrc(tmp_path / "s.mrcs", BYTES.view(np.int8), order=order, dmin=low, dmax=high)
+    data = bytearray(path.read_bytes())
+    data[152:160] = np.array(fields, f"{order}i4").tobytes()
+    path.write_bytes(data)
+    expected = BYTES if unsigned else BYTES.view(np.int8)
+    stack = Stack(path)
+    np.testing.assert_array_equal(stack.read(np.arange(4)), expected.astype(np.float32))
+    assert bool(stack.notes) == (unsigned and fields[0] == 0)
+
+
+def test_an_unsigned_volume_is_read_and_noted(tmp_path: Path) -> None:
+    data = np.arange(16**3).reshape(16, 16, 16).astype(np.uint8)
+    path = write_mrc(tmp_path / "v.mrc", data.view(np.int8), volume=True, dmin=0, dmax=255)
+    volume = read_volume(path)
+    np.testing.assert_array_equal(volume.data, data.astype(np.float32))
+    assert f"{path}: its integers are read as unsigned" in volume.notes[0]
+    shorts = write_mrc(tmp_path / "s.mrc", (data * np.uint16(256)).view(np.int16), dmax=65535)
+    assert Stack(shorts).read(np.array([0])).min() == 0
+
+
+def test_images_are_turned_as_the_axes_say(tmp_path: Path) -> None:
+    images = noise_images(5, 8)
+    turned = np.ascontiguousarray(images.transpose(0, 2, 1))
+    stack = Stack(write_mrc(tmp_path / "a.mrcs", turned, mapc=2, mapr=1))
+    np.testing.assert_array_equal(stack.read(np.array([3, 1])), images[[3, 1]])
+    assert stack_notes([stack, stack])[0].startswith(f"{stack.path} and 1 more stacks: its images")
+    with pytest.raises(InputError, match=r"axes MAPC.* = 1, 3, 2: its sections are not images"):
+        Stack(write_mrc(tmp_path / "b.mrcs", images, mapr=3, maps=2))
+    odd = Stack(write_mrc(tmp_path / "c.mrcs", images, mapc=1, mapr=1, maps=1))
+    np.testing.assert_array_equal(odd.read(np.arange(5)), images)
+    assert "impossible axis order" in odd.notes[0]
+
+
+@pytest.mark.parametrize(
+    "pack",
+    [
+        pytest.param(gzip.compress, id="gzip"),
+        pytest.param(bz2.compress, id="bzip2"),
+        pytest.param(lzma.compress, id="xz"),
+    ],
+)
+def test_a_compressed_volume_is_read_and_a_stack_is_named(tmp_path: Path, pack: Any) -> None:
+    path = write_mrc(tmp_path / "v.mrc", cube(), volume=True, extended=160)
+    packed = tmp_path / "v.map.gz"
+    packed.write_bytes(pack(path.read_bytes()))
+    np.testing.assert_array_equal(read_volume(packed).data, cube())
+    with pytest.raises(InputError, match=r"is compressed with .*decompress it first"):
+        Stack(packed)
+    packed.write_bytes(pack(path.read_bytes()[:-100]))
+    with pytest.raises(InputError, match="is truncated"):
+        read_volume(packed)
+
+
+def test_files_of_other_kinds_are_named(tmp_path: Path) -> None:
+    (tmp_path / "a.mrc").write_bytes(b"\x89HDF" + b"\xff" * 2000)
+    with pytest.raises(InputError, match="it is an HDF5 file; convert it"):
+        read_volume(tmp_path / "a.mrc")
+
+
 @given(indices=st.lists(st.integers(0, 11), max_size=20))
 def test_images_come_in_the_order_asked_for(stack_path: Path, indices: list[int]) -> None:
     stack = Stack(stack_path)
@@ -204,6 +297,7 @@ def test_only_square_images_make_a_stack(tmp_path: Path) -> None:
 def test_a_volume_is_no_stack_unless_its_name_says_so(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"one volume of 6 x 6 x 6.*suffix \.mrcs"):
         Stack(write_mrc(tmp_path / "v.mrc", cube(), volume=True))
+    assert Stack(tmp_path / "v.mrc", marked=True).count == 6
     assert Stack(write_mrc(tmp_path / "v.mrcs", cube(), volume=True)).count == 6
     assert Stack(write_mrc(tmp_path / "s.mrc", cube())).count == 6
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from pathlib import Path
 from typing import Any
 
@@ -126,6 +127,81 @@ def test_windows_line_ends_comments_and_tabs_are_read() -> None:
     assert read_particles(path).defocus_u.tolist() == [10000, 10001, 10002, 10003]
 
 
+def lines(text: str, *changes: tuple[str, str]) -> str:
+    for old, new in changes:
+        assert old in text
+        text = text.replace(old, new)
+    return text
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        [("loop_", "loop_ # columns"), ("data_optics", "data_optics # groups")],
+        [("loop_", "LOOP_"), ("data_", "DATA_")],
+        [("\n\nloop_\n", " loop_ # columns\n")],
+        [(" #", "#")],
+        [("loop_\n", "loop_ ")],
+        [(" #1\n", " "), (" #2\n", " ")],
+        [("data_optics", "\ufeffdata_optics"), ("data_particles", "\ufeffdata_particles")],
+        [("loop_\n", "loop_\n\n# a comment\n")],
+        [("00000", "'00000"), ("particles.mrcs", "particles.mrcs'")],
+        [("mic0000.mrc", "\n;mic0000.mrc\n;\n"), ("mic0001.mrc", "\n;mic0001.mrc\n; ")],
+    ],
+)
+def test_other_lawful_spellings_mean_the_same(changes: list[tuple[str, str]]) -> None:
+    path = new_star()
+    usual = read_particles(path)
+    path.write_text(lines(path.read_text().rstrip(), *changes))
+    other = read_particles(path)
+    for table in ("table", "optics"):
+        assert getattr(other, table).to_dict("list") == getattr(usual, table).to_dict("list")
+    assert other.warnings == ()
+
+
+def test_a_single_value_may_stand_below_its_label_or_in_lines_of_its_own() -> None:
+    path = Path("a.star")
+    path.write_text("data_x\n_rlnA\n 1\n_rlnB\n;two\nlines\n;\n_rlnC # none yet\n'3 4'\n")
+    assert read_tables(path)["x"].to_dict("list") == {
+        "rlnA": ["1"],
+        "rlnB": ["two\nlines"],
+        "rlnC": ["3 4"],
+    }
+
+
+@pytest.mark.parametrize("blank", ["\xa0", "\u3000", "\u2003", "\x85", "\x1c"])
+def test_only_the_blanks_of_star_part_values(project: Path, blank: str) -> None:
+    folder = project / f"a{blank}b"
+    folder.mkdir()
+    (project / "particles.mrcs").rename(folder / "particles.mrcs")
+    path = new_star(rlnImageName=[f"{i}@a{blank}b/particles.mrcs" for i in range(1, 5)])
+    particles = read_particles(path)
+    assert particles.stacks == (folder / "particles.mrcs",)
+    write_again(particles, Path("out.star"))
+    assert read_particles(Path("out.star")).stacks == particles.stacks
+
+
+def test_a_comment_that_looks_like_a_row_is_said_aloud() -> None:
+    path = write_star(Path("a.star"), {"": old_columns(4)})
+    rows = path.read_text()
+    path.write_text(rows.replace("000002@", "#000002@"))
+    particles = read_particles(path)
+    assert particles.count == 3
+    assert "1 lines of data_ begin with # and are taken for comments" in particles.warnings[0]
+    path.write_text(rows.replace("000002@", "# 000002@"))
+    assert read_particles(path).warnings == ()
+
+
+def test_rows_that_are_switched_off_are_left_out() -> None:
+    particles = read_particles(new_star(rlnEnabled=[1, -1, 1, 0]))
+    assert particles.slice.tolist() == [0, 2]
+    (warning,) = particles.warnings
+    assert warning.startswith("2 particles are left out, because their rlnEnabled is 0 or less")
+    assert "(rows 2, 4)" in warning
+    with pytest.raises(InputError, match="switches all 4 particles off"):
+        read_particles(new_star(rlnEnabled=[0] * 4))
+
+
 @pytest.mark.parametrize("where", [".", "Refine3D", "Refine3D/job012", "Refine3D/job012/run"])
 def test_stacks_are_found_beside_and_above_the_file(
     project: Path, where: str, monkeypatch: pytest.MonkeyPatch
@@ -175,12 +251,52 @@ def test_image_names_may_be_marked_or_bare(project: Path) -> None:
         ("x@particles.mrcs", "particle 3 has rlnImageName = x@particles.mrcs; it must read like"),
         ("-1@particles.mrcs", "particle 3 has"),
         ("5@", "particle 3 has"),
+        (f"{10**20}@particles.mrcs", "particle 3 has"),
+        ("\u0663@particles.mrcs", "particle 3 has"),
     ],
 )
 def test_an_unreadable_image_name_is_named(name: str, message: str) -> None:
     good = "1@particles.mrcs"
     with pytest.raises(InputError, match=message):
         read_particles(new_star(rlnImageName=[good, good, name, good]))
+
+
+def test_a_file_that_the_system_refuses_is_one_message(project: Path) -> None:
+    (project / "circle.mrcs").symlink_to("circle.mrcs")
+    for name, message in (
+        ("1@" + "x" * 300 + ".mrcs", "shorter name"),
+        ("1@circle.mrcs", "symbolic links"),
+        ("1@a\0b.mrcs", "cannot be the name of a file"),
+        ("1@.", "not found"),
+    ):
+        with pytest.raises(MissingInputError, match=message):
+            read_particles(new_star(rlnImageName=[name] * 4))
+
+
+def test_a_compressed_stack_beside_a_missing_one_is_named(project: Path) -> None:
+    (project / "particles.mrcs").rename(project / "particles.mrcs.gz")
+    with pytest.raises(MissingInputError, match=r"particles\.mrcs\.gz is there: decompress it"):
+        read_particles(new_star())
+
+
+@pytest.mark.parametrize("value", ["1.5", "99999999999", "-1e12"])
+@pytest.mark.parametrize("label", ["rlnOpticsGroup", "rlnImageSize"])
+def test_what_counts_is_a_whole_number(label: str, value: str) -> None:
+    columns: dict[str, Any] = {label: [value] * 4} if label == "rlnOpticsGroup" else {}
+    other: dict[str, Any] = {} if columns else {label: [value]}
+    optics = optics_columns(**other)
+    with pytest.raises(InputError, match=f"{label} = {value}, which is not a whole number"):
+        read_particles(new_star(optics, **columns))
+
+
+def test_a_number_may_be_missing_and_marks_are_known(project: Path) -> None:
+    (project / "particles.mrcs").rename(project / "p.mrc")
+    names = ["000001@p.mrc:mrcs", "2@p.mrc", "p.mrc:mrc", "3@p.mrc:mrcs"]
+    particles = read_particles(new_star(rlnImageName=names))
+    assert particles.stacks == (project / "p.mrc",)
+    assert particles.marked == {project / "p.mrc"}
+    assert particles.unnumbered.tolist() == [False, False, True, False]
+    assert particles.slice.tolist() == [0, 1, 0, 2]
 
 
 def test_repeated_images_are_said_aloud() -> None:
@@ -345,9 +461,27 @@ def test_a_defocus_in_micrometres_is_questioned() -> None:
 
 
 @pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        ({"rlnDefocusU": [-9000.0] * 4, "rlnDefocusV": [-9e3] * 4}, "4 particles have a negative"),
+        ({"rlnDefocusV": [0.0] * 4}, "4 particles .* 5000 A apart"),
+        ({"rlnDefocusU": [1500.0] * 4, "rlnDefocusV": [1e3] * 4}, "are these nanometres"),
+        ({"rlnDefocusV": [1.2] * 4}, "rlnDefocusV is at most 1.2 A: are these micrometres"),
+        ({"rlnDefocusU": [0.0] * 4, "rlnDefocusV": [0.0] * 4}, "are 0 for all particles"),
+        ({"rlnPhaseShift": [1.57] * 4}, "rlnPhaseShift .* are these radians"),
+    ],
+)
+def test_a_doubtful_ctf_is_questioned(columns: dict[str, Any], message: str) -> None:
+    (warning,) = read_particles(new_star(**columns)).warnings
+    assert re.search(message, warning)
+
+
+@pytest.mark.parametrize(
     ("text", "message"),
     [
         ("", "no 'data_' block"),
+        ("loop_\n_rlnA\n1\ndata_x\n", "line 1 has loop_ before any line data_NAME"),
+        ("data_x\nloop_\n_rlnA\n;a\nb\n", "line 4 has a text after ; that is never ended"),
         ("hello\nworld\n", "no 'data_' block"),
         ("data_\n", "no 'data_' block"),
         ("data_\nloop_\n_rlnImageName #1\n_rlnDefocusU #2\n", "lists no particles"),
@@ -491,6 +625,32 @@ def test_names_with_blanks_are_quoted(project: Path) -> None:
     names = [f'"{i}@my data/particles.mrcs"' for i in range(1, 5)]
     write_again(read_particles(new_star(rlnImageName=names)), Path("out.star"))
     assert read_particles(Path("out.star")).stacks == (folder / "particles.mrcs",)
+
+
+ODD_CELLS = (
+    "#m",
+    "_m",
+    ";m",
+    "'m",
+    '"m',
+    "data_m",
+    "LOOP_",
+    "",
+    "a b",
+    "a' b\" c",
+    "a\nb",
+    "stop_",
+)
+
+
+@pytest.mark.parametrize("cell", ODD_CELLS)
+def test_a_row_survives_whatever_its_first_value_begins_with(cell: str) -> None:
+    particles = read_particles(new_star())
+    particles.table.insert(0, "rlnSomething", [cell, "x", cell, "x"])
+    write_again(particles, Path("out.star"))
+    again = read_particles(Path("out.star"))
+    assert again.table["rlnSomething"].tolist() == [cell, "x", cell, "x"]
+    assert again.slice.tolist() == particles.slice.tolist()
 
 
 def test_names_keep_their_odd_signs(project: Path) -> None:

@@ -141,6 +141,27 @@ def test_stacks_of_different_boxes_are_named(tmp_path: Path) -> None:
         source_of(tmp_path)
 
 
+def test_a_name_without_a_number_must_be_of_one_image(tmp_path: Path) -> None:
+    write_mrc(tmp_path / "one.mrc", noise_images(1, 6))
+    write_mrc(tmp_path / "many.mrcs", noise_images(3, 6))
+    columns = particle_columns(2, rlnImageName=["one.mrc", "one.mrc"])
+    write_star(tmp_path / "particles.star", {"optics": optics_columns(), "particles": columns})
+    source_of(tmp_path).images(np.arange(2))
+    columns["rlnImageName"] = ["one.mrc", "many.mrcs"]
+    write_star(tmp_path / "particles.star", {"optics": optics_columns(), "particles": columns})
+    with pytest.raises(InputError, match=r"particle 2 of .* which of its 3 images .*000001@many"):
+        source_of(tmp_path)
+
+
+def test_a_mark_of_the_list_makes_a_cube_a_stack(tmp_path: Path) -> None:
+    images = noise_images(6, 6)
+    write_mrc(tmp_path / "cube.mrc", images, volume=True)
+    names = ["000002@cube.mrc:mrcs", "000001@cube.mrc:mrcs"]
+    columns = particle_columns(2, rlnImageName=names)
+    write_star(tmp_path / "particles.star", {"optics": optics_columns(), "particles": columns})
+    np.testing.assert_array_equal(source_of(tmp_path).images(np.arange(2)), images[[1, 0]])
+
+
 def test_an_image_beyond_its_stack_is_named(tmp_path: Path) -> None:
     three_stacks(tmp_path)
     write_mrc(tmp_path / "c.mrcs", noise_images(3, 6))

@@ -1,0 +1,139 @@
+"""Opening the files that users name: every failure becomes one message, compressed files are read.
+
+A text may begin with a byte-order mark, as Windows editors save it, in UTF-8 or in UTF-16.
+"""
+
+from __future__ import annotations
+
+import bz2
+import codecs
+import errno
+import gzip
+import io
+import lzma
+import zlib
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Final, cast
+
+from mpipar.errors import InputError, MissingInputError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+    from typing import BinaryIO
+
+UNDECODED: Final = "surrogateescape"  # names in any encoding come back byte for byte
+COMPRESSED: Final = {
+    b"\x1f\x8b\x08": ("gzip", "gunzip"),
+    b"BZh": ("bzip2", "bunzip2"),
+    b"\xfd7zXZ\0": ("xz", "unxz"),
+    b"\x28\xb5\x2f\xfd": ("zstd", "unzstd"),
+    b"PK\x03\x04": ("zip", "unzip"),
+}
+MARKS: Final = {
+    codecs.BOM_UTF8: "utf-8-sig",
+    codecs.BOM_UTF16_LE: "utf-16",
+    codecs.BOM_UTF16_BE: "utf-16",
+}
+ADVICE: Final = {
+    errno.EACCES: "ask its owner for the right to read it, and to enter the folders above it",
+    errno.EPERM: "ask its owner for the right to read it",
+    errno.ENAMETOOLONG: "give it a shorter name",
+    errno.ELOOP: "its symbolic links lead in a circle: correct them",
+    errno.EMFILE: "raise the limit of open files: ulimit -n",
+    errno.EIO: "the disk or the connection to it fails: copy the file from elsewhere",
+    errno.ESTALE: "the file server has lost it: mount the folder again",
+}
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Turn whatever goes wrong while a file is opened and read into an error with its path.
+
+    raises   MissingInputError if there is no such file, or it cannot be read; InputError if it is
+             compressed and damaged
+    """
+    try:
+        yield
+    except (EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile) as error:
+        raise InputError(
+            f"{path} is compressed and damaged ({error}); copy or download it again"
+        ) from error
+    except (FileNotFoundError, NotADirectoryError):
+        raise MissingInputError(f"{path} does not exist") from None
+    except IsADirectoryError as error:
+        raise MissingInputError(f"{path} cannot be read: it is a folder, not a file") from error
+    except OSError as error:
+        raise unreadable(path, error) from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} is not a text file: {error}; save it as UTF-8") from error
+    except ValueError as error:  # a zero byte, or a sign that no file name can hold
+        raise MissingInputError(f"{str(path)!r} cannot be the name of a file: {error}") from error
+
+
+def unreadable(path: Path, error: OSError) -> MissingInputError:
+    """Return the error of a file that the operating system does not let us read."""
+    reason = error.strerror or str(error)
+    advice = ADVICE.get(error.errno or 0)
+    return MissingInputError(f"{path} cannot be read: {reason}" + (f"; {advice}" if advice else ""))
+
+
+def compression_of(head: bytes) -> tuple[str, str] | None:
+    """Return the name of a compression and the command that takes it off; None for plain files.
+
+    head   the first bytes of the file, six at least
+    """
+    return next((names for magic, names in COMPRESSED.items() if head.startswith(magic)), None)
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[BinaryIO]:
+    """Open a file to be read from its beginning; gzip, bzip2 and xz are taken off.
+
+    raises   what `reading` raises; InputError for compressions that cannot be read here
+    """
+    with reading(path), path.open("rb") as file:
+        found = compression_of(file.read(8))
+        file.seek(0)
+        if found is None:
+            yield file
+            return
+        name, command = found
+        match name:
+            case "gzip":
+                plain: io.BufferedIOBase = gzip.GzipFile(fileobj=file)
+            case "bzip2":
+                plain = bz2.BZ2File(file)
+            case "xz":
+                plain = lzma.LZMAFile(file)  # noqa: SIM115 - closed below
+            case _:
+                raise InputError(
+                    f"{path} is compressed with {name}; decompress it first: {command}"
+                )
+        with plain:
+            yield cast("BinaryIO", plain)
+
+
+@contextmanager
+def opened_text(path: Path) -> Iterator[io.TextIOBase]:
+    """Open a text: UTF-8, or what its byte-order mark says. Bytes that are not UTF-8 are kept.
+
+    raises   what `opened` raises
+    """
+    with opened(path) as file, _decoded(file) as text:
+        yield text
+
+
+def text_of(path: Path, data: bytes) -> str:
+    """Return the bytes of a file as text, decoded as by `opened_text`. Raises InputError."""
+    with reading(path), _decoded(io.BytesIO(data)) as text:
+        return text.read()
+
+
+def _decoded(file: BinaryIO) -> io.TextIOWrapper:
+    start = file.read(4)
+    file.seek(0)
+    mark = next((mark for mark in MARKS if start.startswith(mark)), None)
+    encoding = MARKS[mark] if mark else "utf-8"
+    errors = "strict" if encoding == "utf-16" else UNDECODED
+    return io.TextIOWrapper(file, encoding=encoding, errors=errors)
