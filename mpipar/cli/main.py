@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from contextlib import redirect_stdout
-from io import StringIO
+from io import StringIO, TextIOWrapper
 from typing import TYPE_CHECKING, Final
 
 from mpipar.cli import (
@@ -52,6 +52,8 @@ def _run(words: list[str], environment: LaunchEnvironment) -> int:
             if name not in COMMANDS:
                 return _no_command(words)
             command = COMMANDS[name]
+            if command is not exec_command.COMMAND:  # a script's output is its own
+                _print_any_name()
             own, rest = split_rest(command.settings, words[1:])
             flags, file = parse_flags(command_parser(command.settings, _summary(command)), own)
     except SystemExit as end:  # --help, --version
@@ -59,6 +61,13 @@ def _run(words: list[str], environment: LaunchEnvironment) -> int:
     if environment.rank > 0 and not command.is_parallel:
         return 0
     return command.run(Request(command.settings, flags, file, words, environment, rest))
+
+
+def _print_any_name() -> None:
+    """Let output hold names that the terminal's encoding lacks, or that are not UTF-8."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _no_command(words: list[str]) -> int:

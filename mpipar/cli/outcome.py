@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 import traceback
@@ -22,6 +23,22 @@ __all__ = ["attempt", "run_rank_zero"]
 Handling = Callable[[Meaning], AbstractContextManager[None]]
 INTERRUPTED: Final = 130
 BUG: Final = 70
+FAILED: Final = 74
+LESS_MEMORY: Final = "start fewer ranks or threads per node, or ask the batch system for more"
+ADVICE: Final = {
+    errno.EACCES: "ask its owner for the right to use it and the folders above it",
+    errno.EPERM: "ask its owner for the right to use it",
+    errno.ENOSPC: "the disk is full: make room",
+    errno.EDQUOT: "your share of the disk is full: make room",
+    errno.EROFS: "that disk cannot be written: choose another folder",
+    errno.EIO: "the disk or the connection to it fails",
+    errno.ESTALE: "the file server has lost it: mount the folder again",
+    errno.EMFILE: "raise the limit of open files: ulimit -n",
+    errno.ENFILE: "too many files are open on this machine",
+    errno.ENOMEM: LESS_MEMORY,
+    errno.ENAMETOOLONG: "choose a shorter name",
+    errno.ELOOP: "its symbolic links lead in a circle: correct them",
+}
 PLEASE_REPORT: Final = f"this is a bug in mpipar {__version__}; please report the lines above"
 
 
@@ -50,10 +67,33 @@ def attempt(action: Callable[[], int], rank: int) -> int:
         # The reader of our output has ended, e.g. `| head`: nothing can be written, even at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 0
+    except (OSError, MemoryError) as error:
+        message, code = _outside_cause(error)
+        _print_error(message or f"{traceback.format_exc()}{PLEASE_REPORT}")
     except Exception:
         _print_error(f"{traceback.format_exc()}{PLEASE_REPORT}")
         code = BUG
     return code
+
+
+def _outside_cause(error: OSError | MemoryError) -> tuple[str, int]:
+    """Return message and exit code of what the machine refused; '' if that is not known.
+
+    Most places know better what they were doing, and raise an error of `mpipar.errors` themselves.
+    """
+    if isinstance(error, MemoryError):
+        return (
+            f"mpipar: out of memory: {str(error) or 'no more could be had'}; {LESS_MEMORY}",
+            FAILED,
+        )
+    reason = error.strerror or str(error)
+    names = [os.fsdecode(name) for name in (error.filename, error.filename2) if name]
+    if names and isinstance(error.filename, str | bytes | os.PathLike):
+        advice = ADVICE.get(error.errno or 0, "make sure that it is there and may be used")
+        return f"mpipar: {' to '.join(names)}: {reason}; {advice}", FAILED
+    if error.errno in ADVICE:
+        return f"mpipar: {reason}; {ADVICE[error.errno]}", FAILED
+    return "", BUG
 
 
 def run_rank_zero(job: Launch, action: Callable[[], int], handling: Handling = handled) -> int:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import io
 import sys
 from types import ModuleType
 from typing import Any
@@ -190,3 +191,15 @@ def test_other_ranks_are_silent(capsys, monkeypatch):
     assert main([*WORDS, "--parallel=serial"]) == 0
     captured = capsys.readouterr()
     assert captured.out + captured.err == ""
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
+def test_names_that_the_terminal_cannot_show_are_printed_all_the_same(
+    program, monkeypatch, encoding
+):
+    program.act = lambda settings, open_pool, view: view.say("caf\udce9 \u3000")
+    out = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
+    monkeypatch.setattr(sys, "stdout", out)
+    assert main(WORDS) == 0
+    out.flush()
+    assert rb"caf\udce9" in out.buffer.getvalue()
