@@ -135,7 +135,11 @@ def _find_stacks(
     place = np.empty(len(files), np.int32)
     missing: list[int] = []
     for number, file in enumerate(files):
-        candidate = _first_file(_places(path, file))
+        try:
+            candidate = _first_file(_places(path, file))
+        except MissingInputError as error:
+            row = int(np.flatnonzero(stack == number)[0])
+            raise MissingInputError(f"particle {row + 1} of {path}: {error}") from error
         if candidate is None:
             missing.append(number)
         else:
