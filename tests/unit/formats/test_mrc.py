@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import bz2
 import gzip
+import io
 import lzma
 import os
 from typing import TYPE_CHECKING, Any
 
+import mrcfile
 import numpy as np
 import pytest
 from hypothesis import given
@@ -17,6 +19,7 @@ from hypothesis.extra.numpy import arrays
 from mpipar.errors import InputError, MissingInputError
 from mpipar.formats.mrc import Stack, read_header, read_volume, stack_notes, write_volume
 from tests.support.blocks import noise_images, write_mrc
+from tests.support.refine_input import DEMO
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -300,6 +303,12 @@ def test_a_volume_is_no_stack_unless_its_name_says_so(tmp_path: Path) -> None:
     assert Stack(tmp_path / "v.mrc", marked=True).count == 6
     assert Stack(write_mrc(tmp_path / "v.mrcs", cube(), volume=True)).count == 6
     assert Stack(write_mrc(tmp_path / "s.mrc", cube())).count == 6
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # mrcfile sums half floats as such
+@pytest.mark.parametrize("name", ["particles.mrcs", "init.mrc"])
+def test_the_demo_is_valid_for_other_programs(name: str) -> None:
+    assert mrcfile.validate(str(DEMO / name), print_file=io.StringIO())
 
 
 @pytest.mark.parametrize("read", [read_volume, Stack])
