@@ -153,8 +153,8 @@ def _unsigned(
     if stamp == IMOD_STAMP and mode == 0:
         return not flags & IMOD_SIGNED, ()
     low, high, most = float(record["dmin"]), float(record["dmax"]), LARGEST_SIGNED[mode]
-    if high <= most or (low < 0 and -low > high - (most + 1)) or not np.isfinite(high):
-        return False, ()
+    if not most < high <= 2 * most + 1 or (low < 0 and -low > high - (most + 1)):
+        return False, ()  # statistics beyond both ranges are those of other pixels
     return True, (f"its integers are read as unsigned ones: its header has values above {most}",)
 
 
@@ -201,7 +201,10 @@ def read_volume(path: Path) -> Volume:
     with opened(path) as file:
         header = _header_of(path, file.read(HEADER_BYTES))
         _require_cube(header)
-        file.seek(header.offset)
+        if file.seekable():
+            file.seek(header.offset)
+        else:
+            _read_all(file, header.offset - HEADER_BYTES)
         data = _read_all(file, header.shape[0] * header.image_bytes)
     header.require_all_bytes(header.offset + len(data))
     pixels = np.frombuffer(data, header.pixel_type).reshape(header.shape)

@@ -13,14 +13,13 @@ import io
 import lzma
 import zlib
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Final, cast
+from typing import TYPE_CHECKING, Any, Final, cast
 
 from mpipar.errors import InputError, MissingInputError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
-    from typing import BinaryIO
 
 UNDECODED: Final = "surrogateescape"  # names in any encoding come back byte for byte
 COMPRESSED: Final = {
@@ -81,27 +80,26 @@ def unreadable(path: Path, error: OSError) -> MissingInputError:
 def compression_of(head: bytes) -> tuple[str, str] | None:
     """Return the name of a compression and the command that takes it off; None for plain files.
 
-    head   the first bytes of the file, six at least
+    head   the first bytes of the file; six are enough
     """
     return next((names for magic, names in COMPRESSED.items() if head.startswith(magic)), None)
 
 
 @contextmanager
-def opened(path: Path) -> Iterator[BinaryIO]:
+def opened(path: Path) -> Iterator[io.BufferedReader]:
     """Open a file to be read from its beginning; gzip, bzip2 and xz are taken off.
 
     raises   what `reading` raises; InputError for compressions that cannot be read here
     """
     with reading(path), path.open("rb") as file:
-        found = compression_of(file.read(8))
-        file.seek(0)
+        found = compression_of(file.peek(8))  # a pipe cannot be wound back
         if found is None:
             yield file
             return
         name, command = found
         match name:
             case "gzip":
-                plain: io.BufferedIOBase = gzip.GzipFile(fileobj=file)
+                plain: gzip.GzipFile | bz2.BZ2File | lzma.LZMAFile = gzip.GzipFile(fileobj=file)
             case "bzip2":
                 plain = bz2.BZ2File(file)
             case "xz":
@@ -110,8 +108,8 @@ def opened(path: Path) -> Iterator[BinaryIO]:
                 raise InputError(
                     f"{path} is compressed with {name}; decompress it first: {command}"
                 )
-        with plain:
-            yield cast("BinaryIO", plain)
+        with io.BufferedReader(cast("Any", plain)) as buffered:
+            yield buffered
 
 
 @contextmanager
@@ -126,13 +124,13 @@ def opened_text(path: Path) -> Iterator[io.TextIOBase]:
 
 def text_of(path: Path, data: bytes) -> str:
     """Return the bytes of a file as text, decoded as by `opened_text`. Raises InputError."""
-    with reading(path), _decoded(io.BytesIO(data)) as text:
+    source = io.BufferedReader(cast("Any", io.BytesIO(data)))
+    with reading(path), _decoded(source) as text:
         return text.read()
 
 
-def _decoded(file: BinaryIO) -> io.TextIOWrapper:
-    start = file.read(4)
-    file.seek(0)
+def _decoded(file: io.BufferedReader) -> io.TextIOWrapper:
+    start = file.peek(4)
     mark = next((mark for mark in MARKS if start.startswith(mark)), None)
     encoding = MARKS[mark] if mark else "utf-8"
     errors = "strict" if encoding == "utf-16" else UNDECODED

@@ -8,15 +8,14 @@ e2proc2d.py long.hdf out.hdf \
 
 from __future__ import annotations
 
+import codecs
 import hashlib
 from collections import Counter
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 from mpipar.errors import InputError, MissingInputError
-
-if TYPE_CHECKING:
-    from pathlib import Path
+from mpipar.formats.reading import text_of
 
 __all__ = ["Command", "Key", "parse", "read"]
 
@@ -50,6 +49,8 @@ def read(path: Path) -> tuple[list[Command], bytes]:
 
 def parse(data: bytes, name: str) -> list[Command]:
     """Return the commands in the bytes of a file; `name` is the file's, for errors."""
+    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        data = text_of(Path(name), data).encode("utf-8", "surrogatepass")
     if b"\0" in data:
         line = data[: data.index(b"\0")].count(b"\n") + 1
         raise InputError(f"{name}, line {line}: a zero byte; this is not a file of shell commands")

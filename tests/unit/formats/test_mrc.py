@@ -162,6 +162,7 @@ BYTES = np.arange(4 * 16 * 16).reshape(4, 16, 16).astype(np.uint8)
         ((0, 0), (0, 127), False),
         ((0, 0), (0, 0), False),
         ((0, 0), (0, np.inf), False),
+        ((0, 0), (0, 900.5), False),
         ((0, 0), (np.nan, np.nan), False),
     ],
 )

@@ -7,6 +7,7 @@ import errno
 import gzip
 import lzma
 import os
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,17 @@ def test_a_text_is_read_whatever_its_mark_and_compression(
     (tmp_path / "a").write_bytes(pack((mark + TEXT).encode(encoding)))
     with opened_text(tmp_path / "a") as file:
         assert file.read() == TEXT
+
+
+@pytest.mark.parametrize("pack", [pytest.param(bytes, id="plain"), *PACKINGS])
+def test_a_pipe_is_read(tmp_path: Path, pack: Any) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    data = pack(("\ufeff" + TEXT).encode("utf-16-le"))
+    writer = threading.Thread(target=(tmp_path / "pipe").write_bytes, args=(data,))
+    writer.start()
+    with opened_text(tmp_path / "pipe") as file:
+        assert file.read() == TEXT
+    writer.join()
 
 
 def test_bytes_that_are_not_utf_8_are_kept(tmp_path: Path) -> None:

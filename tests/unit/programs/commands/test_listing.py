@@ -29,6 +29,12 @@ def test_file_of_an_editor_of_another_system():
     assert lines(b"\xef\xbb\xbfa\r\nb \\\r\nc\r\n") == [(1, "a"), (2, "b \\\nc")]
 
 
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be"])
+def test_file_of_an_editor_that_saves_utf_16(encoding):
+    data = "\ufeffecho 1\r\necho \xe9\r\n".encode(encoding)
+    assert [command.text for command in parse(data, "c.txt")] == ["echo 1", "echo \xe9"]
+
+
 def test_bytes_that_are_no_text_come_through():
     (command,) = parse(b"cat \xff\xfe.mrc", "c.txt")
     assert command.text.encode("utf-8", "surrogateescape") == b"cat \xff\xfe.mrc"
