@@ -204,3 +204,51 @@ def test_what_the_particles_lack_is_among_the_notes(tmp_path: Path) -> None:
     assert usual == "not in the file and taken as usual: rlnPhaseShift = 0 degrees"
     assert header.endswith("a pixel size of 2 A in its header; the particles' 2.5 A is used")
     assert model.endswith("is brought to the particles' 16 pixels of 2.5 A (40 A)")
+
+
+@pytest.mark.parametrize("offset", [5.0, -1.5, 0.1])
+def test_a_constant_added_to_the_model_is_taken_off(tmp_path: Path, offset: float) -> None:
+    write_particle_input(tmp_path)
+    write_mrc(tmp_path / "init.mrc", blob(12, 2.0, (0, 0, 0), 4.0) + offset, pixel_size=2.0)
+    inputs = read(tmp_path)
+    assert any("it is subtracted" in note for note in inputs.notes)
+    expected = blob(16, 2.0, (0, 0, 0), 4.0)
+    np.testing.assert_allclose(inputs.model, expected, atol=0.05, err_msg="the padding too")
+
+
+@pytest.mark.parametrize("offset", [0.0, 2.0])
+def test_a_dark_model_has_its_sign_turned(tmp_path: Path, offset: float) -> None:
+    write_particle_input(tmp_path)
+    dark = offset - blob(16, 2.0, (0, 0, 0), 4.0)
+    write_mrc(tmp_path / "init.mrc", dark, pixel_size=2.0, volume=True)
+    inputs = read(tmp_path)
+    assert any("contrast of the model" in note and "inverted" in note for note in inputs.notes)
+    np.testing.assert_allclose(inputs.model, blob(16, 2.0, (0, 0, 0), 4.0), atol=0.01)
+
+
+def test_a_model_beyond_the_squares_of_float32_is_brought_to_one(tmp_path: Path) -> None:
+    write_particle_input(tmp_path)
+    model = blob(16, 2.0, (0, 0, 0), 4.0)
+    write_mrc(tmp_path / "init.mrc", model * np.float32(1e35), pixel_size=2.0, volume=True)
+    np.testing.assert_allclose(read(tmp_path).model, model / model.max(), atol=1e-6)
+
+
+@pytest.mark.parametrize("what", ["model", "mask"])
+def test_a_hot_voxel_is_mended_and_said(tmp_path: Path, what: str) -> None:
+    write_particle_input(tmp_path)
+    data = blob(16, 2.0, (0, 0, 0), 5.0)
+    hot = data.copy()
+    hot[8, 8, 12] = 1e4
+    path = write_mrc(tmp_path / "hot.mrc", hot, pixel_size=2.0, volume=True)
+    inputs = read(tmp_path, **{what: path})
+    (note,) = inputs.notes
+    assert f"the {what} {path} has 1 voxel far beyond all others (up to 10000)" in note
+    np.testing.assert_allclose(getattr(inputs, what), data, atol=0.1)
+
+
+@pytest.mark.parametrize("what", ["model", "mask"])
+def test_a_stack_is_no_volume(tmp_path: Path, what: str) -> None:
+    write_particle_input(tmp_path)
+    path = write_mrc(tmp_path / "classes.mrcs", blob(16, 2.0, (0, 0, 0), 5.0), pixel_size=2.0)
+    with pytest.raises(InputError, match=rf"the {what} .*suffix of a stack of images"):
+        read(tmp_path, **{what: path})
