@@ -180,6 +180,17 @@ def shell_of_half_volume(box: int) -> NDArray[np.int32]:
     return shell
 
 
+def shell_means(volume: NDArray[np.floating]) -> NDArray[np.float64]:
+    """Return the mean of a volume's transform about the voxel n // 2 in each shell, (n // 2 + 1,).
+
+    This is the transform of the volume's mean over all orientations, and so of its mean projection.
+    """
+    transform = scipy.fft.rfftn(np.fft.ifftshift(np.asarray(volume, np.float32))).real
+    shell = shell_of_half_volume(volume.shape[0]).ravel() + 1
+    counts = np.bincount(shell)[1:]
+    return np.asarray(np.bincount(shell, transform.ravel())[1:] / counts)
+
+
 def filter_shells(volume: NDArray[np.floating], gain: NDArray[np.floating]) -> NDArray[np.float32]:
     """Multiply each shell of a volume's transform by a gain.
 

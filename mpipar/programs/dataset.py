@@ -13,7 +13,8 @@ from mpipar.cryoem.ctf import CtfParameters
 from mpipar.cryoem.fourier import components, filter_shells, largest_radius, lowpass_gain
 from mpipar.cryoem.search_plan import Sampling, finer_for
 from mpipar.errors import InputError
-from mpipar.programs.stages import MASK_EDGE, ImageGeometry
+from mpipar.programs import copies
+from mpipar.programs.stages import MASK_EDGE, ImageGeometry, MeasuredRows
 from mpipar.runtime.stage import Task
 
 if TYPE_CHECKING:
@@ -30,6 +31,10 @@ BLOCKS_WANTED = 128  # at least, if that does not make them too small
 SMALLEST_BLOCK, LARGEST_BLOCK = 8, 64  # particles
 NORMALISED = 0.25
 """How far backgrounds may be from mean 0 and deviation 1 before images count as not normalised."""
+
+UNLIKE = 4.0
+"""A background whose deviation is this many times larger or smaller than the usual one, or whose
+mean is that many deviations from 0, is brought to the others' even if these count as normalised."""
 
 FLAT = 1e-3
 """A background whose deviation is below this fraction of the usual one counts as absent."""
@@ -51,13 +56,17 @@ def ctf_of(particles: ParticleSet) -> CtfParameters:
 
 
 def half_sets(particles: ParticleSet, seed: int) -> NDArray[np.int8]:
-    """Return the half set (p,) of each particle, 1 or 2: as the list says, or drawn at random."""
+    """Return the half set (p,) of each particle, 1 or 2: as the list says, or drawn at random.
+
+    Copies of an image are in the half set of the first one.
+    """
+    first = copies.first_of_file(particles)
     if particles.half.all():
-        return particles.half.astype(np.int8)
+        return copies.together(particles.half, first)
     random = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(0,)))
     drawn = (np.arange(particles.count) % 2 + 1).astype(np.int8)
     random.shuffle(drawn)
-    return drawn
+    return copies.together(drawn, first)
 
 
 def blocks_of(half: NDArray[np.int8]) -> tuple[NDArray[np.int64], ...]:
@@ -101,9 +110,24 @@ def lowpass_of(inputs: RefineInputs, settings: RefineSettings, symmetry_order: i
     return coarsest / finer_for(symmetry_order)
 
 
-def measure_tasks(blocks: Sequence[NDArray[np.int64]]) -> list[Task]:
-    """Return one task per block for MeasureStage, which needs nothing but the block."""
-    return [Task(number, number, None) for number in range(len(blocks))]
+def measure_tasks(
+    blocks: Sequence[NDArray[np.int64]], particles: ParticleSet | None = None
+) -> list[Task]:
+    """Return one task per block for MeasureStage; without particles, for images alone."""
+    if particles is None:
+        return [Task(number, number, None) for number in range(len(blocks))]
+    ctf, shifts = ctf_of(particles), first_shifts(particles)
+    return [
+        Task(number, number, MeasuredRows(ctf.take(rows), shifts[rows]))
+        for number, rows in enumerate(blocks)
+    ]
+
+
+def first_shifts(particles: ParticleSet) -> NDArray[np.float64]:
+    """Return where the search for each centre starts, (p, 2) pixels: the list's origins, or 0."""
+    if particles.origins is None:
+        return np.zeros((particles.count, 2))
+    return np.asarray(-particles.origins / particles.pixel_size)
 
 
 @dataclass(frozen=True)
@@ -162,9 +186,9 @@ def measure(
     measured   one per block
     raises     InputError if most images have no background to measure the noise in
 
-    Images whose backgrounds have mean 0 and deviation 1 (RELION's convention) are left as they are;
-    others are brought to that. The signal is not known yet, so an image's whole power counts as
-    noise.
+    If most backgrounds have mean 0 and deviation 1 (RELION's convention), images are left as they
+    are, but for single ones of quite another grey scale; else all are brought to that. The signal
+    is not known yet, so an image's whole power counts as noise.
     """
     mean, deviation = np.zeros(len(half)), np.ones(len(half))
     for rows, block in zip(blocks, measured, strict=True):
@@ -177,11 +201,10 @@ def measure(
             "most particle images have the same value in all pixels around the particle, so their "
             "noise cannot be measured; extract them again without a mask"
         )
-    offset = mean if change else np.zeros(len(half))
     # an image without a background is brought to the others' grey scale, not magnified
-    gain = (
-        1.0 / np.where(deviation > FLAT * usual, deviation, usual) if change else np.ones(len(half))
-    )
+    own = np.where(deviation > FLAT * usual, deviation, usual)
+    fitted = change | _unlike(mean, deviation, usual)
+    offset, gain = np.where(fitted, mean, 0.0), np.where(fitted, 1.0 / own, 1.0)
     pairs = list(zip(blocks, measured, strict=True))
     largest = np.max(
         [(gain[rows, None] * block.largest).max(axis=0) for rows, block in pairs], axis=0
@@ -199,6 +222,14 @@ def measure(
         )
         spectra.append(noise.spectrum(total, sum(len(rows) for rows, _ in mine), wanted))
     return ImageConstants(half, offset, gain, largest, change), np.array(spectra)
+
+
+def _unlike(
+    mean: NDArray[np.float64], deviation: NDArray[np.float64], usual: float
+) -> NDArray[np.bool_]:
+    """Return which images (p,) have backgrounds of quite another grey scale than most."""
+    other_scale = (deviation > UNLIKE * usual) | (deviation < usual / UNLIKE)
+    return np.asarray(other_scale | (np.abs(mean) > UNLIKE * usual))
 
 
 def make_dataset(

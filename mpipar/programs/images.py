@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
+from mpipar.cryoem.outliers import without_hot_pixels
 from mpipar.errors import InputError, MpiparError
 from mpipar.formats.mrc import Stack
 
@@ -85,6 +86,7 @@ class StackSource:
         self.stacks = tuple(stacks)
         self.blocks = tuple(blocks)
         self.box = self.stacks[0].box // 2 * 2
+        self.hot_pixels: dict[int, int] = {}  # particle: how many of its pixels were replaced
         self._open: OrderedDict[int, Stack] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -101,7 +103,7 @@ class StackSource:
         return {"images": self.images(self.blocks[block])}
 
     def images(self, particles: NDArray[np.integer[Any]]) -> NDArray[np.float32]:
-        """Read and check images of particles by index, (k, n, n) float32."""
+        """Read images of particles by index, (k, n, n) float32; checked, and without hot pixels."""
         indices = np.asarray(particles, dtype=np.int64)
         images = np.empty((indices.size, self.box, self.box), np.float32)
         with self._lock:
@@ -110,6 +112,9 @@ class StackSource:
                 pixels = self._use(number).read(self.particles.slice[indices[places]])
                 images[places] = pixels[:, : self.box, : self.box]
         self._check(indices, images)
+        images, counts = without_hot_pixels(images)
+        for place in np.flatnonzero(counts):
+            self.hot_pixels[int(indices[place])] = int(counts[place])
         return images
 
     def check_sample(self) -> None:

@@ -12,6 +12,7 @@ from mpipar.cryoem import alignment, noise, reconstruction, resolution, rotation
 from mpipar.cryoem.alignment import Poses, SearchPlan
 from mpipar.cryoem.fourier import components, filter_shells, lowpass_gain
 from mpipar.cryoem.solvent import solvent_mask
+from mpipar.programs.dataset import first_shifts
 from mpipar.programs.stages import AlignStage, ParticleRows
 from mpipar.runtime.stage import Task
 
@@ -97,8 +98,7 @@ def first_state(
     lowpassed    (n, n, n) the model, filtered to `resolution` in A
     """
     count, box = inputs.particles.count, inputs.box
-    origins = inputs.particles.origins
-    shifts = np.zeros((count, 2)) if origins is None else -origins / inputs.pixel_size
+    shifts = first_shifts(inputs.particles)
     poses = Poses(np.broadcast_to(np.eye(3), (count, 3, 3)).copy(), shifts, np.full(count, -np.inf))
     shell = max(2, min(round(box * inputs.pixel_size / resolution), data.sampling.finest_shell))
     references = np.stack([lowpassed * data.sphere] * 2)

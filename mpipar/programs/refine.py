@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -14,8 +14,8 @@ from mpipar.cryoem.search_plan import plan_search
 from mpipar.cryoem.symmetry_check import CONVINCING, fitting_setting
 from mpipar.programs import checkpoints, dataset, exports, iteration, run_folder
 from mpipar.programs.convergence import FinishedIteration, NextIteration, decide
+from mpipar.programs.first_look import look_at_all
 from mpipar.programs.inputs import RefineInputs, read_inputs
-from mpipar.programs.stages import MeasureStage
 from mpipar.runtime.process import signals
 from mpipar.runtime.reports import CANNOT_REPLACE
 from mpipar.views.progress import View, duration
@@ -26,7 +26,10 @@ if TYPE_CHECKING:
 
     from mpipar.cryoem.alignment import SearchPlan
     from mpipar.programs.dataset import Dataset
+    from mpipar.programs.first_look import FirstLook
+    from mpipar.programs.images import StackSource
     from mpipar.programs.iteration import Maps, RefineState
+    from mpipar.programs.stages import ImageGeometry, ImageStatistics, MeasureStage
     from mpipar.runtime.pool import Pool
     from mpipar.runtime.reports import PoolStatistics, RunResult
     from mpipar.runtime.stage import Stage, Task
@@ -190,26 +193,40 @@ def _prepare(session: RefineSession, operators: Any) -> tuple[Dataset, RefineSta
         session.pool.serve(inputs.stacks.divided(dataset.blocks_of(constants.half)))
         data = dataset.make_dataset(inputs, settings, geometry, operators, constants)
         return data, checkpoints.load_state(project)
-    half = dataset.half_sets(inputs.particles, settings.seed)
-    blocks = dataset.blocks_of(half)
-    session.pool.serve(inputs.stacks.divided(blocks))
-    with session.phase("first look at all images"):
-        outcome = session.run(
-            "first look", MeasureStage(geometry), {}, dataset.measure_tasks(blocks)
-        )
-    served = outcome.statistics.bytes_served / MEGABYTE
-    session.view.say(f"first look at all images: {served:.1f} MB served to the workers")
-    constants, spectra = dataset.measure(inputs.box, half, blocks, outcome.results)
-    if constants.normalised:
-        session.view.say(
-            "note: the images are not normalised (background mean 0, deviation 1); each one is "
-            "normalised here"
-        )
+    look = _first_look(session, geometry, lowpassed, cutoff)
+    constants = look.constants
+    for note in look.notes:
+        session.view.say(f"note: {note}")
     data = dataset.make_dataset(inputs, settings, geometry, operators, constants)
-    state = iteration.first_state(inputs, data, spectra, lowpassed, cutoff)
+    state = iteration.first_state(inputs, data, look.spectra, lowpassed, cutoff)
     with session.phase("saving"), signals.postponed():
         checkpoints.commit_first(project, constants, state, input_hash)
     return data, state
+
+
+def _first_look(
+    session: RefineSession, geometry: ImageGeometry, lowpassed: NDArray[np.float32], cutoff: float
+) -> FirstLook:
+    """Look at all images on the workers."""
+    served: list[StackSource] = []
+
+    def measure(
+        source: StackSource, stage: MeasureStage, tasks: list[Task]
+    ) -> Sequence[ImageStatistics]:
+        session.pool.serve(source)
+        served.append(source)
+        outcome = session.run("first look", stage, {}, tasks)
+        megabytes = outcome.statistics.bytes_served / MEGABYTE
+        session.view.say(f"first look at all images: {megabytes:.1f} MB served to the workers")
+        return outcome.results
+
+    with session.phase("first look at all images"):
+        look = look_at_all(
+            session.inputs, geometry, lowpassed, cutoff, session.settings.seed, measure
+        )
+    if look.source is not served[0]:
+        session.pool.serve(look.source)
+    return look
 
 
 def _refine(session: RefineSession, data: Dataset, state: RefineState) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import threading
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -51,28 +52,49 @@ class ParticleRows:
 
 
 @dataclass(frozen=True)
+class MeasuredRows:
+    """The payload of MeasureStage's tasks: CTF and shifts (b, 2) in pixels of a block's images."""
+
+    ctf: CtfParameters
+    shifts: NDArray[np.float64]
+
+
+@dataclass(frozen=True)
 class ImageStatistics:
     """What is measured of a block's images.
 
     mean, deviation   (b,) of the background
     power             (b, s) per shell, inside the particle's disc
     largest           (b, s) largest amplitude of each shell
+    likeness          (b, t) per shell, the product with the model's mean projection; 0 without one
+    digest            (b,) hash of the pixels
     """
 
     mean: NDArray[np.float64]
     deviation: NDArray[np.float64]
     power: NDArray[np.float64]
     largest: NDArray[np.float64]
+    likeness: NDArray[np.float64]
+    digest: NDArray[np.uint64]
+
+    def take(self, rows: NDArray[np.int64]) -> ImageStatistics:
+        """Return what is measured of some of the images, in the order of `rows`."""
+        return ImageStatistics(*(getattr(self, name)[rows] for name in self.__dataclass_fields__))
 
 
 class MeasureStage(Stage):
-    """Measures each image, before the first iteration: background, power, largest amplitudes."""
+    """Measures each image, before the first iteration: background, power, largest amplitudes.
 
-    def __init__(self, geometry: ImageGeometry) -> None:
+    profile   (t,) the model's mean over all orientations, per shell of its transform; None: the
+              images are not compared with it
+    """
+
+    def __init__(self, geometry: ImageGeometry, profile: NDArray[np.float64] | None = None) -> None:
         self.geometry = geometry
+        self.profile = profile
 
     def run(self, task: Task, block: Block | None, state: Any) -> ImageStatistics:
-        del task, state
+        del state
         assert block is not None
         images = block["images"]
         mean, deviation = masks.background(images, self.geometry.radius)
@@ -84,7 +106,33 @@ class MeasureStage(Stage):
         power = wanted.shell_sums(masked.real**2 + masked.imag**2)
         whole = image_components(centred, wanted)
         largest = np.maximum.reduceat(np.abs(whole), wanted.starts, axis=-1)
-        return ImageStatistics(mean, deviation, power, largest.astype(np.float64))
+        likeness = self._likeness(task.payload, masked)
+        digest = [hashlib.blake2b(image.tobytes(), digest_size=8).digest() for image in images]
+        return ImageStatistics(
+            mean,
+            deviation,
+            power,
+            largest.astype(np.float64),
+            likeness,
+            np.frombuffer(b"".join(digest), np.uint64),
+        )
+
+    def _likeness(
+        self, rows: MeasuredRows | None, masked: NDArray[np.complex64]
+    ) -> NDArray[np.float64]:
+        """Return the product of images (b, v) with the model's mean projection, per shell.
+
+        That projection is the same from all sides, so no orientation is needed; it is negative for
+        dark particles.
+        """
+        if rows is None or self.profile is None:
+            return np.zeros((len(masked), 1))
+        box, pixel_size = self.geometry.box, self.geometry.pixel_size
+        wanted = components(box, len(self.profile) - 1)
+        images = masked[:, : len(wanted.shell)]
+        moved = images * alignment.phases(rows.shifts, wanted.frequencies, box)
+        ctf = contrast_transfer(rows.ctf, wanted.frequencies, box, pixel_size)
+        return wanted.shell_sums(moved.real * ctf * self.profile[wanted.shell])
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
@@ -107,7 +108,7 @@ def _finite_volume(path: Path, what: str, notes: list[str]) -> Volume:
             f"the {what} {path} has {hot} voxel{'s' * (hot > 1)} far beyond all others (up to "
             f"{np.abs(volume.data).max():g}): the median of the neighbours is used instead"
         )
-    return Volume(data, volume.pixel_size, path)
+    return replace(volume, data=data)
 
 
 def _white_on_black(path: Path, data: NDArray[np.float32], notes: list[str]) -> NDArray[np.float32]:

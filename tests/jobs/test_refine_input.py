@@ -197,7 +197,28 @@ def not_normalised(made: refine_input.Input) -> None:
     write_mrc(made.stack, images, pixel_size=refine_input.PIXEL_SIZE)
 
 
+def dark_particles(made: refine_input.Input) -> None:
+    write_mrc(made.stack, -refine_input.demo_images(COUNT), pixel_size=refine_input.PIXEL_SIZE)
+
+
+def the_other_half_too(made: refine_input.Input) -> None:
+    """A copy of the stack, whose images are in the other half set."""
+    (made.folder / "copy.mrcs").write_bytes(made.stack.read_bytes())
+    rows = [line for line in made.star.read_text().splitlines() if "@" in line]
+    other = {"1": "2", "2": "1"}
+    more = [row[:-1] + other[row[-1]] for row in map(str.rstrip, rows)]
+    text = "\n".join([made.star.read_text().rstrip(), *more, ""])
+    made.star.write_text(text)
+    edit(r"^(\d+@)particles(.mrcs.*)", r"\1copy\2", count=COUNT)(made)
+
+
 ODD = {
+    "dark particles": (dark_particles, "the contrast of the images is inverted", None),
+    "pixels that are in the other half set too": (
+        the_other_half_too,
+        r"60 of them stood in the other half set",
+        3,
+    ),
     "odd box": (odd_box, "the box of 33 pixels is odd.* makes 32", None),
     "model of another box and pixel size": (
         other_model,

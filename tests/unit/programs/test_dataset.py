@@ -84,6 +84,25 @@ def test_a_list_that_gives_some_half_sets_only_is_drawn_anew(particles: Particle
     assert set(half) == {1, 2}
 
 
+def test_copies_of_an_image_are_in_one_half_set(tmp_path: Path) -> None:
+    star = write_particle_input(tmp_path, count=20)
+    (tmp_path / "link.mrcs").symlink_to("particles.mrcs")
+    (tmp_path / "hard.mrcs").hardlink_to(tmp_path / "particles.mrcs")
+    text = star.read_text()
+    rows = [line for line in text.splitlines() if "@" in line]
+    more = [row.replace("particles.mrcs", name) for name in LINKS for row in rows]
+    star.write_text("\n".join([text.rstrip(), *more, ""]))
+    listed = read_particles(star)
+    assert listed.count == 60
+    for half in (listed.half, np.resize(np.array([1, 2, 2], np.int8), 60)):
+        found = dataset.half_sets(dataclasses.replace(listed, half=half), 0)
+        assert np.array_equal(found, np.tile(found[:20], 3))
+        assert set(found) == {1, 2}
+
+
+LINKS = ("link.mrcs", "hard.mrcs")
+
+
 def looked_at(
     images: NDArray[np.float32], half: NDArray[np.int8], radius: float = 5.0
 ) -> tuple[dataset.ImageConstants, NDArray[np.float64]]:
@@ -125,6 +144,22 @@ def test_other_images_are_brought_to_mean_0_and_deviation_1(scale: float, mean: 
     assert np.abs(pixels.mean(axis=1)).max() < tolerance
     assert np.abs(pixels.std(axis=1) - 1).max() < tolerance
     assert np.isfinite(noise).all()
+
+
+@pytest.mark.parametrize(("scale", "mean"), [(1000.0, 0.0), (0.01, 0.0), (1.0, 50.0)])
+def test_one_image_of_another_grey_scale_is_brought_to_the_others(
+    scale: float, mean: float
+) -> None:
+    images = white(40, 16)
+    expected, expected_noise = looked_at(images, HALF)
+    images[7] = images[7] * scale + mean
+    constants, noise = looked_at(images, HALF)
+    assert not constants.normalised
+    assert np.flatnonzero(constants.gain != 1).tolist() == [7]
+    assert constants.gain[7] * scale == pytest.approx(1.0, rel=0.1)
+    assert constants.offset[7] == pytest.approx(mean, abs=0.3 * scale)
+    np.testing.assert_allclose(noise, expected_noise, rtol=0.1)
+    np.testing.assert_allclose(constants.largest[1:], expected.largest[1:], rtol=0.2)
 
 
 def test_an_image_with_a_flat_background_is_not_magnified() -> None:

@@ -1,0 +1,157 @@
+"""The first look at all images: their statistics, copies, bad pixels and contrast."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, TypeAlias
+
+import numpy as np
+
+from mpipar.cryoem.fourier import shell_means
+from mpipar.cryoem.masks import soft_sphere
+from mpipar.formats.tables import row_list
+from mpipar.programs import copies, dataset
+from mpipar.programs.stages import MASK_EDGE, MeasureStage
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+
+    from mpipar.programs.dataset import ImageConstants
+    from mpipar.programs.images import StackSource
+    from mpipar.programs.inputs import RefineInputs
+    from mpipar.programs.stages import ImageGeometry, ImageStatistics
+    from mpipar.runtime.stage import Task
+
+Measure: TypeAlias = Callable[
+    ["StackSource", MeasureStage, "list[Task]"], "Sequence[ImageStatistics]"
+]
+"""Runs MeasureStage on all blocks of a source."""
+
+CERTAIN = 6.0
+"""Standard errors by which the images' mean product with the model must be below zero."""
+
+
+@dataclass(frozen=True)
+class FirstLook:
+    """What the first look has found.
+
+    constants   of the images; the gain is negative if their contrast is inverted
+    spectra     (2, s) first noise spectra
+    source      the images, cut into blocks of one half set each; the one that was measured, if no
+                particle had to change its half set
+    notes       what was adapted, for the user
+    """
+
+    constants: ImageConstants
+    spectra: NDArray[np.float64]
+    source: StackSource
+    notes: tuple[str, ...]
+
+
+def look_at_all(
+    inputs: RefineInputs,
+    geometry: ImageGeometry,
+    lowpassed: NDArray[np.float32],
+    cutoff: float,
+    seed: int,
+    measure: Measure,
+) -> FirstLook:
+    """Look at all images once.
+
+    lowpassed   (n, n, n) the model, filtered to `cutoff` in A
+    raises      InputError for images that cannot be used
+    """
+    half = dataset.half_sets(inputs.particles, seed)
+    source = inputs.stacks.divided(dataset.blocks_of(half))
+    sphere = soft_sphere(inputs.box, geometry.radius, MASK_EDGE)
+    last = max(2, min(round(inputs.box * inputs.pixel_size / cutoff) + 1, inputs.box // 2))
+    profile = shell_means(lowpassed * sphere)[: last + 1]
+    tasks = dataset.measure_tasks(source.blocks, inputs.particles)
+    looks = measure(source, MeasureStage(geometry, profile), tasks)
+    notes = _hot_notes(source)
+    first = copies.first_of_pixels(source.blocks, [look.digest for look in looks])
+    notes += copies.pixel_notes(inputs.particles, half, first)
+    half = copies.together(half, first)
+    blocks, looks = _cut_anew(source.blocks, looks, half)
+    constants, spectra = dataset.measure(inputs.box, half, blocks, looks)
+    notes += _scale_notes(constants)
+    if certainty(constants, spectra, blocks, looks) < -CERTAIN:
+        constants = replace(constants, gain=-constants.gain)
+        notes.append(
+            "the contrast of the images is inverted, dark particles on bright ice, as their "
+            "product with the model says: their sign is turned"
+        )
+    if blocks is not source.blocks:
+        source = source.divided(blocks)
+    return FirstLook(constants, spectra, source, tuple(notes))
+
+
+def _cut_anew(
+    blocks: Sequence[NDArray[np.int64]], looks: Sequence[ImageStatistics], half: NDArray[np.int8]
+) -> tuple[tuple[NDArray[np.int64], ...], Sequence[ImageStatistics]]:
+    """Return blocks of these half sets and what was measured of each; the same if they fit."""
+    if all((half[rows] == half[rows[0]]).all() for rows in blocks):
+        return tuple(blocks), looks
+    place = np.argsort(np.concatenate(blocks))
+    names = looks[0].__dataclass_fields__
+    whole = type(looks[0])(
+        *(np.concatenate([getattr(look, name) for look in looks])[place] for name in names)
+    )
+    fitting = dataset.blocks_of(half)
+    return fitting, [whole.take(rows) for rows in fitting]
+
+
+def certainty(
+    constants: ImageConstants,
+    spectra: NDArray[np.float64],
+    blocks: Sequence[NDArray[np.int64]],
+    looks: Sequence[ImageStatistics],
+) -> float:
+    """Return the images' mean product with the model, each weighted by noise, in standard errors.
+
+    It is far above zero for white particles, far below for dark ones, whatever their orientations.
+    """
+    products = np.empty(len(constants.half))
+    for rows, look in zip(blocks, looks, strict=True):
+        noise = spectra[constants.half[rows[0]] - 1, : look.likeness.shape[1]]
+        # without zero frequency, which holds the background
+        products[rows] = constants.gain[rows] * (look.likeness / noise)[:, 1:].sum(axis=1)
+    error = products.std() / np.sqrt(products.size)
+    return float(products.mean() / error) if error > 0 else 0.0
+
+
+def _hot_notes(source: StackSource) -> list[str]:
+    rows = np.array(sorted(source.hot_pixels), np.int64)
+    if not rows.size:
+        return []
+    note = (
+        "pixels far beyond all others of their image are set to its median: "
+        f"{sum(source.hot_pixels.values())} in {_named(rows)}"
+    )
+    return [note]
+
+
+def _scale_notes(constants: ImageConstants) -> list[str]:
+    if constants.normalised:
+        note = (
+            "the images are not normalised (background mean 0, deviation 1); each one is "
+            "normalised here"
+        )
+        return [note]
+    rows = np.flatnonzero((constants.gain != 1.0) | (constants.offset != 0.0))
+    if not rows.size:
+        return []
+    note = (
+        f"of quite another grey scale than the other images: {_named(rows)}; the background is "
+        "brought to mean 0 and deviation 1"
+    )
+    return [note]
+
+
+def _named(rows: NDArray[np.int64]) -> str:
+    if rows.size == 1:
+        return f"particle {rows[0] + 1}"
+    return f"{rows.size} particles (rows {row_list(rows)})"

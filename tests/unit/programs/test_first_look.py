@@ -1,0 +1,127 @@
+"""The first look at all images: copies, hot pixels, other grey scales, contrast."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+
+from mpipar.cryoem.fourier import filter_shells, lowpass_gain
+from mpipar.programs import dataset
+from mpipar.programs.first_look import FirstLook, look_at_all
+from mpipar.programs.inputs import read_inputs
+from mpipar.settings import RefineSettings
+from tests.support import refine_input
+from tests.support.blocks import write_mrc
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+    from mpipar.programs.images import StackSource
+    from mpipar.programs.stages import ImageStatistics, MeasureStage
+    from mpipar.runtime.stage import Task
+
+COUNT = 60
+
+
+def measure(
+    source: StackSource, stage: MeasureStage, tasks: list[Task]
+) -> Sequence[ImageStatistics]:
+    """Run the stage here, block by block."""
+    return [stage.run(task, source.read(task.id), None) for task in tasks]
+
+
+def look(folder: Path, images: NDArray[np.float32], seed: int = 0) -> FirstLook:
+    """The first look at the demo's particle list with these images."""
+    made = refine_input.make_input(folder, count=len(images))
+    write_mrc(made.stack, images, pixel_size=refine_input.PIXEL_SIZE)
+    settings = RefineSettings(input=made.star, model=made.model)
+    inputs = read_inputs(settings)
+    cutoff = dataset.lowpass_of(inputs, settings, 1)
+    gain = lowpass_gain(inputs.box, inputs.box * inputs.pixel_size / cutoff)
+    lowpassed = filter_shells(inputs.model, gain)
+    geometry = dataset.geometry_of(inputs, settings, lowpassed)
+    return look_at_all(inputs, geometry, lowpassed, cutoff, seed, measure)
+
+
+def test_sound_images_are_used_as_they_are(tmp_path: Path) -> None:
+    found = look(tmp_path, refine_input.demo_images(COUNT))
+    assert found.notes == ()
+    assert np.array_equal(found.constants.gain, np.ones(COUNT))
+    assert np.array_equal(found.constants.offset, np.zeros(COUNT))
+
+
+@pytest.mark.parametrize(("scale", "offset"), [(-1.0, 0.0), (-30.0, 500.0)])
+def test_dark_particles_have_their_sign_turned(tmp_path: Path, scale: float, offset: float) -> None:
+    images = refine_input.demo_images(COUNT)
+    white = look(tmp_path / "white", images)
+    changed = images * np.float32(scale) + np.float32(offset)
+    dark = look(tmp_path / "dark", changed)
+    assert "the contrast of the images is inverted" in dark.notes[-1]
+    offsets, gains = dark.constants.offset, dark.constants.gain
+    used = (changed - offsets[:, None, None]) * gains[:, None, None]
+    if dark.constants.normalised:
+        correlation = np.corrcoef(used.ravel(), images.ravel())[0, 1]
+        assert correlation > 0.99
+    else:
+        np.testing.assert_array_equal(used, images)
+    assert (dark.constants.largest > 0).all()
+    np.testing.assert_allclose(dark.spectra, white.spectra, rtol=0.2)
+
+
+def test_images_without_a_particle_are_not_turned(tmp_path: Path) -> None:
+    box = refine_input.BOX
+    noise = np.random.default_rng(0).normal(size=(COUNT, box, box)).astype(np.float32)
+    assert look(tmp_path, noise).notes == ()
+
+
+def test_one_loud_image_is_named(tmp_path: Path) -> None:
+    images = refine_input.demo_images(COUNT)
+    images[7] *= 1000
+    found = look(tmp_path, images)
+    (note,) = found.notes
+    assert "of quite another grey scale than the other images: particle 8;" in note
+
+
+def test_a_hot_pixel_is_replaced_and_named(tmp_path: Path) -> None:
+    images = refine_input.demo_images(COUNT)
+    sound = look(tmp_path / "sound", images)
+    images[7, 10, 10] = 1e4
+    found = look(tmp_path / "hot", images)
+    (note,) = found.notes
+    assert note.endswith("are set to its median: 1 in particle 8")
+    np.testing.assert_allclose(found.spectra, sound.spectra, rtol=0.05)
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_images_with_the_same_pixels_come_into_one_half_set(tmp_path: Path, seed: int) -> None:
+    images = refine_input.demo_images(COUNT)
+    images[COUNT // 2 :] = images[: COUNT // 2]
+    found = look(tmp_path, images, seed)
+    (note,) = found.notes
+    assert "30 particles have the same pixels as an earlier one (rows 31, 32" in note
+    half = found.constants.half
+    assert np.array_equal(half[: COUNT // 2], half[COUNT // 2 :])
+    assert set(half) == {1, 2}
+    blocks = found.source.blocks
+    assert np.array_equal(np.sort(np.concatenate(blocks)), np.arange(COUNT))
+    assert all(len(set(half[rows])) == 1 for rows in blocks)
+    again = measure_alone(found)
+    np.testing.assert_array_equal(again, found.constants.largest)
+
+
+def measure_alone(found: FirstLook) -> NDArray[np.float64]:
+    """The largest amplitudes of images that are read in the blocks which were cut anew."""
+    from mpipar.programs.stages import ImageGeometry, MeasureStage
+
+    images = found.source.images(np.arange(COUNT))
+    half = found.constants.half
+    blocks = dataset.blocks_of(half)
+    stage = MeasureStage(ImageGeometry(images.shape[-1], refine_input.PIXEL_SIZE, 14.0))
+    tasks = dataset.measure_tasks(blocks)
+    looks = [stage.run(task, {"images": images[blocks[task.id]]}, None) for task in tasks]
+    return dataset.measure(images.shape[-1], half, blocks, looks)[0].largest
