@@ -10,6 +10,7 @@ from mpipar.formats.mrc import stack_notes
 from mpipar.formats.star import read_particles
 from mpipar.programs.copies import file_note
 from mpipar.programs.images import StackSource, open_stacks
+from mpipar.programs.microscope import doubts, pixel_notes
 from mpipar.programs.volumes import ROUNDING_ERROR, UNSET_PIXEL_SIZE, fit_mask, fit_model
 
 if TYPE_CHECKING:
@@ -50,7 +51,9 @@ def read_inputs(settings: RefineSettings) -> RefineInputs:
     stacks = StackSource(particles, open_stacks(particles))
     _require_box(particles, stacks.stacks[0])
     full_box, pixel_size = stacks.stacks[0].box, particles.pixel_size
-    notes = [*particles.warnings, *file_note(particles), *_image_notes(particles, stacks)]
+    notes = [*particles.warnings, *doubts(particles), *file_note(particles)]
+    notes += [*(pixel_notes(particles) if settings.apix is None else ())]
+    notes += _image_notes(particles, stacks)
     if settings.diameter is not None and settings.diameter > full_box * pixel_size:
         raise InputError(
             f"--diameter {settings.diameter:g} A is larger than the images, which are "
