@@ -262,7 +262,7 @@ def _common_pixel_size(
 
 def group_names(groups: pd.DataFrame) -> list[str]:
     """Return the name of each optics group for messages."""
-    names = groups["rlnOpticsGroupName"].astype(str)
+    names = groups["rlnOpticsGroupName"].tolist()
     return [
         f"{number} ({name})" for number, name in zip(groups["rlnOpticsGroup"], names, strict=True)
     ]
@@ -411,4 +411,6 @@ def ignored_columns(table: pd.DataFrame, groups: pd.DataFrame) -> list[str]:
 def _has_nonzero(cell: object) -> bool:
     """Whether a number, or a vector written [a,b,c], is not zero."""
     parts = str(cell).strip("[]").split(",")
-    return bool((pd.to_numeric(pd.Series(parts), errors="coerce").fillna(0.0) != 0).any())
+    return bool(
+        (pd.to_numeric(pd.Series(parts, dtype=object), errors="coerce").fillna(0.0) != 0).any()
+    )

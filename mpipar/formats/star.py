@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
+import pandas as pd
 
 from mpipar.errors import InputError
 from mpipar.formats.optics import (
@@ -21,7 +22,6 @@ from mpipar.formats.tables import format_numbers, numbers, read_tables, row_list
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    import pandas as pd
     from numpy.typing import NDArray
 
 POSE_COLUMNS: Final = ("rlnAngleRot", "rlnAngleTilt", "rlnAnglePsi")
@@ -200,7 +200,11 @@ def write_particles(
         "rlnRandomSubset": half,
         **(extra or {}),
     }
-    texts = {label: _texts(values, particles.count, label) for label, values in columns.items()}
+    texts = {
+        # as objects: pandas' own texts must be UTF-8, which names of files need not be
+        label: pd.Series(_texts(values, particles.count, label), dtype=object)
+        for label, values in columns.items()
+    }
     table = table.assign(**texts)
     write_tables(path, {"optics": particles.optics, "particles": table})
 

@@ -38,7 +38,7 @@ def fingerprint(inputs: RefineInputs) -> str:
     if inputs.mask is not None:
         digest.update(inputs.mask.tobytes())
     for path in inputs.particles.stacks:
-        digest.update(f"{path.name} {path.stat().st_size}".encode())
+        digest.update(f"{path.name} {path.stat().st_size}".encode("utf-8", "surrogateescape"))
     return digest.hexdigest()
 
 

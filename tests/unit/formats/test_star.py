@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -669,6 +670,16 @@ def test_a_name_that_is_not_utf_8_comes_back_byte_for_byte() -> None:
     path.write_bytes(path.read_text().encode("latin-1"))
     write_again(read_particles(path), Path("out.star"))
     assert Path("out.star").read_bytes().count(b" m\xe4\xdf.mrc ") == 4
+
+
+def test_a_folder_that_is_not_utf_8_is_written_and_read(project: Path) -> None:
+    folder = project / os.fsdecode(b"caf\xe9")
+    folder.mkdir()
+    (project / "particles.mrcs").rename(folder / "particles.mrcs")
+    path = new_star().rename(folder / "p.star")
+    particles = read_particles(path)
+    write_again(particles, Path("out.star"))
+    assert read_particles(Path("out.star")).stacks == (folder / "particles.mrcs",)
 
 
 def test_other_programs_read_what_is_written() -> None:
