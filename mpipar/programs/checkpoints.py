@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import platform
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -18,7 +18,7 @@ from mpipar.programs.iteration import Maps, RefineState
 from mpipar.version import __version__
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from numpy.typing import NDArray
 
@@ -59,7 +59,8 @@ def _cpu() -> str:
 
 def changed_environment(project: Project) -> list[str]:
     """Return what of `environment` has changed since the run began: "numpy was 2.1, is 2.2"."""
-    then = project.load(project.commits()[0]).attributes["environment"]
+    with _understood(project):
+        then = project.load(project.commits()[0]).attributes["environment"]
     now = environment()
     return [
         f"{name} was {then.get(name, 'not recorded')}, is {value}"
@@ -129,6 +130,18 @@ def _state_attributes(state: RefineState) -> dict[str, Any]:
     }
 
 
+@contextmanager
+def _understood(project: Project) -> Iterator[None]:
+    """A commit that lacks something, or has something else, is an error that names the project."""
+    try:
+        yield
+    except (KeyError, TypeError, IndexError) as error:
+        raise CorruptStoreError(
+            f"{project.path}: a commit is not as this mpipar writes it ({error}); go on with the "
+            "version that made the run, or begin a new one"
+        ) from error
+
+
 def _latest(project: Project) -> Commit:
     latest = project.latest()
     if latest is None:
@@ -141,46 +154,52 @@ def load_constants(project: Project, input_hash: str) -> ImageConstants:
 
     raises   InputError if the run was started with other input than that of `input_hash`
     """
-    first = project.load(project.commits()[0])
-    if first.attributes["input"] != input_hash:
+    with _understood(project):
+        first = project.load(project.commits()[0])
+        known = first.attributes["input"]
+    if known != input_hash:
         raise InputError(
             f"{project.path} was started with other input: the particle list, model, mask or a "
             "stack has changed since; start a new run, or restore the files"
         )
     arrays = first.arrays
-    return ImageConstants(
-        arrays["half"],
-        arrays["offset"],
-        arrays["gain"],
-        arrays["largest"],
-        bool(first.attributes["normalised"]),
-    )
+    with _understood(project):
+        return ImageConstants(
+            arrays["half"],
+            arrays["offset"],
+            arrays["gain"],
+            arrays["largest"],
+            bool(first.attributes["normalised"]),
+        )
 
 
 def load_history(project: Project) -> list[FinishedIteration]:
     """Load the history: all finished iterations, oldest first."""
-    return [FinishedIteration(**step) for step in _latest(project).attributes["history"]]
+    with _understood(project):
+        return [FinishedIteration(**step) for step in _latest(project).attributes["history"]]
 
 
 def load_state(project: Project) -> RefineState:
     """Load the state of the latest commit, bit for bit as it was."""
     latest = _latest(project)
     arrays, attributes = latest.arrays, latest.attributes
-    return RefineState(
-        iteration=attributes["iteration"],
-        poses=Poses(arrays["rotations"], arrays["shifts"], arrays["score"]),
-        references=arrays["references"],
-        noise=arrays["noise"],
-        correlation=arrays["fsc"],
-        resolution=attributes["resolution"],
-        resolved_shell=attributes["resolved_shell"],
-        settled=arrays["settled"],
-        jumped=attributes["jumped"],
-    )
+    with _understood(project):
+        return RefineState(
+            iteration=attributes["iteration"],
+            poses=Poses(arrays["rotations"], arrays["shifts"], arrays["score"]),
+            references=arrays["references"],
+            noise=arrays["noise"],
+            correlation=arrays["fsc"],
+            resolution=attributes["resolution"],
+            resolved_shell=attributes["resolved_shell"],
+            settled=arrays["settled"],
+            jumped=attributes["jumped"],
+        )
 
 
 def load_maps(project: Project) -> Maps:
     """Load the maps of the latest commit."""
     arrays = _latest(project).arrays
     names = ("half_maps", "mask", "map", "fsc_unmasked", "fsc_masked", "fsc")
-    return Maps(*(arrays[name] for name in names))
+    with _understood(project):
+        return Maps(*(arrays[name] for name in names))

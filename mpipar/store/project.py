@@ -380,4 +380,7 @@ def _claim_first(path: Path, claim: WriterClaim) -> None:
 
 
 def _size(path: Path) -> int:
-    return path.stat().st_size if path.exists() else 0
+    try:
+        return path.stat().st_size
+    except OSError:
+        return 0

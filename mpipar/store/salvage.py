@@ -41,7 +41,8 @@ class Salvage:
     def __str__(self) -> str:
         numbers = ", ".join(str(info.number) for info in self.commits)
         others = len(self.records) - len(self.commits)
-        return f"the commits {numbers or '(none)'}, and {others} of the program's own records"
+        commits = f"the commits {numbers}" if numbers else "no commit"
+        return f"{commits}, and {others or 'none'} of the program's own records"
 
 
 def salvage(project: Path) -> Salvage:

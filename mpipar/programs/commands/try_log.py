@@ -13,8 +13,9 @@ import time
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Final
 
+from mpipar.errors import CorruptStoreError
 from mpipar.programs.commands.command_stage import CommandTry
-from mpipar.store import durable
+from mpipar.store import durable, schema
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -71,8 +72,18 @@ class TryLog:
         self._new_logs = False  # whether the folder has names that may not be durable yet
 
     def outcomes(self) -> list[CommandOutcome]:
-        """Return every try of this run, those before a resumption included, oldest first."""
-        return [_from_json(record) for record in self._project.records(KIND, every=True)]
+        """Return every try of this run, those before a resumption included, oldest first.
+
+        raises   StoreError if another version of mpipar wrote one that this one does not know
+        """
+        records = self._project.records(KIND, every=True)
+        try:
+            return [_from_json(record) for record in records]
+        except (ValueError, KeyError, TypeError) as error:
+            raise CorruptStoreError(
+                f"{self._project.path}: a record of a command is not as this mpipar writes it "
+                f"({error}); go on with the version that made the run, or begin a new one"
+            ) from error
 
     def record(
         self,
@@ -181,4 +192,6 @@ def _to_json(outcome: CommandOutcome) -> bytes:
 def _from_json(data: bytes) -> CommandOutcome:
     fields = json.loads(data)
     text, occurrence = fields.pop("key")
-    return CommandOutcome(key=(text, occurrence), **fields)
+    return schema.build(
+        CommandOutcome, {**fields, "key": (text, occurrence)}, "a record of a command"
+    )

@@ -168,3 +168,16 @@ def test_a_changed_environment_is_named_on_resume(
     )
     (change,) = checkpoints.changed_environment(project)
     assert change == f"scipy was {version('scipy')}, is 0.0"
+
+
+def test_a_commit_of_another_version_is_said_so_without_a_traceback(project, made):
+    project.commit(0, {}, {"iteration": 0, "history": [{"resolution": 1.0, "later": 2}]})
+    for load in (
+        checkpoints.load_history,
+        checkpoints.load_state,
+        checkpoints.load_maps,
+        checkpoints.changed_environment,
+        lambda p: checkpoints.load_constants(p, "x"),
+    ):
+        with pytest.raises(CorruptStoreError, match="a commit is not as this mpipar writes it"):
+            load(read_again(project))

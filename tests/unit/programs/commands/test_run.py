@@ -15,6 +15,7 @@ from mpipar.errors import (
     CorruptStoreError,
     InputError,
     RequeueError,
+    StoreError,
     UsageError,
 )
 from mpipar.programs.commands import run
@@ -254,6 +255,26 @@ def test_many_short_commands_on_several_workers(here, monkeypatch):
     ranks = {int(row["rank"]) for row in here.table()}
     assert len(ranks) == 2
     assert min(ranks) > 0, "rank 0 runs no commands"
+
+
+@pytest.mark.parametrize(
+    ("record", "said"),
+    [
+        (b"{", "not as this mpipar writes it"),
+        (b'{"key": ["a", 1]}', "not as this mpipar writes it"),
+        (None, r"weight.*update mpipar"),
+    ],
+)
+def test_a_record_of_another_version_is_said_so(here, record, said):
+    here.write("true")
+    here.run()
+    with Project.open(here.path, writer=True) as project:
+        if record is None:
+            fields = json.loads(project.records("try", every=True)[0])
+            record = json.dumps(fields | {"weight": 2}).encode()
+        project.append("try", record)
+    with pytest.raises(StoreError, match=said):
+        here.run(resume=True, commands=None, cwd=None)
 
 
 def test_a_damaged_journal_runs_no_command_again(here):
