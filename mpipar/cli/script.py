@@ -7,11 +7,13 @@ import sys
 import threading
 import traceback
 import types
+from importlib.machinery import SourceFileLoader
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from mpipar.errors import InputError, MissingInputError, MpiparError, StoppedError
+from mpipar.interfaces.calls.user_main import program_begins
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -25,12 +27,16 @@ INTERRUPTED: Final = 130
 class MainProgram:
     """Code that is to run as `__main__`, and what Python sets for it."""
 
-    def __init__(self, code: types.CodeType, file: str, folder: str, **names: Any) -> None:
+    def __init__(
+        self, code: types.CodeType, file: str, folder: str, name: str = "", **names: Any
+    ) -> None:
         """`names` are names that the module has from the beginning, besides those of Python."""
         self.code = code
-        self.file = file  # also sys.argv[0]
+        self.file = file
+        self.name = name or file  # sys.argv[0]
         self.folder = folder  # sys.path[0]
         self.names = names
+        self.source: bytes | None = None  # of a script
 
 
 def file_program(name: str) -> MainProgram:
@@ -40,12 +46,17 @@ def file_program(name: str) -> MainProgram:
         source = path.read_bytes()
     except OSError as error:
         raise MissingInputError(f"the script {name} cannot be read: {error.strerror}") from error
+    file = str(path.absolute())
     try:
-        code = compile(source, name, "exec")
+        # `dont_inherit`: without it the script would have the future statements of this module
+        code = compile(source, file, "exec", dont_inherit=True)
     except (SyntaxError, ValueError) as error:
         text = "".join(traceback.format_exception_only(error)).rstrip()
         raise InputError(f"{name} is not a Python script:\n{text}") from None
-    return MainProgram(code, name, str(path.resolve().parent))
+    loader = SourceFileLoader("__main__", file)
+    program = MainProgram(code, file, str(path.resolve().parent), name, __loader__=loader)
+    program.source = source
+    return program
 
 
 def module_program(name: str) -> MainProgram:
@@ -80,15 +91,16 @@ def run_program(
     """
     main = types.ModuleType("__main__")
     main.__dict__.update(__file__=program.file, __builtins__=__builtins__, **program.names)
-    sys.modules["__main__"] = main
-    sys.argv[:] = [program.file, *arguments]
+    sys.modules["__main__"] = sys.modules["__mp_main__"] = main  # as multiprocessing has it
+    sys.argv[:] = [program.name, *arguments]
     sys.path[0] = program.folder
+    program_begins(program.file, program.source)
     code = _run_code(program.code, main.__dict__)
     if code in {INTERRUPTED, StoppedError.exit_code}:
         interrupted()
-    for thread in threading.enumerate():
-        if thread is not threading.main_thread() and not thread.daemon:
-            thread.join()
+    # Python's own end, which joins the threads that are no daemons; before that it runs what pools
+    # of threads and processes have registered, or their threads would wait for work for ever.
+    threading._shutdown()  # type: ignore[attr-defined]
     atexit._run_exitfuncs()
     return code
 

@@ -6,11 +6,15 @@ import re
 import signal
 import subprocess
 import sys
+from typing import TYPE_CHECKING
 
 import pytest
 
 from tests.support.installed import MPIRUN, mpirun
-from tests.support.jobs import ROOT, complaints, environment, run
+from tests.support.jobs import NOTHING, ROOT, complaints, environment, run
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 EXEC = [sys.executable, "-m", "mpipar", "exec"]
 TOLERANT = ["--with-ft", "ulfm"]
@@ -201,6 +205,105 @@ def test_signal_to_what_started_mpirun_ends_all(tmp_path, number, code):
         assert job.stdout.readline() == "waiting\n"
         job.send_signal(number)
         assert job.wait(15) == code, job.stderr.read()  # not by force, after 23
+
+
+WAYS: dict[str, Sequence[object]] = {
+    "python": (sys.executable,),
+    "serial": [*EXEC, "--parallel=serial"],
+    "thread": [*EXEC, "--parallel=thread:2"],
+    "ranks": [*mpirun(), *TOLERANT, "-n", 3, *EXEC],
+}
+LIKE_PYTHON = """
+import argparse, os, sys
+from pathlib import Path
+if os.environ["WHOSE"] == "python":
+    from concurrent.futures import ProcessPoolExecutor as Executor
+else:
+    from mpipar import Executor
+
+parser = argparse.ArgumentParser()
+parser.add_argument("--power", type=int, default=1)
+options = parser.parse_args()
+text = Path("text").read_text()
+os.environ["AT_TOP"] = "set"
+
+class Point:
+    def __init__(self, x: int):
+        self.x = x
+
+def seen(x: int):
+    names = [os.environ.get(name) for name in ("AT_TOP", "LATER", "GONE")]
+    ours = [__name__, Point.__module__, seen.__annotations__["x"].__name__, __file__]
+    return [x**options.power, text, sys.argv, os.getcwd(), sys.getrecursionlimit(), *names, *ours]
+
+if __name__ == "__main__":
+    os.chdir("work")
+    assert Path(__file__).exists()
+    os.environ["LATER"] = "set"
+    del os.environ["GONE"]
+    sys.setrecursionlimit(4321)
+    with Executor(2) as executor:
+        print(*executor.submit(seen, 2).result())
+        print(type(executor.submit(Point, 1).result()) is Point)
+    os.chdir("..")
+    del os.environ["LATER"]
+    with Executor(2) as executor:
+        print(*executor.submit(seen, 2).result())
+"""
+
+
+def under_python(folder, text, *arguments, way="python", env=NOTHING):
+    """What a script prints under this way to start it, with that executor."""
+    script = folder / "script.py"
+    script.write_text(text)
+    whose = {"WHOSE": "python" if way == "standard library" else "mpipar", **env}
+    start = WAYS["python" if way == "standard library" else way]
+    return run(line=[*start, script.name, *arguments], cwd=folder, env=whose, limit=50)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_calls_see_what_processes_of_the_standard_library_see(tmp_path, way):
+    (tmp_path / "work").mkdir()
+    (tmp_path / "text").write_text("read-at-top")
+    words, gone = ["--power", "3"], {"GONE": "not yet"}
+    right = under_python(tmp_path, LIKE_PYTHON, *words, way="standard library", env=gone)
+    assert right.stdout.startswith("8 read-at-top ['script.py', '--power', '3']"), right.stderr
+    done = under_python(tmp_path, LIKE_PYTHON, *words, way=way, env=gone)
+    assert done.stdout == right.stdout, done.stderr
+
+
+POOLS = """
+import sys
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from joblib import Parallel, delayed
+from mpipar import Executor
+
+def negative(x):
+    return -x
+
+def pools(kind):
+    if kind == "joblib":
+        return sum(Parallel(n_jobs=2)(delayed(negative)(x) for x in range(5)))
+    pool = {"threads": ThreadPoolExecutor, "processes": ProcessPoolExecutor}[kind](2)
+    pools.kept = pool
+    return sum(pool.map(negative, range(5)))
+
+if __name__ == "__main__":
+    if sys.argv[2] == "script":
+        print(pools(sys.argv[1]))
+    else:
+        with Executor(2) as executor:
+            print(executor.submit(pools, sys.argv[1]).result())
+"""
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize(
+    "words", [("threads", "script"), ("joblib", "script"), ("joblib", "call"), ("threads", "call")]
+)
+def test_pools_that_are_left_open_keep_nothing_from_ending(tmp_path, way, words):
+    done = under_python(tmp_path, POOLS, *words, way=way)
+    assert (done.returncode, done.stdout) == (0, "-10\n"), done.stderr
 
 
 PAGE = (ROOT / "docs" / "executor.md").read_text()

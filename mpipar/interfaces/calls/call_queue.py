@@ -11,6 +11,8 @@ from mpipar.interfaces.calls.batches import BatchSize, CallBatch
 
 if TYPE_CHECKING:
     from mpipar.interfaces.calls.feeds import CallFeed
+    from mpipar.interfaces.calls.surroundings import Surroundings
+    from mpipar.interfaces.calls.user_main import UserMain
 
 __all__ = ["CallQueue"]
 
@@ -28,6 +30,8 @@ class CallQueue:
         self.limit = limit  # batches under way at once; None: any number
         self.batch_size = BatchSize()
         self.closed = False  # whether no feed may be offered any more
+        self.has_surroundings = False  # whether `set_surroundings` was called
+        self.surroundings: Surroundings | None = None  # of its calls; None: those of the stream
         self.finished = threading.Event()  # set by the router when the queue is over
         self._feeds: dict[CallFeed, None] = {}  # that may have calls, next first
         self._again: deque[tuple[CallBatch, bool]] = deque()  # to be sent again; call by call?
@@ -40,6 +44,17 @@ class CallQueue:
     def offer(self, feed: CallFeed) -> None:
         """Take calls from this feed, from now on until it has none. Any thread."""
         self._feeds[feed] = None
+
+    def set_surroundings(self, main: UserMain) -> None:
+        """Have calls made in the surroundings of this moment, that of the first call. Any thread.
+
+        As with the standard library, whose processes start with the first call.
+
+        main   as the stream's workers know it
+        """
+        self.has_surroundings = True
+        now = main.surroundings_here()
+        self.surroundings = None if now == main.now else now
 
     @property
     def is_over(self) -> bool:

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from mpipar.interfaces.calls.surroundings import Surroundings
     from mpipar.interfaces.calls.user_main import UserMain
 
 __all__ = ["BatchReply", "CallStage", "is_in_call", "setup_block", "with_open_queues"]
@@ -140,7 +141,15 @@ class _WorkerSetups:
         self.where = f"{socket.gethostname()} (process {os.getpid()})"
         self._lock = threading.RLock()
         self._arguments: dict[int, tuple[Any, ...] | _CaughtException] = {}  # by queue
+        self._surroundings: Surroundings | None = None  # that were entered last
         main.extend_search()
+
+    def enter(self, surroundings: Surroundings) -> None:
+        """Give this process the surroundings of the calls that follow, unless it has them."""
+        with self._lock:
+            if not self.main.is_this_process and surroundings != self._surroundings:
+                surroundings.enter()
+                self._surroundings = surroundings
 
     def arguments(self, queue: int, block: Block | None) -> tuple[Any, ...] | _CaughtException:
         """Return what functions get before their own arguments; run the setup if it was not yet."""
@@ -165,8 +174,8 @@ class _WorkerSetups:
 
     def unpickle(self, pickled: PickledObjects, *, copy: bool) -> Iterator[Any]:
         """Return the objects; first run the user's main module, if they may need it."""
-        if is_of_main(pickled):
-            self.main.load()
+        if is_of_main(pickled) and self.main.load() and self._surroundings is not None:
+            self._surroundings.enter()  # again: the main module was run in those of the beginning
         return unpickle_each(pickled, copy=copy)
 
 
@@ -199,11 +208,12 @@ class CallStage(Stage):
         return _WorkerSetups(self.main)
 
     def run(self, task: Task, block: Block | None, state: _WorkerSetups) -> BatchReply:
-        queue, longest, count, together, pickled = task.payload
+        queue, surroundings, longest, count, together, pickled = task.payload
         same_process = self.main.is_this_process
         start = time.perf_counter()
         _thread.in_call = True
         try:
+            state.enter(surroundings or self.main.now)
             first = state.arguments(queue, block)
             if isinstance(first, _CaughtException):
                 kinds, results = bytearray([SETUP_RAISED]), [first]

@@ -17,11 +17,11 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from mpipar.errors import UsageError
-from mpipar.interfaces.calls import user_main
 from mpipar.interfaces.calls.answers import GivenUp, Raised, Returned, WorkersGone
 from mpipar.interfaces.calls.batches import LONGEST_BATCH_SECONDS, CallBatch, pack_calls
 from mpipar.interfaces.calls.call_queue import CallQueue
 from mpipar.interfaces.calls.call_stage import BatchReply, CallStage, setup_block, with_open_queues
+from mpipar.interfaces.calls.user_main import UserMain
 from mpipar.runtime.stage import Policy, Task
 
 if TYPE_CHECKING:
@@ -57,6 +57,7 @@ class CallRouter:
         self._error: BaseException | None = None
         self._stream: Stream | None = None
         self._stream_policy: Policy | None = None
+        self._main: UserMain | None = None  # as the workers of the stream know it
         pool.serve(self)
 
     @property
@@ -110,7 +111,7 @@ class CallRouter:
                     f"{policy}"
                 )
             self._stream.close()
-        main = user_main.UserMain.here()
+        main = self._main = UserMain.here()
         self._stream_policy = policy
         self._stream = self._pool.stream(CallStage(main), {}, self, policy=policy)
 
@@ -126,6 +127,8 @@ class CallRouter:
         if queue.closed:
             raise RuntimeError("the context is closed")
         self.check()
+        if not queue.has_surroundings and self._main is not None:
+            queue.set_surroundings(self._main)
         queue.offer(feed)
         with self._lock:
             if queue.number in self._ready:
@@ -225,7 +228,8 @@ class CallRouter:
         seconds = math.inf if batch.size <= batch.feed.chunk else LONGEST_BATCH_SECONDS
         number = next(self._task_numbers)
         self._under_way[number] = queue, batch
-        payload = queue.number, seconds, packed.functions, packed.together, packed.pickled
+        calls = packed.functions, packed.together, packed.pickled
+        payload = queue.number, queue.surroundings, seconds, *calls
         return [Task(number, queue.block, payload)]
 
     def deliver(self, results: Sequence[tuple[int, Any]]) -> None:

@@ -18,6 +18,7 @@ from mpi4py import MPI
 from mpipar.errors import UsageError
 from mpipar.runtime.clusters.mpi_spawn import spawn_worker, spawned_transport
 from mpipar.runtime.loops import worker_loop
+from mpipar.runtime.loops.prepared_stage import await_closed
 from mpipar.runtime.machines.messages import Stop
 from mpipar.runtime.node_memory.sharing_transport import SharingTransport
 from mpipar.runtime.pool import Pool, stop_workers
@@ -25,6 +26,7 @@ from mpipar.runtime.process.environment import tune_process
 from mpipar.runtime.process.exits import (
     crash,
     end_job,
+    end_pools,
     exit_now,
     flush_output,
     force_end_later,
@@ -166,6 +168,7 @@ def serve() -> int:
         _await_stop(job.transport)
     if not departure.threads_ended:
         # A thread inside a task would run on while the interpreter is taken down.
+        end_pools()
         MPI.Finalize()
         exit_now(departure.code)
     return departure.code
@@ -182,6 +185,8 @@ def serve_as(rank: Rank, begun: int) -> NoReturn:
 def _exit_after(departure: Departure) -> NoReturn:
     if departure.code:
         crash()
+    await_closed()
+    end_pools()
     time.sleep(BYE_SECONDS)
     exit_now(0)
 

@@ -6,6 +6,7 @@ import threading
 from typing import TYPE_CHECKING
 
 from mpipar.errors import UsageError
+from mpipar.runtime.loops.prepared_stage import await_closed
 from mpipar.runtime.loops.worker_loop import serve
 from mpipar.runtime.node_memory.sharing_transport import SharingTransport
 from mpipar.runtime.pool import STOP_SECONDS, Pool, stop_workers
@@ -34,6 +35,7 @@ def open_pool(workers: int, *, threads: int = 1, cache_bytes: int = 1 << 30) -> 
     def join(silent: list[Rank]) -> None:
         for thread in worker_threads:
             thread.join(0.0 if silent else STOP_SECONDS)
+        await_closed()
 
     try:
         rank_0 = SharingTransport(transports[0], one_process=True)

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from mpipar.runtime.machines.orders import RunningTask
     from mpipar.runtime.stage import Block, Stage, Sums, Task
 
+CLOSE_SECONDS = 2.5  # in which a child that is let go ends, by itself or killed
+_closing: list[threading.Thread] = []  # each lets a child go
 LONGEST_BATCH = 0.01
 """Seconds after which no further task of one batch is begun."""
 
@@ -149,5 +151,18 @@ class IsolatedStage:
 
     def close(self) -> None:
         self._closed = True
+        _closing[:] = [thread for thread in _closing if thread.is_alive()]
         for child in list(self._children.values()):
-            threading.Thread(target=child.close, name="close-child", daemon=True).start()
+            thread = threading.Thread(target=child.close, name="close-child", daemon=True)
+            thread.start()
+            _closing.append(thread)
+
+
+def await_closed() -> None:
+    """Wait until the child processes that were let go have ended, and what they had started.
+
+    If this process ended before, the kernel would kill a child before it can end its own children.
+    """
+    until = time.monotonic() + CLOSE_SECONDS
+    for thread in tuple(_closing):
+        thread.join(max(0.0, until - time.monotonic()))

@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 from contextlib import suppress
 from typing import TYPE_CHECKING, Final, NoReturn
 
@@ -30,6 +31,30 @@ try:
 except OSError:
     pass
 """
+
+
+POOL_SECONDS: Final = 2.0
+
+
+def end_pools() -> None:
+    """End the pools of processes and threads that tasks have left open, as Python does at its end.
+
+    For a process that ends without Python's own end; mpirun would wait for what is left.
+    """
+    thread = threading.Thread(target=_end_pools, name="end-pools", daemon=True)
+    thread.start()
+    thread.join(POOL_SECONDS)
+
+
+def _end_pools() -> None:
+    # concurrent.futures and joblib have registered here what ends their pools; private as it is
+    for function in reversed(getattr(threading, "_threading_atexits", [])):
+        with suppress(Exception):
+            function()
+    multiprocessing = sys.modules.get("multiprocessing.util")
+    if multiprocessing is not None:
+        with suppress(Exception):
+            multiprocessing._exit_function()
 
 
 def flush_output() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from mpipar.interfaces.calls import user_main
+from mpipar.interfaces.calls.surroundings import Surroundings
 from mpipar.interfaces.calls.user_main import UserMain
 
 ROOT = Path(__file__).parents[4]
@@ -32,6 +34,10 @@ if __name__ == "__main__":
 @pytest.fixture
 def worker(monkeypatch):
     """This process as if it were a worker: what it does to `__main__` is undone."""
+    for variable in ("A", "B"):
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setattr(sys, "argv", list(sys.argv))
+    monkeypatch.chdir(Path.cwd())
     for name in ("__main__", user_main.NAME):
         monkeypatch.setitem(sys.modules, name, sys.modules["__main__"])
     monkeypatch.setattr(sys, "path", list(sys.path))
@@ -76,6 +82,62 @@ def test_search_path_is_that_of_rank_0_behind_our_own(worker):
     mine = list(sys.path)
     remote(search=("/a", mine[0], "/b")).extend_search()
     assert sys.path == [*mine, "/a", "/b"]
+
+
+def test_annotations_of_a_script_are_what_it_says_they_are(worker):
+    remote(path="script.py", source=b"def f(x: int): pass").load()
+    assert sys.modules["__main__"].f.__annotations__ == {"x": int}
+
+
+def test_what_the_script_defines_is_of_main_as_in_a_forked_process(worker):
+    source = b"""
+import functools
+def plain(): pass
+@functools.cache
+def cached(): pass
+class Outer:
+    class Inner: pass
+    def method(self): pass
+    @staticmethod
+    def static(): pass
+    @property
+    def value(self): pass
+"""
+    remote(path="script.py", source=source).load()
+    main = sys.modules["__main__"]
+    outer = main.Outer
+    found = [main.plain, main.cached, main.cached.__wrapped__, outer, outer.Inner, outer.method]
+    found += [outer.static, outer.value.fget]
+    assert {each.__module__ for each in found} == {main.__name__} == {"__main__"}
+
+
+def test_module_level_runs_where_the_program_began_and_first_searches_the_script_s_folder(
+    worker, tmp_path
+):
+    begin = Surroundings(("script.py", "--flag"), str(tmp_path), sys.getrecursionlimit())
+    source = b"import os, sys\nseen = sys.argv, os.getcwd(), sys.path[0]"
+    remote(path="script.py", source=source, begin=begin, search=("/scripts",)).load()
+    assert sys.modules["__main__"].seen == (["script.py", "--flag"], str(tmp_path), "/scripts")
+
+
+def test_surroundings_are_entered_and_left_for_others(worker, tmp_path, monkeypatch):
+    limit = sys.getrecursionlimit()
+    monkeypatch.setenv("B", "own")
+    Surroundings(("a",), str(tmp_path), limit, (("A", "1"), ("B", None)), moved=True).enter()
+    assert (sys.argv, Path.cwd()) == (["a"], tmp_path)
+    assert os.environ["A"] == "1"
+    assert "B" not in os.environ
+    Surroundings(("b",), str(ROOT), limit).enter()
+    assert (sys.argv, Path.cwd()) == (["b"], ROOT)
+    assert "A" not in os.environ
+    assert os.environ["B"] == "own"
+
+
+def test_folder_that_a_worker_cannot_enter_is_an_error_if_the_script_chose_it(worker, tmp_path):
+    limit, there = sys.getrecursionlimit(), str(tmp_path / "not-there")
+    with pytest.raises(FileNotFoundError, match=r"not-there, which .* cannot enter"):
+        Surroundings((), there, limit, moved=True).enter()
+    Surroundings((), there, limit).enter()
 
 
 def test_an_executor_made_while_a_worker_reads_the_script_says_what_to_do(tmp_path):
