@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import os
 import sys
 import threading
 import traceback
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from mpipar.errors import InputError, MissingInputError, MpiparError, StoppedError
 from mpipar.interfaces.calls.user_main import program_begins
+from mpipar.runtime.process.exits import exit_now
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -95,7 +97,10 @@ def run_program(
     sys.argv[:] = [program.name, *arguments]
     sys.path[0] = program.folder
     program_begins(program.file, program.source)
+    process = os.getpid()
     code = _run_code(program.code, main.__dict__)
+    if os.getpid() != process:  # a process that the script has forked; the job is not its to end
+        exit_now(code)
     if code in {INTERRUPTED, StoppedError.exit_code}:
         interrupted()
     # Python's own end, which joins the threads that are no daemons; before that it runs what pools

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import threading
 import time
 from dataclasses import dataclass
@@ -95,3 +96,33 @@ class Model:
 
     def __call__(self, factor: float) -> float:
         return float(self.data.sum()) * factor
+
+
+class Counter:
+    """A callable object that changes with each call."""
+
+    def __init__(self, size: int) -> None:
+        self.data = np.zeros(size)
+        self.calls: list[int] = []
+
+    def __call__(self, number: int) -> tuple[float, int, int]:
+        self.data[0] += 1
+        self.calls.append(number)
+        return float(self.data[0]), len(self.calls), self.calls[0]
+
+
+class EndsWhenRead:
+    """An object that no process can read, e.g. for want of a licence."""
+
+    def __init__(self, code: int) -> None:
+        self.code = code
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        sys.exit(state["code"])
+
+
+class EndsWhenPickled(EndsWhenRead):
+    """An object that cannot be pickled either."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        sys.exit(self.code)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from itertools import chain
 from typing import TYPE_CHECKING, Any, Final, overload
 
-from mpipar.interfaces.calls.pickling import PickledObjects, are_plain, pickle_each
+from mpipar.interfaces.calls.pickling import PickledObjects, are_plain, is_interrupt, pickle_each
 
 if TYPE_CHECKING:
     from mpipar.interfaces.calls.feeds import Call, CallFeed
@@ -144,6 +144,8 @@ def _as_same_calls(calls: Sequence[Call]) -> SameCalls | None:
 def _is_picklable(function: Any) -> bool:
     try:
         pickle.dumps(function)
-    except Exception:  # any: then the call itself cannot be pickled, and its error says why
+    except BaseException as error:  # any: the call itself cannot be pickled, its error says why
+        if is_interrupt(error):
+            raise
         return False
     return True

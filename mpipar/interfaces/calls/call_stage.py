@@ -190,7 +190,7 @@ class _CaughtException:
         """Return the exception, or an error that says why it cannot be pickled; its traceback."""
         try:
             pickle.loads(pickle.dumps(self.error))
-        except Exception as error:  # any: it comes from the user's code
+        except BaseException as error:  # any: it comes from the user's code
             what = f"{type(self.error).__name__}: {self.error}"
             text = f"{what} (the exception itself cannot be pickled: {error})"
             return pickle.PicklingError(text), self.text

@@ -9,10 +9,13 @@ from __future__ import annotations
 import copyreg
 import io
 import pickle
+import threading
+import traceback
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import numpy as np
 
+from mpipar.errors import StoppedError
 from mpipar.runtime.wire.codec import reduce_array
 
 if TYPE_CHECKING:
@@ -22,6 +25,8 @@ __all__ = [
     "PickledObjects",
     "UnreadableObject",
     "are_plain",
+    "as_exception",
+    "is_interrupt",
     "is_of_main",
     "object_or_raise",
     "pickle_each",
@@ -71,8 +76,10 @@ def pickle_each(
     for position, item in enumerate(objects):
         try:
             pickler.dump(item)
-        except Exception as error:  # any: it comes from the user's own __reduce__ and __getstate__
-            failed.append((position, error))
+        except BaseException as error:  # any: it comes from the user's __reduce__ and __getstate__
+            if is_interrupt(error):
+                raise
+            failed.append((position, as_exception(error, "an object cannot be pickled")))
             stream.seek(ends[-1] if ends else 0)
             stream.truncate()
             del buffers[marks[-1] if marks else 0 :]
@@ -102,11 +109,36 @@ def unpickle_each(pickled: PickledObjects, *, copy: bool) -> Iterator[Any]:
         own: Sequence[Any] = buffers[first:last]
         if own:
             own = [_writable(buffer, copy=copy) for buffer in own]
-        try:
-            yield pickle.loads(view[begin:end], buffers=own)
-        except Exception as error:  # any: it comes from the user's code
-            yield UnreadableObject(error)
+        yield _read_back(view[begin:end], own)
         begin, first = end, last
+
+
+def _read_back(pickled: memoryview, buffers: Sequence[Any]) -> Any:
+    try:
+        return pickle.loads(pickled, buffers=buffers)
+    except BaseException as error:  # any: it comes from the user's code
+        if is_interrupt(error):
+            raise
+        return UnreadableObject(as_exception(error, "an object cannot be read back"))
+
+
+def is_interrupt(error: BaseException) -> bool:
+    """Whether an error is a signal to this process: those are raised in its main thread."""
+    in_main = threading.current_thread() is threading.main_thread()
+    return in_main and isinstance(error, KeyboardInterrupt | StoppedError)
+
+
+def as_exception(error: BaseException, what: str) -> Exception:
+    """Return an error that ends no program: for SystemExit and the like, one that names it.
+
+    what   what has failed with it
+    """
+    if isinstance(error, Exception):
+        return error
+    text = traceback.format_exception_only(error)[-1].strip()
+    replaced = pickle.PicklingError(f"{what}: its own code raised {text}")
+    replaced.__cause__ = error.with_traceback(None)
+    return replaced
 
 
 def _writable(buffer: Any, *, copy: bool) -> Any:

@@ -16,7 +16,7 @@ from mpipar.errors import StoppedError
 from mpipar.interfaces.calls import registry
 from mpipar.interfaces.calls.batches import PICKLED_BY_NAME
 from mpipar.interfaces.calls.feeds import SubmittedCalls
-from mpipar.interfaces.calls.pickling import pickle_each
+from mpipar.interfaces.calls.pickling import object_or_raise, pickle_each, unpickle_each
 from mpipar.interfaces.executor.exceptions import BrokenWorkersError
 from mpipar.interfaces.executor.executor_state import ExecutorState
 from mpipar.interfaces.executor.map_results import MapOptions, MapResults
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
     from mpipar.interfaces.calls.call_queue import CallQueue
+    from mpipar.interfaces.calls.pickling import PickledObjects
 
 __all__ = ["BrokenWorkersError", "Executor"]
 
@@ -36,14 +37,15 @@ LARGE_FUNCTION_BYTES: Final = 1 << 16
 """A callable object whose pickle is larger goes to each worker once for each `map`."""
 
 
-def _function_as_setup(function: Callable[..., T]) -> tuple[Callable[..., T]]:
-    """Return the result of a setup that gives a function to each call."""
-    return (function,)
+def _pickle_as_setup(pickled: PickledObjects) -> tuple[PickledObjects]:
+    """Return the result of a setup that gives the pickle of a function to each call."""
+    return (pickled,)
 
 
-def _call(function: Callable[..., T], /, *arguments: Any) -> T:
-    """Call a function that a setup gave."""
-    return function(*arguments)
+def _call(pickled: PickledObjects, /, *arguments: Any) -> Any:
+    """Call a fresh copy of a function whose pickle a setup gave: a call may change its object."""
+    (function,) = unpickle_each(pickled, copy=True)
+    return object_or_raise(function)(*arguments)
 
 
 class Executor(futures.Executor):
@@ -174,10 +176,11 @@ class Executor(futures.Executor):
         """
         if self._has_limit_or_setup or type(fn) in PICKLED_BY_NAME or self._state.closed:
             return None
-        (data, _, _, buffers), failed = pickle_each([fn])
+        pickled, failed = pickle_each([fn])
+        data, _, _, buffers = pickled
         if failed or len(data) + sum(len(view.raw()) for view in buffers) < LARGE_FUNCTION_BYTES:
             return None
-        setup = functools.partial(_function_as_setup, fn)
+        setup = functools.partial(_pickle_as_setup, pickled)
         queue = self._router.open_queue(setup, passes_setup=True, **self._policy)
         self._state.add_queue(queue)
         return queue

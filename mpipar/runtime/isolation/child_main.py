@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from mpipar.runtime.machines.caught_error import CaughtError
 from mpipar.runtime.node_memory.shared_arrays import SharedArrays, has_handles
 from mpipar.runtime.process.environment import single_threaded_blas
+from mpipar.runtime.process.signals import ignore_interrupts
 from mpipar.runtime.stage import frozen
 from mpipar.runtime.wire.framing import FrameReader, pack, unpack
 from mpipar.system import end_with_parent
@@ -106,7 +107,7 @@ def main(link: int, faults: int, parent: int) -> None:
     """Serve the parent at the other end of the socket `link` until it closes that."""
     if not end_with_parent(parent):
         os._exit(ORPHAN_EXIT)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what ^C means
+    ignore_interrupts()
     for stream in (link, faults):
         os.set_inheritable(stream, False)  # what a task starts must not keep them open
     faulthandler.enable(faults)

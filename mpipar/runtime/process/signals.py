@@ -10,6 +10,9 @@ A worker ignores these signals, because rank 0 stops it; but after SIGTERM it en
 does not stop it in time. Handlers never wake another thread: if the main thread is just clearing
 an Event, the handler would wait for the Event's lock for ever. A loop's pause is short, and its
 next turn checks.
+
+A process that is forked from this one, by a script or by a task, has the handlers of before: these
+here are for a rank of the job, and would keep such a process from being ended.
 """
 
 from __future__ import annotations
@@ -21,19 +24,21 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Final
+from functools import cache
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from mpipar.errors import CancelledError, StoppedError
 from mpipar.runtime.process import environment
 from mpipar.runtime.process.signal_wakeup import interrupted_waits
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
 __all__ = [
     "Meaning",
     "check",
     "handled",
+    "ignore_interrupts",
     "leave_to_rank_0",
     "postponed",
     "raised_at_once",
@@ -48,6 +53,7 @@ SIGNALS: Final = (
     signal.SIGUSR2,
 )
 Meaning = Callable[[signal.Signals], signal.Signals]
+Handler: TypeAlias = Callable[[int, Any], None] | int
 ECHO_SECONDS: Final = 1.0  # within which a second signal counts as the first: both are one order
 WORKER_SECONDS: Final = 10.0  # within which rank 0 stops a worker that got SIGTERM
 
@@ -102,6 +108,39 @@ class _StopRequest:
 
 
 _current: _StopRequest | None = None
+_installed: dict[int, tuple[Handler, Any]] = {}  # by signal: our handler, and that of before
+
+
+def _install(number: int, handler: Handler) -> None:
+    """Have a signal handled; a process that is forked from this one gets the handler of before."""
+    _register_for_forks()
+    _, before = _installed.get(number, (handler, signal.getsignal(number)))
+    signal.signal(number, handler)
+    _installed[number] = handler, before
+
+
+def _restore(numbers: Iterable[int]) -> None:
+    """Have signals handled as before, in this process too."""
+    for number in numbers:
+        _, before = _installed.pop(number)
+        signal.signal(number, signal.SIG_DFL if before is None else before)
+
+
+@cache
+def _register_for_forks() -> None:
+    os.register_at_fork(after_in_child=_restore_after_fork)
+
+
+def _restore_after_fork() -> None:
+    """Have all signals handled as before, but those for which a user's code has set a handler."""
+    global _current  # noqa: PLW0603 - of the whole process
+    _current = None
+    installed = dict(_installed)
+    _installed.clear()
+    signal.set_wakeup_fd(-1)  # the pipe belongs to the parent, too
+    for number, (handler, before) in installed.items():
+        if signal.getsignal(number) == handler:
+            signal.signal(number, signal.SIG_DFL if before is None else before)
 
 
 def as_sent(arrived: signal.Signals) -> signal.Signals:
@@ -126,12 +165,13 @@ def raised_at_once(meaning: Meaning = as_sent) -> Iterator[None]:
 
     numbers = [n for n in SIGNALS if signal.getsignal(n) != signal.SIG_IGN]
     with interrupted_waits(numbers):
-        before = {n: signal.signal(n, on_signal) for n in numbers if _in_main_thread()}
+        installed = [n for n in numbers if _in_main_thread()]
+        for number in installed:
+            _install(number, on_signal)
         try:
             yield
         finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
+            _restore(installed)
 
 
 @contextmanager
@@ -147,13 +187,13 @@ def handled(meaning: Meaning = as_sent) -> Iterator[None]:
     numbers = [*(n for n in SIGNALS if signal.getsignal(n) != signal.SIG_IGN), signal.SIGALRM]
     with interrupted_waits(numbers):
         _current = stop = _StopRequest(meaning, environment.grace())
-        before = {number: signal.signal(number, stop.on_signal) for number in numbers}
+        for number in numbers:
+            _install(number, stop.on_signal)
         try:
             yield
         finally:
             stop.settle()
-            for number, handler in before.items():
-                signal.signal(number, handler)
+            _restore(numbers)
             _current = None
 
 
@@ -197,7 +237,12 @@ def leave_to_rank_0() -> None:
     for number in SIGNALS:
         if signal.getsignal(number) != signal.SIG_IGN:
             # A function, not SIG_IGN: programs that a task starts would inherit that.
-            signal.signal(number, _end_later if number == signal.SIGTERM else _ignore)
+            _install(number, _end_later if number == signal.SIGTERM else _ignore)
+
+
+def ignore_interrupts() -> None:
+    """Ignore ^C in a process whose parent decides what it means, but not in what it forks."""
+    _install(signal.SIGINT, signal.SIG_IGN)
 
 
 def _ignore(_number: int, _frame: object) -> None:

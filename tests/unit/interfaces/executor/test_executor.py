@@ -6,6 +6,7 @@ import gc
 import itertools
 import logging
 import operator
+import pickle
 import threading
 import time
 import weakref
@@ -180,15 +181,37 @@ def test_options_that_cannot_be():
             executor.map(functions.square, [1], buffersize=no_number)
 
 
-@pytest.mark.parametrize(("size", "most"), [(10, 60), (100_000, 3)])
-def test_large_callable_object_reaches_each_worker_once_for_a_map(size, most):
-    functions.setups.clear()
+@pytest.mark.parametrize(("size", "most"), [(10, 61), (100_000, 1)])
+def test_large_callable_object_is_pickled_once_for_a_map(size, most):
     with Executor() as executor:
         model = functions.Model(size)
         assert list(executor.map(model, range(60))) == [size * n for n in range(60)]
-        assert 1 <= len(functions.setups) <= most
+        assert 1 <= model.pickled <= most
         assert list(executor.map(model.__call__, [2.0])) == [2.0 * size]
     assert not executor._router._setup_blocks
+
+
+@pytest.mark.parametrize("size", [10, 100_000])
+@pytest.mark.parametrize("chunk", [1, 7])
+def test_no_call_sees_what_another_has_changed_in_an_object(size, chunk):
+    with Executor() as executor:
+        counter = functions.Counter(size)
+        expected = [(1.0, 1, n) for n in range(40)]
+        assert list(executor.map(counter, range(40), chunksize=chunk)) == expected
+        assert list(executor.map(counter.__call__, range(40), chunksize=chunk)) == expected
+        submitted = [executor.submit(counter, n) for n in range(40)]
+        assert [future.result(PATIENCE) for future in submitted] == expected
+
+
+def test_result_that_ends_a_program_when_it_is_read_is_one_call_s_failure(installed):
+    with Executor() as executor, Executor() as other:
+        for make in (functions.EndsWhenRead, functions.EndsWhenPickled):
+            for future in (executor.submit(make, 5), executor.submit(type, make(5))):
+                error = future.exception(PATIENCE)
+                assert isinstance(error, pickle.PicklingError)
+                assert "SystemExit: 5" in str(error)
+        assert executor.submit(functions.square, 3).result(PATIENCE) == 9
+        assert other.submit(functions.square, 3).result(PATIENCE) == 9
 
 
 def test_large_callable_object_that_no_worker_can_read_breaks_nothing(monkeypatch):

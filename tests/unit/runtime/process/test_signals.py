@@ -196,6 +196,46 @@ def test_a_user_s_own_code_is_ended_at_once_as_python_would(number, kind):
     assert signal.getsignal(signal.SIGINT) == signal.default_int_handler
 
 
+FORKED = """
+import multiprocessing, os, signal, sys, time
+from mpipar.runtime.process import signals
+
+def serve():
+    time.sleep(60)
+
+def ends(number):
+    child = multiprocessing.get_context("fork").Process(target=serve)
+    child.start()
+    time.sleep(0.2)
+    start = time.monotonic()
+    os.kill(child.pid, number)
+    child.join()
+    return child.exitcode, time.monotonic() - start < 3
+
+def user(*_):
+    sys.exit(7)
+
+if sys.argv[1] == "worker":
+    signals.leave_to_rank_0()
+    print(ends(signal.SIGTERM), ends(signal.SIGHUP))
+else:
+    with getattr(signals, sys.argv[1])():
+        print(ends(signal.SIGTERM), ends(signal.SIGHUP))
+        signal.signal(signal.SIGTERM, user)
+        print(ends(signal.SIGTERM))
+"""
+
+
+@pytest.mark.parametrize("handling", ["worker", "handled", "raised_at_once"])
+def test_a_process_that_is_forked_is_ended_by_signals_as_any_other(handling):
+    words = [sys.executable, "-c", FORKED, handling]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=30, check=False)
+    assert done.stderr == ""
+    lines = done.stdout.splitlines()
+    assert lines[0] == "(-15, True) (-1, True)"
+    assert lines[1:] == ([] if handling == "worker" else ["(7, True)"])
+
+
 @pytest.mark.parametrize("handling", [signals.raised_at_once, signals.handled])
 def test_a_wait_ends_that_the_signal_did_not_interrupt(grace, handling):
     def get_it():  # this thread, so the main thread's wait goes on
