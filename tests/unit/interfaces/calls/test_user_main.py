@@ -58,8 +58,10 @@ def test_script_is_run_once_from_its_source_and_is_then_main(worker):
     assert (loaded.double(4), loaded.Point(3).x, loaded.__file__) == (8, 3, "/not/here/script.py")
 
 
-def test_module_is_imported_by_name(worker):
-    remote(module="tests.support.functions").load()
+def test_module_is_imported_by_name(worker, tmp_path, monkeypatch):
+    (tmp_path / "squares.py").write_text("def square(x):\n    return x * x\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    remote(module="squares").load()
     assert sys.modules["__main__"].square(3) == 9
 
 
