@@ -6,13 +6,14 @@ of which many wait, travel in batches of BATCH_SECONDS; any other call travels a
 
 from __future__ import annotations
 
+import math
 import pickle
-import types
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import TYPE_CHECKING, Any, Final, overload
 
+from mpipar.interfaces.calls.call_kinds import PICKLED_BY_NAME, kind_of
 from mpipar.interfaces.calls.pickling import PickledObjects, are_plain, is_interrupt, pickle_each
 
 if TYPE_CHECKING:
@@ -23,8 +24,9 @@ __all__ = ["BatchSize", "CallBatch", "PackedCalls", "SameCalls", "pack_calls"]
 BATCH_SECONDS: Final = 0.002
 BATCH_CALLS: Final = 512
 BATCHES_PER_WORKER: Final = 4  # at least, of the calls that wait
+BATCHES_AHEAD: Final = 2  # for each worker, of calls that are not short
+MOST_KINDS: Final = 1000
 LONGEST_BATCH_SECONDS: Final = 0.02  # after which a worker sends the rest of a batch back
-PICKLED_BY_NAME: Final = (types.FunctionType, types.BuiltinFunctionType, type)
 
 
 class SameCalls(Sequence["Call"]):
@@ -56,6 +58,11 @@ class CallBatch:
     calls: Sequence[Call]
 
     @property
+    def kind(self) -> Any:
+        """What says how long the calls take."""
+        return kind_of(self.calls[0][0])
+
+    @property
     def size(self) -> int:
         """How many calls there are."""
         return len(self.keys)
@@ -71,7 +78,7 @@ class CallBatch:
 
 
 class BatchSize:
-    """How long the calls of a queue take, and so how many of them make a batch."""
+    """How long the calls of a kind take, and so how many of them make a batch."""
 
     def __init__(self) -> None:
         self._mean: float | None = None  # seconds of a call
@@ -88,6 +95,12 @@ class BatchSize:
             return 1
         fitting = BATCH_CALLS if self._mean == 0 else int(BATCH_SECONDS / self._mean)
         return max(1, min(fitting, BATCH_CALLS, waiting // (BATCHES_PER_WORKER * workers)))
+
+    def most_batches(self, workers: int) -> float:
+        """Return how many batches may be under way: calls that were sent cannot be cancelled."""
+        if self._mean is None:
+            return workers
+        return math.inf if self._mean < BATCH_SECONDS else BATCHES_AHEAD * workers
 
 
 @dataclass(frozen=True, slots=True)

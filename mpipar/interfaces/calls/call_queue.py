@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from mpipar.interfaces.calls.answers import WorkersGone
-from mpipar.interfaces.calls.batches import BatchSize, CallBatch
+from mpipar.interfaces.calls.batches import MOST_KINDS, BatchSize, CallBatch
 
 if TYPE_CHECKING:
     from mpipar.interfaces.calls.feeds import CallFeed
@@ -28,7 +28,7 @@ class CallQueue:
         self.number = number
         self.block = number if has_setup else None  # the block with the setup
         self.limit = limit  # batches under way at once; None: any number
-        self.batch_size = BatchSize()
+        self._batch_sizes: dict[Any, BatchSize] = {}  # by kind of call
         self.closed = False  # whether no feed may be offered any more
         self.has_surroundings = False  # whether `set_surroundings` was called
         self.surroundings: Surroundings | None = None  # of its calls; None: those of the stream
@@ -65,6 +65,12 @@ class CallQueue:
             waiting = self._again or any(feed.waiting() for feed in list(self._feeds))
             return not (waiting or self._under_way)
 
+    def batch_size(self, kind: Any) -> BatchSize:
+        """Return how many calls of a kind make a batch."""
+        if len(self._batch_sizes) >= MOST_KINDS:  # functions that a program makes on and on
+            self._batch_sizes.clear()
+        return self._batch_sizes.setdefault(kind, BatchSize())
+
     def take(self, workers: int) -> CallBatch | None:
         """Return the next batch; None if there are no calls, or enough under way."""
         if self._error is not None:  # a feed was offered at the moment of the failure
@@ -82,7 +88,7 @@ class CallQueue:
 
     def _take_again(self, workers: int) -> CallBatch:
         batch, one_by_one = self._again.popleft()
-        size = 1 if one_by_one else self.batch_size.choose(batch.size, workers)
+        size = 1 if one_by_one else self.batch_size(batch.kind).choose(batch.size, workers)
         if batch.size > size:
             self._again.appendleft((batch.part(size), one_by_one))
         return batch.part(0, size)
@@ -90,8 +96,11 @@ class CallQueue:
     def _take_new(self, workers: int) -> CallBatch | None:
         while feeds := list(self._feeds):  # a copy, made at once: others may add to it meanwhile
             feed = feeds[0]
+            batch_size = self.batch_size(feed.next_kind())
+            if self._under_way > batch_size.most_batches(workers):  # with the one to be taken
+                return None
             del self._feeds[feed]
-            size = max(feed.chunk, self.batch_size.choose(feed.waiting(), workers))
+            size = max(feed.chunk, batch_size.choose(feed.waiting(), workers))
             keys, calls = feed.take(size)
             if keys:
                 self._feeds[feed] = None  # behind the others
@@ -117,7 +126,8 @@ class CallQueue:
             self._again.clear()
             while self._feeds:
                 feed, _ = self._feeds.popitem()
-                batches.append(CallBatch(feed, *feed.take(feed.waiting())))
+                while waiting := feed.waiting():  # calls of one kind at a time
+                    batches.append(CallBatch(feed, *feed.take(waiting)))
         for batch in batches:
             for key in batch.keys:
                 batch.feed.failed(key, WorkersGone(error))

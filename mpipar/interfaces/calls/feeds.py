@@ -6,6 +6,8 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
+from mpipar.interfaces.calls.call_kinds import kind_of
+
 if TYPE_CHECKING:
     from concurrent.futures import Future
 
@@ -29,8 +31,15 @@ class CallFeed(Protocol):
         """Return how many calls can be taken, at most. Any thread."""
         ...
 
+    def next_kind(self) -> Any:
+        """Return the kind of the next call (`call_kinds.kind_of`); None if there is none."""
+        ...
+
     def take(self, limit: int) -> tuple[Sequence[Any], Sequence[Call]]:
-        """Remove up to `limit` calls, which now go to a worker; return keys and calls."""
+        """Remove up to `limit` calls, all of the next one's kind, which now go to a worker.
+
+        returns   keys and calls
+        """
         ...
 
     def returned(self, keys: Sequence[Any], values: Sequence[Any]) -> None:
@@ -78,10 +87,17 @@ class SubmittedCalls:
     def waiting(self) -> int:
         return len(self._calls)
 
+    def next_kind(self) -> Any:
+        try:
+            return kind_of(self._calls[0][1][0])
+        except IndexError:
+            return None
+
     def take(self, limit: int) -> tuple[list[Future[Any]], list[Call]]:
         futures, calls = list[Any](), list[Any]()
         self._has_sent = True
-        while self._calls and len(futures) < limit:
+        kind = self.next_kind()
+        while self._calls and len(futures) < limit and self.next_kind() == kind:
             try:
                 future, call = self._calls.popleft()
             except IndexError:  # `cancel` was faster

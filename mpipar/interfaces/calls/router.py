@@ -265,7 +265,7 @@ class CallRouter:
                     feed.returned((key,), (answer.value,))
                 else:
                     feed.failed(key, answer)
-        queue.batch_size.record(answered, reply.seconds)
+        queue.batch_size(batch.kind).record(answered, reply.seconds)
         queue.send_again(batch.part(answered), one_by_one=False)
 
     def _batch_answered(self, queue: CallQueue) -> None:

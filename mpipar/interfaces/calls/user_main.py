@@ -105,7 +105,6 @@ class UserMain:
             finally:
                 _loading.now = False
             if main is not None:
-                _rename(main)
                 sys.modules["__main__"] = sys.modules[NAME] = main
             _loaded.append(self)
             return True
@@ -134,6 +133,7 @@ class UserMain:
             if before is not None:
                 sys.modules[NAME] = before
             raise
+        _rename(main)
         return main
 
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from mpipar.errors import StoppedError
 from mpipar.interfaces.calls import registry
-from mpipar.interfaces.calls.batches import PICKLED_BY_NAME
+from mpipar.interfaces.calls.call_kinds import PICKLED_BY_NAME
 from mpipar.interfaces.calls.feeds import SubmittedCalls
 from mpipar.interfaces.calls.pickling import object_or_raise, pickle_each, unpickle_each
 from mpipar.interfaces.executor.exceptions import BrokenWorkersError

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from mpipar.interfaces.calls.answers import Raised, SetupRaised
 from mpipar.interfaces.calls.batches import SameCalls
+from mpipar.interfaces.calls.call_kinds import kind_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -74,6 +75,7 @@ class MapResults:
         self._state = state
         self._queue = queue
         self._function = function
+        self._kind = kind_of(function)
         self._arguments = arguments
         self._waiting: deque[tuple[Any, ...]] = deque()  # arguments that no worker has got
         self._sent = 0  # calls that went to a worker
@@ -152,6 +154,9 @@ class MapResults:
 
     def waiting(self) -> int:
         return len(self._waiting)
+
+    def next_kind(self) -> Any:
+        return self._kind
 
     def take(self, limit: int) -> tuple[Sequence[Any], Sequence[Call]]:
         waiting, arguments = self._waiting, list[Any]()

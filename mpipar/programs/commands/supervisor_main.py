@@ -37,6 +37,7 @@ CHUNK: Final = 1 << 16
 KILL_EVERY: Final = 0.05  # seconds between two rounds of SIGKILL
 KILL_PATIENCE: Final = 10.0  # seconds; what SIGKILL has not ended by then hangs in the kernel
 ORPHAN_GRACE: Final = 1.0  # seconds, when the worker is gone: the job ends, there is no time
+LONGEST_ARGUMENT: Final = (1 << 17) - 1  # bytes of one argument of a program, on Linux
 CANNOT_RUN: Final = 126  # exit code, as shells use it
 OOM_SCORE: Final = b"300"  # oom_score_adj: when memory is short, the kernel kills the command
 IGNORED: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
@@ -220,10 +221,22 @@ def execute(order: dict[str, Any], output: int, supervisor: int) -> NoReturn:
         raise_oom_score()
         os.chdir(order["cwd"])
         shell, text = order["shell"], order["command"].encode("utf-8", "surrogateescape")
+        if len(text) >= LONGEST_ARGUMENT:
+            text = b". " + text_file(text)
         os.execve(shell, [shell, "-c", text], order["environment"])
     except BaseException as error:  # nothing may return from here to the supervisor's code
         os.write(2, f"mpipar: the command cannot be started: {error}\n".encode(errors="replace"))
     os._exit(CANNOT_RUN)
+
+
+def text_file(text: bytes) -> bytes:
+    """Return the name of a file in memory that holds a command: of its descriptor, left open."""
+    file = os.memfd_create("command", 0)
+    view = memoryview(text + b"\n")
+    while view:
+        view = view[os.write(file, view) :]
+    os.lseek(file, 0, os.SEEK_SET)
+    return b"/dev/fd/%d" % file
 
 
 def raise_oom_score() -> None:

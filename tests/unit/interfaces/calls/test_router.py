@@ -206,7 +206,7 @@ def died(task):
 def test_failed_batch_is_sent_again_call_by_call(script):
     pool, router = script
     calls = router.open_queue()
-    calls.batch_size.record(1000, 0.0001)
+    calls.batch_size(functions.square).record(1000, 0.0001)
     caller = Caller(router, calls)
     for number in range(64):
         caller.submit(functions.square, number)
@@ -257,6 +257,34 @@ def test_setup_stays_as_long_as_a_worker_may_ask_for_it(script):
     pool.client.deliver([died(task) for task in under_way])
     assert [type(answer) for answer in caller.take(2)] == [GivenUp] * 2
     assert list(router.read(0)) == ["open"]
+
+
+def test_calls_of_another_kind_are_not_sent_ahead_before_it_is_known_how_long_they_take(script):
+    pool, router = script
+    calls = router.open_queue()
+    calls.batch_size(functions.square).record(1000, 0.0001)
+    caller = Caller(router, calls)
+    for number in range(20):
+        caller.submit(functions.square, number)
+    for _ in range(20):
+        caller.submit(functions.nap, 1.0)
+    batches = pool.client.supply(1000)
+    assert sum(router._under_way[task.id][1].size for task in batches) == 20
+    calls.batch_size(functions.nap).record(1, 1.0)
+    pool.client.deliver([died(task) for task in batches if task.id < 0])
+    router._ready[calls.number] = calls
+    assert pool.client.supply(1000) == [], "enough is under way"
+
+
+def test_a_failed_queue_answers_calls_of_all_kinds(script):
+    pool, router = script
+    calls = router.open_queue()
+    caller = Caller(router, calls)
+    for function in (functions.square, operator.neg, functions.square):
+        caller.submit(function, 1)
+    router.fail_queue(calls, LookupError("gone"))
+    assert [type(answer) for answer in caller.take(3)] == [WorkersGone] * 3
+    assert pool.client.supply(5) == []
 
 
 def test_queues_have_their_turn(script):

@@ -130,6 +130,12 @@ def test_bytes_that_are_no_text_reach_the_command(supervisor):
     assert supervisor.run(order(text)).head == b"\xff\xfe"
 
 
+@pytest.mark.parametrize("size", [(1 << 17) - 20, 1 << 17, 1 << 20])
+def test_command_may_be_longer_than_an_argument_of_a_program(supervisor, size):
+    end = supervisor.run(order(f"true {'x' * size}\necho $0 $#; exit 3"))
+    assert (end.code, end.head) == (3, b"/bin/bash 0\n")
+
+
 def test_command_that_kills_its_supervisor_is_seen_and_the_next_has_another(supervisor, tmp_path):
     pids = tmp_path / "pids"
     command = f"sleep 50 & echo $! >{pids}; echo $$ >>{pids}; kill -9 $PPID; sleep 50"
