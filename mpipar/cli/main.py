@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import sys
 from contextlib import redirect_stdout
 from io import StringIO, TextIOWrapper
@@ -76,7 +77,11 @@ def _no_command(words: list[str]) -> int:
         parser.print_help()
         return UsageError.exit_code
     if not words[0].startswith("-"):
-        raise UsageError(f"unknown command {words[0]!r}; the commands are {', '.join(COMMANDS)}")
+        near = difflib.get_close_matches(words[0].lower(), COMMANDS, n=1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise UsageError(
+            f"unknown command {words[0]!r}; the commands are {', '.join(COMMANDS)}{hint}"
+        )
     parser.parse_args(words)
     raise UsageError("no command given")
 

@@ -71,7 +71,7 @@ def _reason_to_stop(
     history: Sequence[FinishedIteration], most_iterations: int, target: float | None
 ) -> str:
     if len(history) >= most_iterations:
-        return f"{most_iterations} iterations done"
+        return f"{most_iterations} iteration{'s' if most_iterations > 1 else ''} done"
     if target is not None and history[-1].resolution <= target * (1 + SMALLEST_GAIN):
         return f"target resolution of {target:g} A reached"
     local = [number for number, step in enumerate(history) if not step.exhaustive]

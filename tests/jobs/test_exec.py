@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.support.installed import MPIRUN, mpirun
+from tests.support.installed import MPIRUN, mpirun, tolerates_faults
 from tests.support.jobs import NOTHING, ROOT, complaints, environment, run
 
 if TYPE_CHECKING:
@@ -304,6 +304,31 @@ if __name__ == "__main__":
 def test_pools_that_are_left_open_keep_nothing_from_ending(tmp_path, way, words):
     done = under_python(tmp_path, POOLS, *words, way=way)
     assert (done.returncode, done.stdout) == (0, "-10\n"), done.stderr
+
+
+ENDING = """
+import ctypes, os, sys
+from mpipar import Executor
+
+def end(how):
+    if how == "os._exit":
+        os._exit(3)
+    ctypes.CDLL(None).exit(1)
+
+if __name__ == "__main__":
+    with Executor() as executor:
+        print(type(executor.submit(end, sys.argv[1]).exception()).__name__)
+        print(executor.submit(abs, -1).result())
+"""
+
+
+@pytest.mark.skipif(not tolerates_faults(), reason="this MPI ends a job that has lost a rank")
+@pytest.mark.parametrize("how", ["os._exit", "exit of C"])
+def test_call_that_ends_its_rank_with_an_exit_code_costs_no_other(tmp_path, how):
+    script = tmp_path / "ending.py"
+    script.write_text(ENDING)
+    done = job(6, script, how, options=TOLERANT)
+    assert (done.returncode, done.stdout) == (0, "TaskFailedError\n1\n"), done.stderr
 
 
 PAGE = (ROOT / "docs" / "executor.md").read_text()

@@ -25,6 +25,7 @@ from mpipar.runtime.pool import Pool, stop_workers
 from mpipar.runtime.process.environment import tune_process
 from mpipar.runtime.process.exits import (
     crash,
+    die_of_exit_codes,
     end_job,
     end_pools,
     exit_now,
@@ -159,6 +160,8 @@ def serve() -> int:
     tune_process()
     leave_to_rank_0()
     job = _job()
+    if job.tolerant:
+        die_of_exit_codes()
     departure = worker_loop.serve(job.transport)
     if job.tolerant:
         if departure.code == worker_loop.ORPHAN_EXIT:
@@ -179,6 +182,7 @@ def serve_as(rank: Rank, begun: int) -> NoReturn:
 
     begun   descriptor of a pipe; see `spawned_transport`
     """
+    die_of_exit_codes()
     _exit_after(worker_loop.serve(SharingTransport(spawned_transport(rank, begun))))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
 import socket
@@ -31,6 +32,32 @@ try:
 except OSError:
     pass
 """
+
+
+_exit_process = os._exit
+
+
+def die_of_exit_codes() -> None:
+    """Have this process end by SIGKILL where a task would end it with an exit code.
+
+    An mpirun that tolerates faults goes on without a rank that a signal has ended, but not without
+    one that has ended with an exit code other than 0: then it waits for the others to end, too.
+    This covers os._exit, and exit(3) of C and all that uses it, such as STOP in Fortran.
+    """
+    own = os.getpid()
+
+    def end(status: int) -> NoReturn:
+        if status and os.getpid() == own:
+            crash()
+        _exit_process(status)
+
+    os._exit = end
+    with suppress(OSError, AttributeError):  # where the C library has other names
+        library = ctypes.CDLL(None)
+        # raise(SIGKILL) as one of the functions that exit(3) calls: no Python code, which could not
+        # run any more. The address of `raise` is taken from the library; the argument is a pointer.
+        kill = ctypes.cast(getattr(library, "raise"), ctypes.c_void_p)
+        library.__cxa_atexit(kill, ctypes.c_void_p(signal.SIGKILL), None)
 
 
 POOL_SECONDS: Final = 2.0
@@ -66,14 +93,14 @@ def flush_output() -> None:
 def exit_now(code: int) -> NoReturn:
     """End this process at once, without MPI_Finalize and without what is registered at exit."""
     flush_output()
-    os._exit(code)
+    _exit_process(code)
 
 
 def crash() -> NoReturn:
     """End this process by SIGKILL: an exit code would hang an mpirun that tolerates faults."""
     flush_output()
     os.kill(os.getpid(), signal.SIGKILL)
-    os._exit(1)
+    _exit_process(1)
 
 
 def kill_processes(processes: Iterable[int]) -> None:
