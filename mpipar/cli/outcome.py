@@ -8,9 +8,10 @@ import sys
 import traceback
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from mpipar.errors import MpiparError, ProtocolError
+from mpipar.errors import MissingInputError, MpiparError, ProtocolError
 from mpipar.launch.signal_forwarding import original_signal
 from mpipar.runtime.process.signals import Meaning, handled, settle
 from mpipar.version import __version__
@@ -25,6 +26,7 @@ INTERRUPTED: Final = 130
 BUG: Final = 70
 FAILED: Final = 74
 LESS_MEMORY: Final = "start fewer ranks or threads per node, or ask the batch system for more"
+FOLDER_GONE: Final = "the current folder has been removed or made anew: change into it again (cd)"
 ADVICE: Final = {
     errno.EACCES: "ask its owner for the right to use it and the folders above it",
     errno.EPERM: "ask its owner for the right to use it",
@@ -91,9 +93,19 @@ def _outside_cause(error: OSError | MemoryError) -> tuple[str, int]:
     if names and isinstance(error.filename, str | bytes | os.PathLike):
         advice = ADVICE.get(error.errno or 0, "make sure that it is there and may be used")
         return f"mpipar: {' to '.join(names)}: {reason}; {advice}", FAILED
+    if isinstance(error, FileNotFoundError) and _folder_is_gone():
+        return f"mpipar: {FOLDER_GONE}", MissingInputError.exit_code
     if error.errno in ADVICE:
         return f"mpipar: {reason}; {ADVICE[error.errno]}", FAILED
     return "", BUG
+
+
+def _folder_is_gone() -> bool:
+    try:
+        Path.cwd()
+    except FileNotFoundError:
+        return True
+    return False
 
 
 def run_rank_zero(job: Launch, action: Callable[[], int], handling: Handling = handled) -> int:

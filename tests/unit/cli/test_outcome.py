@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+from pathlib import Path
 
 import pytest
 
@@ -46,6 +47,17 @@ def test_what_the_machine_refuses_is_one_message(
     said = capsys.readouterr().err
     assert said.startswith(message)
     assert said.count("\n") == 1
+
+
+def test_a_current_folder_that_is_gone_is_named(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "gone"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    folder.rmdir()
+    assert attempt(lambda: len(str(Path("p.star").absolute())), rank=0) == 66
+    assert capsys.readouterr().err.startswith("mpipar: the current folder has been removed")
 
 
 @pytest.mark.parametrize("error", [ValueError("x"), OSError(errno.EBADF, "bad"), OSError("what")])
