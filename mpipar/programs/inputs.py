@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from mpipar.settings import RefineSettings
 
 FEWEST_PER_HALF: Final = 2
+SMALLEST_BOX: Final = 8  # pixels
 
 
 @dataclass(frozen=True)
@@ -80,6 +81,11 @@ def _require_halves(particles: ParticleSet) -> None:
 
 
 def _require_box(particles: ParticleSet, stack: Stack) -> None:
+    if stack.box < SMALLEST_BOX:
+        raise InputError(
+            f"the images in {stack.path} are {stack.box} pixels wide; at least {SMALLEST_BOX} are "
+            "needed to tell orientations: are these thumbnails, or is the box size wrong?"
+        )
     said = particles.optics["rlnImageSize"].astype(float)
     if (said != stack.box).any():
         raise InputError(

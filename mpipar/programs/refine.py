@@ -116,6 +116,8 @@ def run(settings: RefineSettings, open_pool: OpenPool, view: View) -> None:
             operators, notes = _symmetry(inputs, settings)
         _describe(inputs, notes, view)
         if settings.check:
+            if not _kept(project):
+                _check_images(inputs, settings, operators, open_pool, view)
             view.say("input checked; nothing was written")
             return
         project = project or run_folder.create(settings, settings.path)
@@ -176,15 +178,7 @@ def _prepare(session: RefineSession, operators: Any) -> tuple[Dataset, RefineSta
     """Return the data set, and the state to go on from: the last commit's, or a first one."""
     settings, inputs, project = session.settings, session.inputs, session.project
     input_hash = checkpoints.fingerprint(inputs)
-    cutoff = dataset.lowpass_of(inputs, settings, len(operators))
-    lowpassed = filter_shells(
-        inputs.model, lowpass_gain(inputs.box, inputs.box * inputs.pixel_size / cutoff)
-    )
-    geometry = dataset.geometry_of(inputs, settings, lowpassed)
-    session.view.say(
-        f"particle diameter {2 * geometry.radius * geometry.pixel_size:.0f} A, "
-        f"model filtered to {cutoff:.0f} A"
-    )
+    lowpassed, cutoff, geometry = _lowpassed(inputs, settings, operators, session.view)
     if project.commits():
         constants = checkpoints.load_constants(project, input_hash)
         for change in checkpoints.changed_environment(project):
@@ -202,6 +196,41 @@ def _prepare(session: RefineSession, operators: Any) -> tuple[Dataset, RefineSta
     with session.phase("saving"), signals.postponed():
         checkpoints.commit_first(project, constants, state, input_hash)
     return data, state
+
+
+def _lowpassed(
+    inputs: RefineInputs, settings: RefineSettings, operators: Any, view: View
+) -> tuple[NDArray[np.float32], float, ImageGeometry]:
+    """Return the low-passed model, the resolution in A it is filtered to, and the geometry."""
+    cutoff = dataset.lowpass_of(inputs, settings, len(operators))
+    lowpassed = filter_shells(
+        inputs.model, lowpass_gain(inputs.box, inputs.box * inputs.pixel_size / cutoff)
+    )
+    geometry = dataset.geometry_of(inputs, settings, lowpassed)
+    view.say(
+        f"particle diameter {2 * geometry.radius * geometry.pixel_size:.0f} A, "
+        f"model filtered to {cutoff:.0f} A"
+    )
+    return lowpassed, cutoff, geometry
+
+
+def _check_images(
+    inputs: RefineInputs, settings: RefineSettings, operators: Any, open_pool: OpenPool, view: View
+) -> None:
+    """Look at all images as a run does, and refuse what a run would refuse."""
+    lowpassed, cutoff, geometry = _lowpassed(inputs, settings, operators, view)
+    pool = open_pool(settings.threads, settings.cache * MEGABYTE)
+
+    def measure(
+        source: StackSource, stage: MeasureStage, tasks: list[Task]
+    ) -> Sequence[ImageStatistics]:
+        pool.serve(source)
+        results: Sequence[ImageStatistics] = pool.run(stage, {}, tasks).results
+        return results
+
+    look = look_at_all(inputs, geometry, lowpassed, cutoff, settings.seed, measure)
+    for note in look.notes:
+        view.say(f"note: {note}")
 
 
 def _first_look(

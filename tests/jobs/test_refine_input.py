@@ -177,6 +177,42 @@ def test_check_says_what_would_be_done_and_writes_nothing(tmp_path: Path) -> Non
     assert [entry.name for entry in tmp_path.iterdir()] == ["input"]
 
 
+def empty_image(made: refine_input.Input) -> None:
+    """An image that is not among those which are read first."""
+    images = refine_input.demo_images(COUNT)
+    images[LATE] = 0
+    write_mrc(made.stack, images, pixel_size=refine_input.PIXEL_SIZE)
+
+
+def masked_images(made: refine_input.Input) -> None:
+    images = refine_input.demo_images(COUNT)
+    images[:, np.hypot(*(np.indices((32, 32)) - 16)) > 12] = 0
+    write_mrc(made.stack, images, pixel_size=refine_input.PIXEL_SIZE)
+
+
+@pytest.mark.parametrize("ranks", [None, 3])
+@pytest.mark.parametrize(
+    ("spoil", "says"),
+    [(empty_image, f"particle {LATE + 1} .* same value"), (masked_images, "without a mask")],
+)
+def test_check_refuses_what_the_run_would_refuse(
+    tmp_path: Path, spoil: Callable[[refine_input.Input], object], says: str, ranks: int | None
+) -> None:
+    if ranks and not MPIRUN.exists():
+        pytest.skip("this environment has no MPI")
+    made = refine_input.make_input(tmp_path / "input", count=COUNT)
+    spoil(made)
+    words = made.words("--check")
+    done = (
+        jobs.run(words, ranks=ranks, cwd=tmp_path)
+        if ranks
+        else refine_runs.run_here(words, tmp_path)
+    )
+    assert done.returncode == 65, done.stderr
+    assert re.search(says, done.stderr), done.stderr
+    assert [entry.name for entry in tmp_path.iterdir()] == ["input"]
+
+
 def odd_box(made: refine_input.Input) -> None:
     images = np.pad(refine_input.demo_images(COUNT), [(0, 0), (0, 1), (0, 1)], mode="edge")
     write_mrc(made.stack, images, pixel_size=refine_input.PIXEL_SIZE)

@@ -252,3 +252,11 @@ def test_a_stack_is_no_volume(tmp_path: Path, what: str) -> None:
     path = write_mrc(tmp_path / "classes.mrcs", blob(16, 2.0, (0, 0, 0), 5.0), pixel_size=2.0)
     with pytest.raises(InputError, match=rf"the {what} .*suffix of a stack of images"):
         read(tmp_path, **{what: path})
+
+
+@pytest.mark.parametrize("box", [1, 2, 4, 7])
+def test_a_tiny_box_is_refused(tmp_path: Path, box: int) -> None:
+    write_particle_input(tmp_path, box=16)
+    write_mrc(tmp_path / "particles.mrcs", noise_images(8, box))
+    with pytest.raises(InputError, match=f"are {box} pixels wide; at least 8 are needed"):
+        read(tmp_path)
