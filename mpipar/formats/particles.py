@@ -202,6 +202,24 @@ def _places(path: Path, file: str) -> Iterator[Path]:
             yield parent / file
 
 
+def rival_stacks(particles: ParticleSet) -> list[tuple[Path, Path]]:
+    """Return pairs of a stack that is used and another one in the other places of the same name."""
+    names = particles.table["rlnImageName"]
+    pairs: list[tuple[Path, Path]] = []
+    for number, row in enumerate(np.unique(particles.stack, return_index=True)[1].tolist()):
+        taken = particles.stacks[number]
+        places = _places(particles.path, _split_name(str(names.iloc[row]))[1])
+        pairs.extend((taken, place) for place in places if _is_another(place, taken))
+    return pairs
+
+
+def _is_another(place: Path, taken: Path) -> bool:
+    try:
+        return place != taken and place.is_file() and not place.samefile(taken)
+    except OSError:  # what cannot be read could not have been used
+        return False
+
+
 def image_file(stack: Path) -> str:
     """Return a stack's name for rlnImageName; RELION takes .mrc for a volume without the mark."""
     return str(stack) if stack.suffix == ".mrcs" else f"{stack}{STACK_MARK}"

@@ -34,6 +34,7 @@ FOREIGN_FILES: Final = {
     ".mrc": "images alone do not say their defocus: give the STAR file that lists them",
     ".hdf": "export the EMAN2 set to a STAR file",
 }
+TOMOGRAPHY: Final = "rlnTomo"  # how labels of subtomogram lists begin
 OTHER_LISTS: Final = ("rlnMicrographName", "rlnReferenceImage", "rlnMicrographMovieName")
 
 
@@ -88,6 +89,7 @@ def _choose_tables(
     path: Path, tables: Mapping[str, pd.DataFrame]
 ) -> tuple[pd.DataFrame, pd.DataFrame | None]:
     """Return the table of particles, and the optics table; None for a 3.0 file."""
+    _refuse_tomography(path, tables)
     listing = {name: table for name, table in tables.items() if "rlnImageName" in table.columns}
     if len(listing) > 1 and "particles" in listing:
         listing = {"particles": listing["particles"]}
@@ -108,6 +110,17 @@ def _choose_tables(
     if table.empty:
         raise InputError(f"{path} lists no particles: its table has column labels but no rows")
     return table, tables.get("optics")
+
+
+def _refuse_tomography(path: Path, tables: Mapping[str, pd.DataFrame]) -> None:
+    """Raise InputError for a list of subtomograms, whose images are tilt series or volumes."""
+    labels = (str(label) for table in tables.values() for label in table.columns)
+    found = next((label for label in labels if label.startswith(TOMOGRAPHY)), None)
+    if found is not None:
+        raise InputError(
+            f"{path} is a list of tomography: it has {found}; mpipar refines images of single "
+            "particles, one projection each"
+        )
 
 
 def _enabled(path: Path, table: pd.DataFrame, warnings: list[str]) -> pd.DataFrame:

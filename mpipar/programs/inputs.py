@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Final
 
 from mpipar.errors import InputError, UsageError
 from mpipar.formats.mrc import stack_notes
+from mpipar.formats.particles import rival_stacks
 from mpipar.formats.star import read_particles
 from mpipar.programs.copies import file_note
 from mpipar.programs.images import StackSource, open_stacks
@@ -97,6 +98,14 @@ def _require_box(particles: ParticleSet, stack: Stack) -> None:
 def _image_notes(particles: ParticleSet, stacks: StackSource) -> list[str]:
     """Return notes for the user on what is unusual in the stacks, but no error."""
     notes = stack_notes(stacks.stacks)
+    rivals = rival_stacks(particles)
+    if rivals:
+        taken, other = rivals[0]
+        more = f", and {len(rivals) - 1} more such pairs" * (len(rivals) > 1)
+        notes.append(
+            f"the images are read from {taken}, not from {other}, which has the same name{more}; "
+            "names count from the current folder first: start elsewhere to use the other"
+        )
     stack = stacks.stacks[0]
     if stack.box != stacks.box:
         notes.append(

@@ -695,3 +695,16 @@ def test_columns_of_the_wrong_length_are_refused() -> None:
     particles = read_particles(new_star())
     with pytest.raises(ValueError, match="rlnRandomSubset has 3 values for 4 particles"):
         write_again(particles, Path("out.star"), half=np.ones(3, int))
+
+
+@pytest.mark.parametrize("with_ctf", [True, False])
+def test_a_list_of_subtomograms_is_refused_as_such(with_ctf: bool) -> None:
+    columns: dict[str, Any] = {"rlnTomoParticleName": [f"TS_01/{i}" for i in range(4)]}
+    if not with_ctf:
+        columns |= {"rlnDefocusU": (), "rlnDefocusV": (), "rlnDefocusAngle": ()}
+    with pytest.raises(InputError, match="is a list of tomography: it has rlnTomoParticleName"):
+        read_particles(new_star(**columns))
+    flag: dict[str, Any] = {"rlnTomoSubTomosAre2DStacks": ["1"]}
+    tables = {"general": flag, "optics": optics_columns(), "particles": particle_columns(4)}
+    with pytest.raises(InputError, match="tomography: it has rlnTomoSubTomosAre2DStacks"):
+        read_particles(write_star(Path("tomo.star"), tables))

@@ -260,3 +260,20 @@ def test_a_tiny_box_is_refused(tmp_path: Path, box: int) -> None:
     write_mrc(tmp_path / "particles.mrcs", noise_images(8, box))
     with pytest.raises(InputError, match=f"are {box} pixels wide; at least 8 are needed"):
         read(tmp_path)
+
+
+def test_another_stack_of_the_same_name_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    new, old = tmp_path / "new", tmp_path / "old"
+    for folder in (new, old):
+        folder.mkdir()
+        write_particle_input(folder)
+    assert read(new).notes == ()
+    monkeypatch.chdir(old)
+    (note,) = read(new).notes
+    taken, other = old / "particles.mrcs", new / "particles.mrcs"
+    assert f"the images are read from {taken}, not from {other}" in note
+    taken.unlink()
+    taken.symlink_to(other)
+    assert read(new).notes == (), "one file"
