@@ -16,6 +16,7 @@ from mpipar.programs import checkpoints, dataset, exports, iteration, run_folder
 from mpipar.programs.convergence import FinishedIteration, NextIteration, decide
 from mpipar.programs.first_look import look_at_all
 from mpipar.programs.inputs import RefineInputs, read_inputs
+from mpipar.programs.needs import needs
 from mpipar.runtime.process import signals
 from mpipar.runtime.reports import CANNOT_REPLACE
 from mpipar.views.progress import View, duration
@@ -231,6 +232,8 @@ def _check_images(
     look = look_at_all(inputs, geometry, lowpassed, cutoff, settings.seed, measure)
     for note in look.notes:
         view.say(f"note: {note}")
+    for line in needs(inputs, geometry, operators, settings, pool.workers):
+        view.say(line)
 
 
 def _first_look(

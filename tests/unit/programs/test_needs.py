@@ -1,0 +1,26 @@
+"""What a run will need grows with what is asked of it."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+from mpipar.cryoem.symmetry import operators
+from mpipar.programs.needs import needs
+from tests.support.small_refinement import small
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def test_needs_are_said_for_rank_0_workers_disk_and_time(tmp_path: Path) -> None:
+    made = small(tmp_path)
+    for workers in (1, 7):
+        memory, disk, time = needs(
+            made.inputs, made.data.geometry, operators("c1"), made.settings, workers
+        )
+        assert re.fullmatch(
+            rf"memory: about \d+ MB on rank 0, \d+ MB on each of {workers} workers", memory
+        )
+        assert re.match(r"disk: about \d+ MB for the results", disk)
+        assert re.match(r"time: about .* for each iteration over all orientations", time)
