@@ -1,7 +1,7 @@
 """What a refinement will need, roughly: memory, disk, and time.
 
-The factors come from runs of boxes 64 and 96. Memory and disk are right within a factor of two, the
-time, which depends on how busy this host is at the moment, hardly so.
+The factors were fitted to two runs of one process, of boxes 64 and 96. The split of memory between
+rank 0 and a worker is reckoned, not measured; the time depends on how busy this host is just now.
 """
 
 from __future__ import annotations
