@@ -83,12 +83,11 @@ def kill_at_random(path: Path, seed: int, rounds: int) -> None:
         assert process.stdout.readline() == "open\n"
         time.sleep(moments.uniform(0.0, 0.25))
         for line in kill(process):
-            if line.startswith(
-                "commit"
-            ):  # the last line may be cut short, and then said too little
-                committed, results = int(line.split()[1]), -1
-            elif line.startswith("result") and len(line.split()) == 3:
-                results = int(line.split()[2])
+            words = line.split()  # the last line may be cut short, and then said too little
+            if words[0] == "commit" and len(words) == 2:
+                committed, results = int(words[1]), -1
+            elif words[0] == "result" and len(words) == 3:
+                results = int(words[2])
         project = Project.open(path, writer=False)
         numbers = [info.number for info in project.commits()]
         found = [int(r.split(b".")[1]) for r in project.records("result")]

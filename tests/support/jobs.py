@@ -25,6 +25,9 @@ PATIENCE: Final = 150.0  # seconds; a job that takes longer hangs
 TEST_LIMIT: Final = 60.0  # seconds, as pyproject.toml has it
 NOTHING: Final[Mapping[str, str]] = {}
 MARK: Final = "MPIPAR_TEST_JOB"  # in the environment of every process of a job
+NOT_STARTED: Final = "listener thread failed to start"
+"""Said by Open MPI's mpirun, and nothing else, if a network interface of this machine comes or goes
+while mpirun looks at them; no rank has begun."""
 
 
 def environment(more: Mapping[str, str] = NOTHING) -> dict[str, str]:
@@ -77,11 +80,17 @@ class Job:
     ) -> None:
         """Start `python -m words`, or the command `line` as it is; stdout may go to a file."""
         self._mark = uuid.uuid4().hex
-        with log.open("wb") if log else nullcontext(subprocess.PIPE) as stdout:
-            self.process = subprocess.Popen(
-                command(ranks, words) if line is None else list(map(str, line)),
-                cwd=cwd,
-                env=environment({**env, MARK: self._mark}),
+        self._line = command(ranks, words) if line is None else list(map(str, line))
+        self._cwd, self._log = cwd, log
+        self._env = environment({**env, MARK: self._mark})
+        self.process = self._start()
+
+    def _start(self) -> subprocess.Popen[str]:
+        with self._log.open("wb") if self._log else nullcontext(subprocess.PIPE) as stdout:
+            return subprocess.Popen(
+                self._line,
+                cwd=self._cwd,
+                env=self._env,
                 stdout=stdout,
                 stderr=subprocess.PIPE,
                 text=True,
@@ -91,6 +100,10 @@ class Job:
         """Wait for the end."""
         with patience(limit):
             out, err = self.process.communicate(timeout=limit)
+        if NOT_STARTED in err and not out:
+            self.process = self._start()
+            with patience(limit):
+                out, err = self.process.communicate(timeout=limit)
         return subprocess.CompletedProcess(self.process.args, self.process.returncode, out, err)
 
     def pids(self) -> list[int]:
