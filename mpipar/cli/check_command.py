@@ -25,7 +25,8 @@ def run(request: Request) -> int:
         problems = store.check(path)
         for problem in problems:
             sys.stdout.write(f"still: {problem}\n")
-    sys.stdout.write(f"{path}: {f'{len(problems)} problems' if problems else 'sound'}\n")
+    number = f"{len(problems)} problem{'s'[: len(problems) != 1]}"
+    sys.stdout.write(f"{path}: {number if problems else 'sound'}\n")
     if problems and not settings.repair:
         kept = store.salvage(path)
         sys.stderr.write(f"`mpipar check --repair {path}` would bring back {kept}\n")

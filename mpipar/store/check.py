@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from mpipar.store.project_index import ListedCommits
     from mpipar.store.schema import CommitInfo
 
+HARMLESS: Final = "the next run on this project does without it"
 ANEW: Final = "the next run on this project makes it anew"
 
 
@@ -54,20 +55,22 @@ def check(path: Path) -> list[str]:
 
 
 def _claim_problems(path: Path) -> list[str]:
-    return [line for number in epoch.epochs(path) for line in _problems_of_epoch(path, number)]
+    return [line for number in epoch.used_epochs(path) for line in _problems_of_epoch(path, number)]
 
 
 def _problems_of_epoch(path: Path, number: int) -> list[str]:
     problems = []
     try:
+        claim = epoch.claim_path(path, number)
         if epoch.read_claim(path, number) is None:
-            problems.append(f"{epoch.claim_path(path, number)}: cannot be read")
+            is_there = number in epoch.epochs(path)
+            problems.append(f"{claim}: is {'damaged' if is_there else 'missing'}; {HARMLESS}")
         epoch.released_journal(path, number)
     except MpiparError as error:
         problems.append(str(error))
     except ValueError:
         mark = path / schema.EPOCH / schema.released_name(number)
-        problems.append(f"{mark}: cannot be read")
+        problems.append(f"{mark}: is damaged; {HARMLESS}")
     return problems
 
 
@@ -109,7 +112,7 @@ def unlock(path: Path, *, force: bool = False) -> str:
     raises   ProjectLockedError if the owner lives and `force` is not given
     """
     takeover.require_project(path)
-    newest = epoch.epochs(path)[-1]
+    newest = epoch.used_epochs(path)[-1]
     claim = epoch.read_claim(path, newest)
     owner = claim.owner() if claim else f"an unreadable claim ({schema.claim_name(newest)})"
     for name, how in (

@@ -96,14 +96,13 @@ def sync_file(path: Path) -> None:
         os.close(fd)
 
 
-def write_temporary(temporary: Path, data: bytes, *, sync: bool = True) -> None:
+def write_temporary(temporary: Path, data: bytes) -> None:
     """Write a file under its temporary name; on failure no file is left."""
     try:
         fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
         try:
             write_all(fd, data)
-            if sync:
-                os.fsync(fd)
+            os.fsync(fd)
         finally:
             os.close(fd)
     except BaseException:
@@ -139,9 +138,7 @@ def _link_once(temporary: Path, final: Path) -> None:
         temporary.replace(final)
 
 
-def replace(
-    temporary: Path, final: Path, *, sync: bool = True, verify: Callable[[], None] = _always
-) -> None:
+def replace(temporary: Path, final: Path, *, verify: Callable[[], None] = _always) -> None:
     """Put a finished file in the place of an older one; readers see one of the two, whole.
 
     verify   raises if this process may no longer write; called directly before the rename
@@ -152,8 +149,7 @@ def replace(
     except BaseException:
         discard(temporary)
         raise
-    if sync:
-        sync_folder(final.parent)
+    sync_folder(final.parent)
 
 
 def discard(path: Path) -> None:

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 LEASE: Final = 30.0  # seconds; there is a heart-beat every third of a lease
 LEASES_TO_WATCH: Final = 3
 _MARK_FIELDS: Final = {"by", "time"}
+_given_up: Final[set[str]] = set()  # nonces of the claims that this process has made and released
 
 
 @dataclass(frozen=True)
@@ -149,6 +150,21 @@ def epochs(project: Path) -> list[int]:
         raise StoreError(f"{project}: cannot be read: {error.strerror}") from error
 
 
+def used_epochs(project: Path) -> list[int]:
+    """Return the epochs that any file in epoch/ and journal/ names, lowest first.
+
+    Each has a claim, unless that was lost: it was there before anything else.
+    """
+    used: set[int] = set()
+    for folder in (project / schema.EPOCH, project / schema.JOURNAL):
+        with (
+            durable.named_read_errors(folder),
+            contextlib.suppress(FileNotFoundError, NotADirectoryError),
+        ):
+            used |= schema.named_epochs(os.listdir(folder))  # noqa: PTH208 - names are enough
+    return sorted(used)
+
+
 def claim_path(project: Path, epoch: int) -> Path:
     """Return the path of an epoch's claim."""
     return project / schema.EPOCH / schema.claim_name(epoch)
@@ -180,7 +196,8 @@ def identity_from_claims(project: Path, claimed: list[int]) -> Identity:
         if claim is not None:
             return claim.identity
     raise CorruptStoreError(
-        f"{project}: no readable claim in {schema.EPOCH}/; restore the folder from a copy"
+        f"{project / schema.EPOCH}: holds no claim that can be read; restore it from a copy, or "
+        "see `mpipar check`"
     )
 
 
@@ -198,6 +215,11 @@ def publish_claim(project: Path, claim: WriterClaim) -> None:
             with contextlib.suppress(OSError):
                 mark(project, schema.released_name(claim.epoch), claim.owner())
         raise
+
+
+def is_given_up(claim: WriterClaim) -> bool:
+    """Whether this process has made the claim and released it, with or without a mark."""
+    return claim.nonce in _given_up
 
 
 def is_own(project: Path, claim: WriterClaim) -> bool:
@@ -300,6 +322,7 @@ class Ownership:
         journal   what this owner's journal holds: the next reader must find it all
         """
         if os.getpid() == self.claim.process:
+            _given_up.add(self.claim.nonce)
             with contextlib.suppress(OSError):
                 self._mark_released(journal)
         self.drop_lock()

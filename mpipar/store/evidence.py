@@ -21,6 +21,7 @@ from mpipar.store.epoch import (
     HeartbeatSeen,
     OwnerProcess,
     WriterClaim,
+    is_given_up,
     is_marked,
 )
 from mpipar.store.journal import NONCE_BYTES
@@ -129,6 +130,8 @@ def process_evidence(claim: WriterClaim, own: WriterClaim) -> OwnerProcess:
     state, start = process_state(claim.process)
     if state is OwnerProcess.ALIVE and start != claim.process_start:
         return OwnerProcess.GONE  # another process has got its id
+    if is_given_up(claim):
+        return OwnerProcess.GONE  # this process has closed it; the mark is lost, or was not written
     return state
 
 

@@ -43,17 +43,32 @@ class History:
         return self.pins[-1].epoch if self.pins else 0
 
 
+def identity_of(project: Path) -> Identity:
+    """Return what the project is, from its claims, or from a journal if none can be read.
+
+    raises   StoreError if a later version of mpipar wrote it
+    """
+    try:
+        return epochs.identity_from_claims(project, epochs.epochs(project))
+    except CorruptStoreError:
+        for number in reversed(epochs.used_epochs(project)):
+            found = _parse(project / JOURNAL / schema.journal_name(number), -1)
+            if found.records and found.records[0].kind == MANIFEST:
+                return schema.manifest_from_json(found.records[0].payload)[0]
+        raise
+
+
 def read(project: Path) -> History:
     """Read the newest history. A writer may be at work: the records that are whole now count."""
-    claimed = epochs.epochs(project)
-    for number in reversed(claimed):
+    identity = identity_of(project)
+    for number in reversed(epochs.used_epochs(project)):
         kept = _released_journal(project, number)  # first, so that the journal is not older
         current = _load(project, number)
         if kept is not None:
             _require_kept(project, kept, current)
         if current.records and current.records[0].kind == MANIFEST:
-            return _follow(project, number, current, closed=kept is not None)
-    return History(epochs.identity_from_claims(project, claimed), (), (), (), closed=False)
+            return _follow(project, identity, number, current, closed=kept is not None)
+    return History(identity, (), (), (), closed=False)
 
 
 def _released_journal(project: Path, number: int) -> Pin | None:
@@ -81,9 +96,7 @@ def _load(project: Path, number: int, size: int = -1) -> Journal:
         found = _parse(path, size)
     if found.damaged:
         what = "its header" if found.epoch is None else f"a record at byte {found.size}"
-        raise CorruptStoreError(
-            f"{path}: {what}, which was durable, can no longer be read; {REMEDY}"
-        )
+        raise CorruptStoreError(f"{path}: {what}, which was whole, can no longer be read; {REMEDY}")
     claim = epochs.read_claim(project, number)
     if claim is not None and found.epoch is not None:
         own = (claim.epoch, claim.nonce)
@@ -102,8 +115,15 @@ def _parse(path: Path, size: int) -> Journal:
         raise StoreError(f"{path}: cannot be read: {error.strerror}") from error
 
 
-def _follow(project: Path, number: int, current: Journal, *, closed: bool) -> History:
+def _follow(
+    project: Path, known: Identity, number: int, current: Journal, *, closed: bool
+) -> History:
     identity, pins = schema.manifest_from_json(current.records[0].payload)
+    if not identity.is_same_run(known):
+        raise CorruptStoreError(
+            f"{project / JOURNAL / schema.journal_name(number)}: is the journal of another run; "
+            "move it away"
+        )
     parts = [(pin.epoch, _pinned(project, pin).records) for pin in pins]
     parts.append((number, current.records))
     own = Pin(number, current.size, len(current.records), current.chain)

@@ -6,13 +6,15 @@
 
 `serial` counts the records of the file from 0; `batch` is the serial of the first record that went
 to the disk in the same write. A batch is written only after the one before it is durable, so a
-record that cannot be read is a torn tail (normal: left out) unless a whole record of a *later*
-batch follows it (damage: say so). A record's CRC begins with that of the file's header, so that a
-journal inside a payload is not taken for this one.
+record that cannot be read may be a torn tail (normal: left out): a write that was cut off leaves
+less than the record, or zeros in its place. It is damage (say so) if a whole record of a *later*
+batch follows it, or if the record was there from its first to its last byte. A record's CRC begins
+with that of the file's header, so that a journal inside a payload is not taken for this one.
 """
 
 from __future__ import annotations
 
+import itertools
 import os
 import struct
 import zlib
@@ -32,6 +34,8 @@ _RECORD_MAGIC: Final = b"mRec"
 _RECORD: Final = struct.Struct("<4sIQQQI")
 _CRC_PLACE: Final = slice(_RECORD.size - 4, _RECORD.size)
 _LONGEST_KIND: Final = 255
+_SECTOR: Final = 512  # bytes; what a power loss takes from a file reads as zeros
+_ZEROS: Final = 4  # zeros at the end of a file that are taken for bytes that did not arrive
 NONCE_BYTES: Final = 16
 
 
@@ -103,7 +107,7 @@ def parse(data: bytes) -> Journal:
         offset = end
         chain = zlib.crc32(struct.pack("<I", crc), chain)
         records.append(Record(serial, batch, kind, payload, offset, chain))
-    damaged = _has_later_batch(data, offset, seed, len(records))
+    damaged = _is_damage(data, offset, seed, records)
     return Journal(epoch, nonce, tuple(records), offset, chain, damaged)
 
 
@@ -133,14 +137,54 @@ def _parse_record(
     return serial, batch, kind, bytes(view[middle:end]), crc, end
 
 
-def _has_later_batch(data: bytes, offset: int, seed: int, serial: int) -> bool:
-    """Whether a whole record follows that was written after record `serial` had become durable."""
+def _is_damage(data: bytes, offset: int, seed: int, records: Sequence[Record]) -> bool:
+    """Whether what follows the last of `records` cannot be what a write that was cut off leaves."""
+    following = list(_whole_records(data, offset, seed))
+    if any(found[2] > len(records) for found in following):
+        return True  # of a later batch: these were durable
+    if offset == len(data) or _has_lost_bytes(data, offset):
+        return False
+    return bool(following) or _was_whole(data, offset, seed, records)
+
+
+def _whole_records(data: bytes, offset: int, seed: int) -> Iterator[tuple[int, int, int]]:
+    """Yield offset, serial and batch of each whole record, also of those after damage."""
     while (offset := data.find(_RECORD_MAGIC, offset)) >= 0:
         found = _parse_record(data, offset, seed)
-        if found is not None and found[1] > serial:
-            return True
+        if found is not None:
+            yield offset, found[0], found[1]
         offset += 1
-    return False
+
+
+def _has_lost_bytes(data: bytes, offset: int) -> bool:
+    """Whether a part of the tail has zeros where the bytes of a cut-off write did not arrive."""
+    if data.endswith(bytes(_ZEROS)):
+        return True
+    cuts = [offset, *range(offset - offset % _SECTOR + _SECTOR, len(data), _SECTOR), len(data)]
+    return any(not any(data[start:end]) for start, end in itertools.pairwise(cuts))
+
+
+def _was_whole(data: bytes, offset: int, seed: int, records: Sequence[Record]) -> bool:
+    """Whether a record begins at `offset` that is there to its end, and is damaged."""
+    if offset + _RECORD.size > len(data):
+        return False
+    magic, name_size, size, serial, batch, crc = _RECORD.unpack_from(data, offset)
+    start = offset + _RECORD.size
+    expected = len(records)
+    batches = {expected, records[-1].batch} if records else {expected}
+    plausible = magic == _RECORD_MAGIC and serial == expected and batch in batches
+    if plausible and 0 < name_size <= _LONGEST_KIND and start + name_size + size <= len(data):
+        return True  # the damage is in its contents, or in its checksum
+    # or it is in one field of its head, and the record is the last of the file
+    rest = memoryview(data)[start:]
+    lengths = {(name_size, len(rest) - name_size), (len(rest) - size, size)}
+    heads = (
+        _RECORD.pack(_RECORD_MAGIC, name, payload, expected, first, 0)[:-4]
+        for name, payload in lengths
+        if 0 < name <= _LONGEST_KIND and payload >= 0
+        for first in batches
+    )
+    return any(_crc(seed, head, rest) == crc for head in heads)
 
 
 def all_whole_records(data: bytes, seed: int) -> list[Record]:

@@ -142,7 +142,7 @@ class Project:
         """
         takeover.require_project(path)
         if not writer:
-            return cls(path, takeover.identity_of(path), None)
+            return cls(path, history.identity_of(path), None)
         with durable.named_errors(path, schema.SMALL_FILE):
             return cls._begin(path, takeover.take_next_epoch(path, lease, say))
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from mpipar.errors import MpiparError, StoreError
-from mpipar.store import epoch, journal, project_index, schema, segments, witnesses
+from mpipar.store import epoch, history, journal, project_index, schema, segments, witnesses
 from mpipar.store.schema import COMMIT, MANIFEST, CommitInfo, Identity
 
 if TYPE_CHECKING:
@@ -50,14 +50,16 @@ def salvage(project: Path) -> Salvage:
 
     raises   CorruptStoreError if not even the settings can be read
     """
-    claimed = epoch.epochs(project)
-    found = {number: _records_of(project, number) for number in claimed}
+    identity = history.identity_of(project)
+    found = {n: _records_of(project, n) for n in epoch.used_epochs(project)}
     base = 0
     pins: dict[int, int] = {}
-    identity: Identity | None = None
-    for number in reversed(claimed):
+    for number in reversed(found):
         if found[number] and found[number][0].kind == MANIFEST:
-            identity, accepted = schema.manifest_from_json(found[number][0].payload)
+            of_manifest, accepted = schema.manifest_from_json(found[number][0].payload)
+            if not of_manifest.is_same_run(identity):  # a file that was put there by mistake
+                found[number] = []
+                continue
             base, pins = number, {pin.epoch: pin.size for pin in accepted}
             break
     records = [
@@ -70,7 +72,7 @@ def salvage(project: Path) -> Salvage:
     records = [r for r in records if r[0] != COMMIT or _completed(project, _commit(r)) is not None]
     for info in extra:
         _insert(records, info)
-    return Salvage(identity or epoch.identity_from_claims(project, claimed), tuple(records))
+    return Salvage(identity, tuple(records))
 
 
 def _commit(record: tuple[str, bytes]) -> CommitInfo:

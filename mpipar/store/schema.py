@@ -40,7 +40,7 @@ COMMIT: Final = "@commit"
 VERDICTS: Final = ("done", "requeue", "failed")
 NOT_ENDED: Final = "begun, and not ended: it is running (status.json beats), or was killed"
 
-_EPOCH_FILE: Final = re.compile(r"(\d{6,})\.(claim|released|unlocked)")
+_EPOCH_FILE: Final = re.compile(r"(\d{6,})\.(claim|released|unlocked|log)")
 _TEMPORARY: Final = re.compile(re.escape(TEMPORARY) + r"(\d{6,})-.+")
 _SEGMENT: Final = re.compile(r"commit-(\d+)\.e(\d{6,})-\d{4,}\.h5")
 _SIGNATURE: Final = re.compile(rb'(.*),"crc32":(\d+)\}', re.DOTALL)
@@ -56,6 +56,10 @@ class Identity:
     kind: str
     settings: dict[str, Any]
     created: float  # seconds since 1970
+
+    def is_same_run(self, other: Identity) -> bool:
+        """Whether both are of one project: its settings may change, its beginning does not."""
+        return (self.kind, self.created) == (other.kind, other.created)
 
 
 @dataclass(frozen=True)
@@ -136,6 +140,12 @@ def claimed_epochs(names: list[str]) -> list[int]:
     """Return the epochs with a claim among these file names of epoch/, lowest first."""
     matches = (_EPOCH_FILE.fullmatch(name) for name in names)
     return sorted(int(m[1]) for m in matches if m and m[2] == "claim")
+
+
+def named_epochs(names: list[str]) -> set[int]:
+    """Return the epochs whose claim, mark or journal is among these file names."""
+    matches = (_EPOCH_FILE.fullmatch(name) for name in names)
+    return {int(match[1]) for match in matches if match}
 
 
 def is_vacant(folder: Path) -> bool:

@@ -34,6 +34,7 @@ _CHUNK_BYTES: Final = 4 << 20
 _HASH_BYTES: Final = 1 << 20
 _SLAB_BYTES: Final = 16 << 20
 _SIGNATURE_MAGIC: Final = b"MPIPARH5"
+_END_OF_HDF5: Final = slice(40, 48)  # of a file of the default version: its length
 _SIGNATURE_BYTES: Final = len(_SIGNATURE_MAGIC) + 32
 _OVERHEAD: Final = 4096  # bytes of HDF5's own per array, roughly
 
@@ -174,18 +175,24 @@ def _seal(fd: int) -> Sealed:
 
 def _sign(fd: int) -> None:
     sealed = _seal(fd)
-    os.lseek(fd, 0, os.SEEK_END)
-    durable.write_all(fd, _SIGNATURE_MAGIC + bytes.fromhex(sealed.sha256))
+    end = _SIGNATURE_MAGIC + bytes.fromhex(sealed.sha256)
+    while end:
+        written = os.pwrite(fd, end, sealed.size)
+        end, sealed = end[written:], Sealed(sealed.size + written, sealed.sha256)
 
 
 def require_signed(path: Path) -> None:
-    """Raise CorruptStoreError if a file's own checksum is wrong; files of mpipar 0.1 have none."""
+    """Raise CorruptStoreError if a file's own checksum is wrong; files of mpipar 0.1 have none.
+
+    Those end where HDF5 ends: the first block of a file says where that is.
+    """
     data = path.read_bytes()
     body, signature = data[:-_SIGNATURE_BYTES], data[-_SIGNATURE_BYTES:]
-    if not signature.startswith(_SIGNATURE_MAGIC):
-        return
-    if hashlib.sha256(body).digest() != signature[len(_SIGNATURE_MAGIC) :]:
-        raise CorruptStoreError(f"{path}: is damaged: its checksum is wrong")
+    if signature.startswith(_SIGNATURE_MAGIC):
+        if hashlib.sha256(body).digest() != signature[len(_SIGNATURE_MAGIC) :]:
+            raise CorruptStoreError(f"{path}: is damaged: its checksum is wrong")
+    elif int.from_bytes(data[_END_OF_HDF5], "little") != len(data):
+        raise CorruptStoreError(f"{path}: is damaged: it is not as long as it says")
 
 
 def seal_of(path: Path) -> Sealed:

@@ -117,7 +117,7 @@ class Heartbeat:
                 "updated": time.time(),
                 "lease": claim.lease,
             }
-            _replace(self._ownership, schema.STATUS, status, sync=False)
+            _replace(self._ownership, schema.STATUS, status)
 
     def stop(self) -> None:
         """End the thread, and wait for its end."""
@@ -137,14 +137,14 @@ def write_verdict(ownership: Ownership, verdict: str, reason: str) -> None:
         "epoch": claim.epoch,
         "time": time.time(),
     }
-    _replace(ownership, schema.VERDICT, value, sync=True)
+    _replace(ownership, schema.VERDICT, value)
 
 
-def _replace(ownership: Ownership, name: str, value: dict[str, Any], *, sync: bool) -> None:
+def _replace(ownership: Ownership, name: str, value: dict[str, Any]) -> None:
     data = schema.sign(schema.encode(value))
     path = ownership.project / name
     temporary = path.with_name(schema.temporary_name(ownership.claim.epoch, name))
     ownership.verify()
     with durable.named_errors(path, len(data)):
-        durable.write_temporary(temporary, data, sync=sync)
-        durable.replace(temporary, path, verify=ownership.verify, sync=sync)
+        durable.write_temporary(temporary, data)
+        durable.replace(temporary, path, verify=ownership.verify)

@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from mpipar.errors import CorruptStoreError, MissingInputError, MpiparError, ProjectLockedError
-from mpipar.store import durable, epoch, evidence, schema, witnesses
+from mpipar.store import durable, epoch, evidence, history, schema, witnesses
 from mpipar.store.epoch import LEASES_TO_WATCH, Decision, Verdict, WriterClaim, may_take_over
 from mpipar.store.salvage import salvage
 
@@ -16,14 +16,14 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from mpipar.store.schema import Identity
+    from mpipar.store.history import History
 
 log = logging.getLogger(__name__)
 
 
 def require_project(path: Path) -> None:
     """Raise MissingInputError if there is no project in a folder."""
-    if epoch.epochs(path):
+    if epoch.used_epochs(path):
         return
     if not path.is_dir():
         raise MissingInputError(f"{path}: no such project folder")
@@ -31,11 +31,6 @@ def require_project(path: Path) -> None:
         f"{path}: holds no project, or one whose creation was cut off before anything was stored; "
         "start the run anew, without --resume"
     )
-
-
-def identity_of(path: Path) -> Identity:
-    """Return what the project is; StoreError if a later version of mpipar wrote it."""
-    return epoch.identity_from_claims(path, epoch.epochs(path))
 
 
 def take_next_epoch(
@@ -46,19 +41,19 @@ def take_next_epoch(
     CorruptStoreError if anything names more than the journals hold: then nothing is written.
 
     lease      seconds
-    say        is called before the owner's heart-beat is watched
+    say        is called before the owner's heart-beat is watched, and with what was cut off
     agreeing   whether the journals must hold all that the other files name
     """
-    identity = identity_of(path)
+    identity = history.identity_of(path)
     while True:
-        newest = epoch.epochs(path)[-1]
+        newest = epoch.used_epochs(path)[-1]
         older = epoch.read_claim(path, newest)
         own = evidence.this_process(newest + 1, identity, lease)
         decision = _judge(path, newest, older, own, say)
         if decision.verdict is Verdict.REFUSE:
             raise ProjectLockedError(_refusal(path, older, newest, decision))
         if agreeing:
-            _require_agreement(path)  # before anything is written
+            _say_what_is_cut_off(path, _agreeing(path), say)  # before anything is written
         log.info("epoch %d may be passed over: %s", newest, decision.reason)
         try:
             with durable.named_errors(path, schema.SMALL_FILE):
@@ -68,9 +63,9 @@ def take_next_epoch(
         return own
 
 
-def _require_agreement(path: Path) -> None:
+def _agreeing(path: Path) -> History:
     try:
-        witnesses.read_agreeing(path)
+        return witnesses.read_agreeing(path)
     except CorruptStoreError as error:
         kept = "what can be read"
         with contextlib.suppress(MpiparError):
@@ -80,11 +75,27 @@ def _require_agreement(path: Path) -> None:
         ) from error
 
 
+def _say_what_is_cut_off(path: Path, found: History, say: Callable[[str], None]) -> None:
+    """Tell of a batch that a kill has cut off at the end of the newest journal."""
+    if not found.pins or found.closed:
+        return
+    journal = path / schema.JOURNAL / schema.journal_name(found.epoch)
+    with contextlib.suppress(OSError):
+        more = journal.stat().st_size - found.pins[-1].size
+        if more > 0:
+            say(
+                f"{journal}: ends in {more} bytes of a batch that was cut off; they stay there and "
+                "do not count"
+            )
+
+
 class _TakenError(Exception):
     """Another process has published the same epoch."""
 
 
 def _publish(path: Path, claim: WriterClaim) -> None:
+    for name in schema.FOLDERS:  # one may have been lost
+        (path / name).mkdir(exist_ok=True)
     try:
         epoch.publish_claim(path, claim)
     except FileExistsError as error:

@@ -29,6 +29,12 @@ def test_every_problem_is_a_line(path, capsys):
     assert main(["check", str(path)]) == CorruptStoreError.exit_code
     *problems, last = capsys.readouterr().out.splitlines()
     assert any(segment.name in problem for problem in problems)
+    assert len(problems) == 1
+    assert last == f"{path}: 1 problem"
+    segment.unlink()
+    (path / "project.h5").unlink()
+    assert main(["check", str(path)]) == CorruptStoreError.exit_code
+    *problems, last = capsys.readouterr().out.splitlines()
     assert last == f"{path}: {len(problems)} problems"
 
 

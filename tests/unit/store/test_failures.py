@@ -167,7 +167,7 @@ def test_no_flip_in_project_h5_passes_unseen(path):
     for at in (*range(0, len(whole) - 40, 23), *range(len(whole) - 40, len(whole))):
         index.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
         problems = check(path)
-        assert problems != [] or at >= len(whole) - 40, at  # the magic: an older file, and sound
+        assert problems != [], at
     index.write_bytes(whole)
     assert check(path) == []
 

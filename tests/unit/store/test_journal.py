@@ -83,13 +83,47 @@ def test_an_unreadable_record_before_a_later_batch_is_damage():
     assert parse(bytes(data)).damaged
 
 
-def test_an_unreadable_record_within_the_last_batch_is_a_torn_tail():
-    """A power loss may keep the end of a batch and lose its beginning."""
-    data = bytearray(journal_of([[("a", b"1")], [("b", b"2"), ("c", b"3")]]))
-    data[parse(bytes(data)).records[0].end] ^= 1
+def test_a_last_batch_that_lost_a_sector_is_a_torn_tail():
+    """A power loss may keep the end of a batch, and lose its beginning, which reads as zeros."""
+    data = bytearray(journal_of([[("a", b"1")], [("b", b"2" * 2000), ("c", b"3")]]))
+    data[512:1024] = bytes(512)
     found = parse(bytes(data))
     assert contents(found) == [("a", b"1")]
     assert not found.damaged
+
+
+@pytest.mark.parametrize("zeros", [30, 600, 3000])
+def test_a_last_batch_whose_bytes_did_not_arrive_is_a_torn_tail(zeros):
+    whole = journal_of([[("a", b"1")], [("b", b"2" * 2000), ("c", b"3")]])
+    start = parse(whole).records[0].end
+    for cut in range(start, len(whole), 7):
+        found = parse(whole[:cut] + bytes(zeros))
+        assert contents(found)[:1] == [("a", b"1")]
+        assert not found.damaged
+
+
+LAST_BATCHES = [
+    [("b", b"2")],
+    [("b", b"2"), ("c", b"3")],
+    [("long name", b"2" * 700), ("c", b""), ("d", bytes(range(256)) * 4)],
+]
+
+
+@pytest.mark.parametrize("batch", LAST_BATCHES)
+def test_a_damaged_byte_of_a_whole_last_batch_is_damage(batch):
+    """No later batch tells, and no mark: the record itself shows that it was whole."""
+    whole = journal_of([[("a", b"1")], batch])
+    for at in range(parse(whole).records[0].end, len(whole)):
+        for bit in (0, 3, 7):
+            data = bytearray(whole)
+            data[at] ^= 1 << bit
+            assert parse(bytes(data)).damaged, (at, bit)
+
+
+def test_many_damaged_bytes_of_a_whole_last_record_are_damage():
+    data = bytearray(journal_of([[("a", b"1")], [("b", b"2" * 2000)]]))
+    data[300:900] = b"x" * 600
+    assert parse(bytes(data)).damaged
 
 
 def test_a_torn_record_that_holds_a_journal_is_a_torn_tail():

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from mpipar.errors import CorruptStoreError, DiskFullError
-from mpipar.store import Project, check, epoch, schema
+from mpipar.store import Project, check, epoch, evidence, salvage, schema
 from tests.unit.store.projects import DAMAGES, X, create, die, flip
 
 
@@ -152,3 +153,76 @@ def test_claims_and_marks_of_the_first_version_are_read(path: Path):
     with Project.open(path, writer=True) as project:
         assert np.array_equal(project.latest().arrays["x"], X)
     assert check(path) == []
+
+
+def test_a_lost_or_damaged_claim_costs_nothing(path: Path):
+    for number in (1, 2):
+        with create(path) if number == 1 else Project.open(path, writer=True) as project:
+            project.append("result", b"%d" % number)
+    for damage in (Path.unlink, lambda claim: os.truncate(claim, 10)):
+        for name in ("000002.claim", "000001.claim"):
+            claim = path / "epoch" / name
+            whole = claim.read_bytes()
+            damage(claim)
+            assert name in check(path)[0]
+            assert Project.open(path, writer=False).records("result") == [b"1", b"2"]
+            claim.write_bytes(whole)
+    for claim in path.glob("epoch/*.claim"):
+        claim.unlink()
+    with Project.open(path, writer=True) as project:
+        assert project.records("result") == [b"1", b"2"]
+        assert project.kind == "refine"
+    assert epoch.epochs(path) == [3]
+
+
+def test_a_journal_of_another_run_in_a_later_epoch_is_refused_by_name(tmp_path: Path):
+    for name in ("a", "b"):
+        with create(tmp_path / name) as project:
+            project.append("result", name.encode())
+    stray = tmp_path / "a" / "journal" / "000007.log"
+    stray.write_bytes((tmp_path / "b" / "journal" / "000001.log").read_bytes())
+    with pytest.raises(
+        CorruptStoreError, match=r"000007\.log: is the journal of another run; move"
+    ):
+        Project.open(tmp_path / "a", writer=False).commits()
+    assert "journal of another run" in "".join(check(tmp_path / "a"))
+    assert salvage(tmp_path / "a").records == (("result", b"a"),)
+    stray.unlink()
+    assert check(tmp_path / "a") == []
+
+
+def test_a_mark_that_this_process_has_lost_does_not_lock_it_out(path: Path):
+    create(path).close()
+    (path / "epoch" / "000001.released").unlink()
+    Project.open(path, writer=True).close()
+    assert epoch.epochs(path) == [1, 2]
+
+
+def test_what_a_kill_has_cut_off_is_said_and_stays(path: Path):
+    project = create(path)
+    project.append("result", b"1", b"2" * 100)
+    die(project)
+    log = path / "journal" / "000001.log"
+    os.truncate(log, log.stat().st_size - 10)
+    kept = log.read_bytes()
+    said: list[str] = []
+    with Project.open(path, writer=True, say=said.append) as project:
+        assert project.records("result") == [b"1"]
+    (line,) = said
+    assert line.startswith(f"{log}: ends in ")
+    assert log.read_bytes() == kept
+
+
+@pytest.mark.parametrize("name", schema.FOLDERS)
+def test_a_folder_that_is_lost_is_made_again(path: Path, name: str, monkeypatch):
+    monkeypatch.setattr(evidence, "LEASE", 0.01)  # of a claim that is lost, too
+    with create(path) as project:
+        project.append("result", b"1")
+    shutil.rmtree(path / name)
+    if name == "journal":
+        is_refused_and_kept(path)
+        return
+    with Project.open(path, writer=True) as project:
+        assert project.records("result") == [b"1"]
+        project.commit(1, {"x": X}, {})
+    assert Project.open(path, writer=False).latest() is not None
