@@ -13,6 +13,7 @@ from mpipar.store import (
     evidence,
     history,
     project_index,
+    published,
     schema,
     segments,
     status,
@@ -20,6 +21,7 @@ from mpipar.store import (
     witnesses,
 )
 from mpipar.store.epoch import OwnerProcess
+from mpipar.store.published import ANEW
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -29,7 +31,6 @@ if TYPE_CHECKING:
     from mpipar.store.schema import CommitInfo
 
 HARMLESS: Final = "the next run on this project does without it"
-ANEW: Final = "the next run on this project makes it anew"
 
 
 def check(path: Path) -> list[str]:
@@ -51,7 +52,16 @@ def check(path: Path) -> list[str]:
         problems += _segment_problems(path, info)
     if listed is None and not entry_point and found.commits:
         entry_point = [f"{path / schema.PROJECT}: is missing; {ANEW}"]
-    return problems + entry_point + witnesses.beyond_journal(path, found, listed, names)
+    if listed is not None:
+        entry_point = published.index_problems(path, found, listed)
+    problems += [*entry_point, *witnesses.beyond_journal(path, found, listed, names)]
+    return problems + published.export_problems(path, found) + _verdict_problems(path, found)
+
+
+def _verdict_problems(path: Path, found: History) -> list[str]:
+    if status.problem(path / schema.VERDICT):
+        return []  # it is damaged, and that is said
+    return published.verdict_problems(path, found, status.shown_verdict(path))
 
 
 def _claim_problems(path: Path) -> list[str]:

@@ -14,7 +14,7 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from mpipar.errors import CorruptStoreError, OutputError, StoreError
+from mpipar.errors import CorruptStoreError, MpiparError, OutputError, StoreError
 from mpipar.store import (
     durable,
     epoch,
@@ -29,8 +29,18 @@ from mpipar.store import (
 from mpipar.store.epoch import LEASE, Ownership, WriterClaim
 from mpipar.store.folder import NewFolder, remove_leftovers, remove_temporaries
 from mpipar.store.journal import JournalWriter
-from mpipar.store.schema import COMMIT, MANIFEST, CommitInfo, Identity, Pin
-from mpipar.store.status import Heartbeat, write_verdict
+from mpipar.store.schema import (
+    COMMIT,
+    EXPORT,
+    EXPORTING,
+    MANIFEST,
+    VERDICT_RECORD,
+    CommitInfo,
+    ExportInfo,
+    Identity,
+    Pin,
+)
+from mpipar.store.status import Heartbeat, verdict_of, write_verdict
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -97,6 +107,8 @@ class Project:
         self._writer = writer
         self._commits: list[CommitInfo] | None = None  # None: to be read from the journal
         self._whole: set[str] = set()  # segments whose checksums this object has seen to be right
+        self._exported: list[bytes] = []  # exports whose rename the journal does not record yet
+        self._index_is_old = False  # whether project.h5 could not be replaced
         self._new_folder: NewFolder | None = None  # if this process made it
 
     @classmethod
@@ -157,7 +169,7 @@ class Project:
             remove_leftovers(path, claim.epoch, {info.segment for info in commits})
             ownership = project._require_writer().ownership
             with project_index.prepared(ownership, claim.identity, commits) as publish:
-                publish()
+                project._index_is_old = not publish()
         except BaseException:
             project.close()
             raise
@@ -197,7 +209,7 @@ class Project:
             ) as publish:
                 writer.journal.append([(COMMIT, schema.commit_to_json(info))])  # the commit
                 writer.ownership.verify()
-                publish()
+                self._index_is_old = not publish()
         except BaseException:
             if writer.journal.has_only(records):  # nothing names the segment
                 durable.discard(self.path / schema.SEGMENTS / info.segment)
@@ -293,7 +305,15 @@ class Project:
                 f"verdict must be one of {', '.join(schema.VERDICTS)}, not {verdict!r}"
             )
         with self._writing() as writer:
-            write_verdict(writer.ownership, verdict, reason)
+            value = verdict_of(writer.claim, verdict, reason)
+            self._record(writer, VERDICT_RECORD, schema.encode(value))
+            write_verdict(writer.ownership, value)
+
+    def _record(self, writer: _Writer, kind: str, payload: bytes) -> None:
+        """Record a file that is to be replaced, and the exports that were replaced before."""
+        writer.ownership.verify()
+        writer.journal.append([*((EXPORT, done) for done in self._exported), (kind, payload)])
+        self._exported.clear()
 
     def verify_ownership(self) -> None:
         """Raise ProjectLockedError if this writer was passed over: for files that it appends to."""
@@ -312,14 +332,22 @@ class Project:
             with writer.ownership.told_first():
                 yield temporary
                 with durable.named_errors(final, _size(temporary)):
-                    durable.sync_file(temporary)
-                    durable.replace(temporary, final, verify=writer.ownership.verify)
+                    self._publish_export(writer, temporary, final)
         except OSError as error:
             if durable.is_disk_full(error):
                 raise durable.disk_full(final, _size(temporary), error) from error
             raise StoreError(f"{final}: cannot be written: {error.strerror or error}") from error
         finally:
             durable.discard(temporary)
+
+    def _publish_export(self, writer: _Writer, temporary: Path, final: Path) -> None:
+        durable.sync_file(temporary)
+        sealed = segments.seal_of(temporary)
+        info = ExportInfo(final.name, writer.claim.epoch, sealed.size, sealed.sha256, is_done=False)
+        record = schema.export_to_json(info)
+        self._record(writer, EXPORTING, record)
+        durable.replace(temporary, final, verify=writer.ownership.verify)
+        self._exported.append(record)
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[_Writer]:
@@ -343,8 +371,17 @@ class Project:
     def close(self) -> None:
         """Release the project for the next writer; a second call does nothing."""
         if self._writer is not None:
+            if self._index_is_old:
+                self._replace_index(self._writer)
             self._writer.close()
             self._writer = None
+
+    def _replace_index(self, writer: _Writer) -> None:
+        """Try again to make project.h5, which an error has kept from being replaced."""
+        with contextlib.suppress(MpiparError, OSError):
+            commits = self.commits()
+            with project_index.prepared(writer.ownership, self._identity, commits) as publish:
+                publish()
 
     def __enter__(self) -> Self:
         return self

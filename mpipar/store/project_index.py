@@ -49,10 +49,11 @@ _BYTES_PER_COMMIT: Final = 1024
 @contextlib.contextmanager
 def prepared(
     ownership: Ownership, identity: Identity, commits: Sequence[CommitInfo]
-) -> Iterator[Callable[[], None]]:
+) -> Iterator[Callable[[], bool]]:
     """Write the next project.h5, durable, under a temporary name; yield a function that renames it.
 
-    So a full disk shows before a commit is recorded, and after that only the rename is left.
+    The function returns whether that was done. So a full disk shows before a commit is recorded,
+    and after that only the rename is left.
     """
     project, epoch = ownership.project, ownership.claim.epoch
     temporary = project / schema.temporary_name(epoch, schema.PROJECT)
@@ -63,12 +64,14 @@ def prepared(
         durable.discard(temporary)
 
 
-def _publish(ownership: Ownership, temporary: Path, final: Path) -> None:
+def _publish(ownership: Ownership, temporary: Path, final: Path) -> bool:
     try:
         with ownership.told_first():
             durable.replace(temporary, final, verify=ownership.verify)
     except OSError as error:  # the commit stands without project.h5
         log.warning("%s: stays as it was until the next commit: %s", final, error)
+        return False
+    return True
 
 
 def _write(temporary: Path, epoch: int, identity: Identity, commits: Sequence[CommitInfo]) -> None:

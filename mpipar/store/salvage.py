@@ -40,7 +40,7 @@ class Salvage:
 
     def __str__(self) -> str:
         numbers = ", ".join(str(info.number) for info in self.commits)
-        others = len(self.records) - len(self.commits)
+        others = sum(not kind.startswith("@") for kind, _ in self.records)
         commits = f"the commits {numbers}" if numbers else "no commit"
         return f"{commits}, and {others or 'none'} of the program's own records"
 

@@ -37,6 +37,9 @@ SMALL_FILE: Final = 4096  # bytes that a claim, a mark or a status needs at most
 
 MANIFEST: Final = "@manifest"
 COMMIT: Final = "@commit"
+VERDICT_RECORD: Final = "@verdict"
+EXPORTING: Final = "@exporting"
+EXPORT: Final = "@export"
 VERDICTS: Final = ("done", "requeue", "failed")
 NOT_ENDED: Final = "begun, and not ended: it is running (status.json beats), or was killed"
 
@@ -73,6 +76,17 @@ class CommitInfo:
     sha256: str
     time: float  # seconds since 1970
     attributes: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class ExportInfo:
+    """A file for other programs, as the journal records it before and after its rename."""
+
+    name: str  # in the project's folder
+    epoch: int
+    size: int  # bytes
+    sha256: str
+    is_done: bool  # whether it was renamed; False: it may have been
 
 
 @dataclass(frozen=True)
@@ -230,6 +244,21 @@ def check_arrays(arrays: Mapping[str, NDArray[Any]]) -> None:
                 f"array {name!r} has dtype {array.dtype}; the store keeps numbers, bool and "
                 "fixed-length bytes"
             )
+
+
+def export_to_json(info: ExportInfo) -> bytes:
+    """Return an export as the payload of its journal records, which tell whether it is done."""
+    fields_of = asdict(info)
+    del fields_of["is_done"]
+    return encode(fields_of)
+
+
+def export_from_json(data: bytes, *, is_done: bool) -> ExportInfo:
+    """Return the export in the payload of a journal record.
+
+    raises   StoreError if a later version of mpipar wrote it
+    """
+    return build(ExportInfo, {**decode(data), "is_done": is_done}, "an export in the journal")
 
 
 def commit_to_json(info: CommitInfo) -> bytes:

@@ -9,24 +9,37 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from mpipar.errors import DiskFullError, ProjectLockedError, StoreError
-from mpipar.store import durable, schema
+from mpipar.store import durable, epoch, history, published, schema
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from mpipar.store.epoch import Ownership
+    from mpipar.store.epoch import Ownership, WriterClaim
 
 log = logging.getLogger(__name__)
 
 
 def read_status(project: Path) -> dict[str, Any] | None:
-    """Read the latest status; None if there is none."""
-    return _read(project / schema.STATUS)
+    """Read the status of the newest epoch; None if there is none, or only that of an older one."""
+    value = _read(project / schema.STATUS)
+    newest = max(epoch.used_epochs(project), default=0)
+    return None if value is None or value.get("epoch", newest) != newest else value
 
 
 def read_verdict(project: Path) -> dict[str, Any] | None:
-    """Read how the latest run ended; `requeue` also while it runs, and if it was killed."""
-    return _read(project / schema.VERDICT)
+    """Read how the latest run ended; `requeue` also while it runs, and if it was killed.
+
+    If verdict.json is missing, damaged or of an older epoch, the journal tells.
+    """
+    value = _read(project / schema.VERDICT)
+    newest = max(epoch.used_epochs(project), default=0)
+    if value is not None and value.get("epoch") == newest:
+        return value
+    recorded = published.newest_verdict(history.read(project)) if newest else None
+    claim = epoch.read_claim(project, newest) if newest else None
+    if claim is not None and (recorded is None or recorded["epoch"] != newest):
+        return verdict_of(claim, "requeue", schema.NOT_ENDED)  # killed before its first verdict
+    return recorded or value
 
 
 def read_beat(project: Path, owner: str | None) -> tuple[object, object] | None:
@@ -52,10 +65,16 @@ def _read(path: Path) -> dict[str, Any] | None:
 
 def problems(project: Path) -> list[str]:
     """Return a line for each of status.json and verdict.json that is there and is damaged."""
-    return [line for name in (schema.STATUS, schema.VERDICT) for line in _problem(project / name)]
+    return [line for name in (schema.STATUS, schema.VERDICT) for line in problem(project / name)]
 
 
-def _problem(path: Path) -> list[str]:
+def shown_verdict(project: Path) -> dict[str, Any] | None:
+    """Return what verdict.json says, of whatever epoch; None if it cannot be read."""
+    return _read(project / schema.VERDICT)
+
+
+def problem(path: Path) -> list[str]:
+    """Return a line if status.json or verdict.json is there and is damaged."""
     try:
         schema.decode_signed(path.read_bytes())
     except FileNotFoundError:
@@ -125,10 +144,9 @@ class Heartbeat:
         self._thread.join()
 
 
-def write_verdict(ownership: Ownership, verdict: str, reason: str) -> None:
-    """Write verdict.json, durable: how this run ended, and which job it was."""
-    claim = ownership.claim
-    value = {
+def verdict_of(claim: WriterClaim, verdict: str, reason: str) -> dict[str, Any]:
+    """Return what verdict.json says: how this run ended, and which job it was."""
+    return {
         "verdict": verdict,
         "reason": reason,
         "job": claim.batch.job if claim.batch else None,
@@ -137,6 +155,10 @@ def write_verdict(ownership: Ownership, verdict: str, reason: str) -> None:
         "epoch": claim.epoch,
         "time": time.time(),
     }
+
+
+def write_verdict(ownership: Ownership, value: dict[str, Any]) -> None:
+    """Replace verdict.json, durable."""
     _replace(ownership, schema.VERDICT, value)
 
 

@@ -186,7 +186,8 @@ def test_a_journal_of_another_run_in_a_later_epoch_is_refused_by_name(tmp_path: 
     ):
         Project.open(tmp_path / "a", writer=False).commits()
     assert "journal of another run" in "".join(check(tmp_path / "a"))
-    assert salvage(tmp_path / "a").records == (("result", b"a"),)
+    kept = salvage(tmp_path / "a").records
+    assert [r for r in kept if r[0] == "result"] == [("result", b"a")]
     stray.unlink()
     assert check(tmp_path / "a") == []
 
