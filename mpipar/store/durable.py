@@ -143,13 +143,18 @@ def replace(temporary: Path, final: Path, *, verify: Callable[[], None] = _alway
 
     verify   raises if this process may no longer write; called directly before the rename
     """
+    move(temporary, final, verify=verify)
+    sync_folder(final.parent)
+
+
+def move(temporary: Path, final: Path, *, verify: Callable[[], None]) -> None:
+    """As `replace`, but durable only when the folder has been synced: for many files at once."""
     try:
         verify()
         temporary.replace(final)
     except BaseException:
         discard(temporary)
         raise
-    sync_folder(final.parent)
 
 
 def discard(path: Path) -> None:

@@ -111,7 +111,9 @@ def remove_temporaries(project: Path, epoch: int) -> None:
     So a writer that was stopped between its last look at the claims and its rename, and goes on
     after this, has nothing to rename any more.
     """
-    for folder in (project, *(project / name for name in schema.FOLDERS)):
+    with durable.named_read_errors(project):
+        own = [entry for entry in project.iterdir() if entry.is_dir() and not entry.is_symlink()]
+    for folder in {project, *own, *(project / name for name in schema.FOLDERS)}:
         for entry in folder.glob(schema.TEMPORARY + "*"):
             owner = schema.epoch_of_temporary(entry.name)
             if owner is not None and owner < epoch:

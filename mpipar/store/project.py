@@ -315,10 +315,18 @@ class Project:
         writer.journal.append([*((EXPORT, done) for done in self._exported), (kind, payload)])
         self._exported.clear()
 
-    def verify_ownership(self) -> None:
-        """Raise ProjectLockedError if this writer was passed over: for files that it appends to."""
+    def write_files(self, folder: str, files: Mapping[str, bytes]) -> None:
+        """Write small files into a folder of the project, each as a whole; durable on return."""
         with self._writing() as writer:
-            writer.ownership.verify()
+            where = self.path / folder
+            where.mkdir(exist_ok=True)
+            for name, data in files.items():
+                temporary = where / schema.temporary_name(writer.claim.epoch, name)
+                with durable.named_errors(where / name, len(data)):
+                    durable.write_temporary(temporary, data)
+                    durable.move(temporary, where / name, verify=writer.ownership.verify)
+            durable.sync_folder(where)
+            durable.sync_folder(self.path)  # the name of the folder itself
 
     @contextlib.contextmanager
     def export(self, name: str) -> Iterator[Path]:

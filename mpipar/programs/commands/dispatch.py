@@ -37,6 +37,7 @@ class PendingCommand:
     tries_before: int = 0  # in earlier runs
     tries: int = 0  # in this run
     avoid: tuple[Place, ...] = ()  # workers on which the command has failed
+    log_name: str = ""  # of the file for its output; empty: of its line
 
 
 class CommandSlots(Protocol):

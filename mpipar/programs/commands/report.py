@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from mpipar.programs.commands.try_log import LOGS, log_name
-
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
@@ -107,6 +105,5 @@ def _fields(row: ReportRow) -> list[str]:
         return [str(row.command.line), row.result, "", "", "0", "", "", "", "", text]
     result = row.result if row.result == DONE or not last.reason else f"{row.result}: {last.reason}"
     known = (last.code, last.signal, last.number, last.host, last.rank, last.seconds)
-    log = f"{LOGS}/{log_name(last.line)}"
     values = ["" if value is None else str(value) for value in known]
-    return [str(row.command.line), result.translate(escapes), *values, log, text]
+    return [str(row.command.line), result.translate(escapes), *values, last.log, text]

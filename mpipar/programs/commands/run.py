@@ -19,7 +19,7 @@ from mpipar.programs.commands.command_stage import (
     CommandTry,
 )
 from mpipar.programs.commands.dispatch import Dispatch, PendingCommand
-from mpipar.programs.commands.try_log import LOGS, TryLog, log_name, outcome_of
+from mpipar.programs.commands.try_log import LOGS, TryLog, log_names, outcome_of
 from mpipar.runtime.reports import CANNOT_REPLACE
 from mpipar.runtime.stage import Policy
 from mpipar.views.progress import View, duration
@@ -107,8 +107,9 @@ def _pending(
     tries: dict[Key, int] = {}
     for outcome in outcomes:
         tries[outcome.key] = max(outcome.number, tries.get(outcome.key, 0))
+    logs = log_names(commands, outcomes)
     return [
-        PendingCommand(command, tries.get(command.key, 0))
+        PendingCommand(command, tries.get(command.key, 0), log_name=logs[command.key])
         for command in commands
         if command.key not in done
     ]
@@ -246,9 +247,7 @@ class CommandsSession:
         self.failed.add(pending.command.key)
         if len(self.failed) <= FAILURES_TOLD:
             tries = "" if self.settings.tries == 1 else f" (try {pending.tries})"
-            self.view.say(
-                f"line {outcome.line} failed: {outcome}{tries}; {LOGS}/{log_name(outcome.line)}"
-            )
+            self.view.say(f"line {outcome.line} failed: {outcome}{tries}; {outcome.log}")
         elif len(self.failed) == FAILURES_TOLD + 1:
             self.view.say(f"more failures are in {TABLE} at the end")
 

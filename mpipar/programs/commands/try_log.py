@@ -6,8 +6,8 @@ whatever kills a run, the next run knows which commands are done, and their outp
 
 from __future__ import annotations
 
+import itertools
 import json
-import os
 import signal
 import time
 from dataclasses import asdict, dataclass
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from mpipar.runtime.stage import GivenUpTask
     from mpipar.store.project import Project
 
-__all__ = ["LOGS", "CommandOutcome", "TryLog", "outcome_of"]
+__all__ = ["LOGS", "CommandOutcome", "TryLog", "log_names", "outcome_of"]
 
 KIND: Final = "try"  # of the journal's records
 LOGS: Final = "logs"
@@ -47,6 +47,12 @@ class CommandOutcome:
     rank: int | None
     seconds: float | None
     began: float  # seconds since 1970
+    log_name: str = ""  # in the folder of logs; empty: `log_of_line`, as mpipar 0.1 has it
+
+    @property
+    def log(self) -> str:
+        """Where the output is: a path in the run's folder."""
+        return f"{LOGS}/{self.log_name or log_of_line(self.line)}"
 
     @property
     def is_done(self) -> bool:
@@ -68,8 +74,6 @@ class TryLog:
 
     def __init__(self, project: Project) -> None:
         self._project = project
-        self._logs = project.path / LOGS
-        self._new_logs = False  # whether the folder has names that may not be durable yet
 
     def outcomes(self) -> list[CommandOutcome]:
         """Return every try of this run, those before a resumption included, oldest first.
@@ -91,38 +95,29 @@ class TryLog:
         outcomes: Sequence[CommandOutcome],
     ) -> None:
         """Write tries to their logs and to the journal; durable on return."""
-        self._project.verify_ownership()
+        logs: dict[str, bytes] = {}
         for (pending, answer), outcome in zip(tried, outcomes, strict=True):
-            self._append_to_log(log_name(outcome.line), log_text(pending.command, outcome, answer))
-        if self._new_logs:
-            with durable.named_errors(self._logs, 0):
-                durable.sync_folder(self._logs)
-                durable.sync_folder(self._project.path)  # the name of the folder itself
-            self._new_logs = False
+            name = outcome.log_name
+            before = logs[name] if name in logs else self._log(name)
+            logs[name] = before + log_text(pending.command, outcome, answer)
+        self._project.write_files(LOGS, logs)
         self._project.append(KIND, *(_to_json(outcome) for outcome in outcomes))
 
-    def _append_to_log(self, name: str, data: bytes) -> None:
-        path = self._logs / name
-        with durable.named_errors(path, len(data)):
-            if not path.exists():
-                self._logs.mkdir(exist_ok=True)
-                self._new_logs = True
-            flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
-            fd = os.open(path, flags, 0o666)
-            try:
-                durable.write_all(fd, data)
-                os.fdatasync(fd)
-            finally:
-                os.close(fd)
+    def _log(self, name: str) -> bytes:
+        """Return what a log holds of earlier tries."""
+        path = self._project.path / LOGS / name
+        with durable.named_read_errors(path):
+            return path.read_bytes() if path.exists() else b""
 
 
 def outcome_of(pending: PendingCommand, answer: CommandTry | GivenUpTask) -> CommandOutcome:
     """Return the outcome to record of a try, or of a task that the runtime has given up."""
     command, number = pending.command, pending.tries_before + pending.tries
+    log = pending.log_name or log_of_line(command.line)
     if not isinstance(answer, CommandTry):
         reason = f"{answer.kind}: {answer.text}".splitlines()[0]
         return CommandOutcome(
-            command.key, command.line, number, None, None, reason, "", None, None, time.time()
+            command.key, command.line, number, None, None, reason, "", None, None, time.time(), log
         )
     end = answer.end
     return CommandOutcome(
@@ -136,6 +131,7 @@ def outcome_of(pending: PendingCommand, answer: CommandTry | GivenUpTask) -> Com
         answer.rank,
         None if end.seconds is None else round(end.seconds, 3),
         round(answer.began, 3),
+        log,
     )
 
 
@@ -147,9 +143,23 @@ def _reason(end: CommandEnd) -> str:
     return "hangs in the kernel" if end.unkillable else ""
 
 
-def log_name(line: int) -> str:
-    """Name of the log of the command that begins in this line."""
-    return f"{line:06d}.log"
+def log_of_line(line: int, copy: int = 1) -> str:
+    """Name of the log of the command that begins in this line, and of a later one in its place."""
+    return f"{line:06d}.log" if copy == 1 else f"{line:06d}-{copy}.log"
+
+
+def log_names(commands: Iterable[Command], outcomes: Iterable[CommandOutcome]) -> dict[Key, str]:
+    """Return the name of the log of each command: no two share one, also after an edited resume.
+
+    outcomes   all earlier tries
+    """
+    owners = {outcome.log: outcome.key for outcome in outcomes}
+    names = {}
+    for command in commands:
+        copies = (log_of_line(command.line, copy) for copy in itertools.count(1))
+        free = (n for n in copies if owners.get(f"{LOGS}/{n}", command.key) == command.key)
+        names[command.key] = next(free)
+    return names
 
 
 def log_text(command: Command, outcome: CommandOutcome, answer: CommandTry | GivenUpTask) -> bytes:

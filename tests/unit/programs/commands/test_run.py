@@ -132,6 +132,10 @@ def test_resume_runs_what_is_not_done_known_by_its_text(here):
     assert [here.count(name) for name in ("a", "b", "new")] == [2, 2, 1]
     tries = {row["command"]: row["tries"] for row in here.table()}
     assert tries == {"echo x >>new": "1", "echo x >>a": "1", "echo x >>b; [ -e ok ]": "2"}
+    logs = [row["log"] for row in here.table()]
+    assert len(set(logs)) == 4, "no two commands share a log"
+    for row in here.table():
+        assert f"=== {row['command']}\n" in (here.path / row["log"]).read_text()
     said, error = here.run(resume=True)
     assert error is None
     assert "4 are done, 0 are to be run" in said
