@@ -27,6 +27,7 @@ def run(request: Request) -> int:
             sys.stdout.write(f"still: {problem}\n")
     number = f"{len(problems)} problem{'s'[: len(problems) != 1]}"
     sys.stdout.write(f"{path}: {number if problems else 'sound'}\n")
+    sys.stderr.write(f"{path}: {store.latest_run(path)}\n")
     if problems and not settings.repair:
         kept = store.salvage(path)
         sys.stderr.write(f"`mpipar check --repair {path}` would bring back {kept}\n")

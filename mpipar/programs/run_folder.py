@@ -71,13 +71,12 @@ def close_after_error(
     signals.settle()  # the rest takes little time, and a signal must not cut it off
     if project is None or not project.is_writer:
         return
-    if isinstance(error, MpiparError) and not kept:
-        project.abandon()
-        return
     temporary = isinstance(error, RequeueError | KeyboardInterrupt) or _is_orphaned(error)
     with suppress(MpiparError):  # a writer that was passed over, or a full disk: `error` says so
         project.verdict("requeue" if temporary else "failed", f"{type(error).__name__}: {error}")
-    if isinstance(error, StoppedError):
+    if isinstance(error, MpiparError) and not kept:
+        project.abandon()
+    elif isinstance(error, StoppedError):
         say(f"{error}; {kept} is kept: go on with --resume --path {project.path}")
 
 

@@ -2,6 +2,7 @@
 
 from mpipar.store.check import check, unlock
 from mpipar.store.folder import next_free
+from mpipar.store.latest_run import latest_run
 from mpipar.store.project import Commit, Project
 from mpipar.store.repair import repair
 from mpipar.store.salvage import salvage
@@ -13,6 +14,7 @@ __all__ = [
     "CommitInfo",
     "Project",
     "check",
+    "latest_run",
     "next_free",
     "read_status",
     "read_verdict",

@@ -69,6 +69,7 @@ class _Writer:
         self.claim = claim
         self.ownership = Ownership(path, claim)
         self.serial = 0  # of the latest segment in this epoch
+        self.verdict = verdict_of(claim, "requeue", schema.NOT_ENDED)
         journal = path / schema.JOURNAL / schema.journal_name(claim.epoch)
         try:
             remove_temporaries(path, claim.epoch)  # first: an owner that wakes up finds none
@@ -90,7 +91,7 @@ class _Writer:
             raise
 
     def close(self) -> None:
-        self.heartbeat.stop()
+        self.heartbeat.end(self.verdict)
         journal = self.journal
         journal.close()
         self.ownership.release(Pin(self.claim.epoch, journal.size, journal.records, journal.chain))
@@ -308,6 +309,7 @@ class Project:
             value = verdict_of(writer.claim, verdict, reason)
             self._record(writer, VERDICT_RECORD, schema.encode(value))
             write_verdict(writer.ownership, value)
+            writer.verdict = value
 
     def _record(self, writer: _Writer, kind: str, payload: bytes) -> None:
         """Record a file that is to be replaced, and the exports that were replaced before."""

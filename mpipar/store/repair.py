@@ -38,7 +38,8 @@ def repair(project: Path, say: Callable[[str], None]) -> str:
             publish()
     finally:
         ownership.release(kept)
-    Project.open(project, writer=True, say=say).close()  # as any run that follows
+    with Project.open(project, writer=True, say=say) as repaired:  # as any run that follows
+        repaired.verdict("requeue", "repaired; go on with --resume")
     return f"{project}: repaired: brought back {found}; the damaged files stay, and do not count"
 
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import threading
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from mpipar.errors import DiskFullError, ProjectLockedError, StoreError
 from mpipar.store import durable, epoch, history, published, schema
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
     from mpipar.store.epoch import Ownership, WriterClaim
 
 log = logging.getLogger(__name__)
+
+UNTOLD: Final = "closed without a word about how it ended"
 
 
 def read_status(project: Path) -> dict[str, Any] | None:
@@ -142,6 +145,25 @@ class Heartbeat:
         """End the thread, and wait for its end."""
         self._stop.set()
         self._thread.join()
+
+    def end(self, verdict: dict[str, Any]) -> None:
+        """End the thread, and write the status of a run that is over: nothing says that it runs.
+
+        verdict   what verdict.json says
+        """
+        self.stop()
+        if os.getpid() != self._ownership.claim.process:
+            return  # a forked child closes its copy
+        reason = verdict["reason"]
+        with self._guard:
+            self._fields = {
+                "ended": time.time(),
+                "verdict": verdict["verdict"],
+                "reason": UNTOLD if reason == schema.NOT_ENDED else reason,
+                "last": self._fields,
+            }
+        with contextlib.suppress(ProjectLockedError):  # the next writer's status is there
+            self._try_to_beat()
 
 
 def verdict_of(claim: WriterClaim, verdict: str, reason: str) -> dict[str, Any]:

@@ -205,6 +205,8 @@ class CommandsSession:
                 stream.notify()  # also without results: there may be more workers than before
                 self._report(len(waiting), dispatch.running)
             stream.close()
+            self.status_at = 0.0
+            self._report(len(waiting), running=0)
         except BaseException:
             stream.abort()
             raise

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
+
 import numpy as np
 import pytest
 
 from mpipar.cli.main import main
 from mpipar.errors import CorruptStoreError
 from mpipar.store import Project
+from tests.unit.store.projects import die
 
 
 @pytest.fixture
@@ -20,6 +23,20 @@ def path(tmp_path):
 def test_a_sound_run_is_said_to_be(path, capsys):
     assert main(["check", str(path)]) == 0
     assert capsys.readouterr().out == f"{path}: sound\n"
+
+
+def test_how_the_latest_run_stands_is_said(path, capsys):
+    def said():
+        main(["check", str(path)])
+        return capsys.readouterr().err
+
+    assert said() == f"{path}: the latest run has closed it without a word about how it ended\n"
+    with Project.open(path, writer=True) as project:
+        assert f"{path}: is being written by process {os.getpid()} on " in said()
+        project.verdict("failed", "the input is wrong")
+    assert said() == f"{path}: the latest run has ended: failed (the input is wrong)\n"
+    die(Project.open(path, writer=True))
+    assert "the latest run was killed (process " in said()
 
 
 def test_every_problem_is_a_line(path, capsys):

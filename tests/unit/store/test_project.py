@@ -276,6 +276,21 @@ def test_status_is_replaced_and_beats(path):
     last = read_status(path)
     time.sleep(0.3)
     assert read_status(path) == last
+    assert last is not None
+    assert "phase" not in last, "nothing says that the run goes on"
+    assert last["last"] == {"phase": "end"}
+    assert last["ended"] <= last["updated"]
+
+
+@pytest.mark.parametrize("reason", ["all is done", None])
+def test_the_status_of_a_run_that_is_over_says_how_it_ended(path, reason):
+    with create(path) as project:
+        if reason:
+            project.verdict("done", reason)
+    found = read_status(path)
+    assert found["verdict"] == ("done" if reason else "requeue")
+    assert found["reason"] == (reason or "closed without a word about how it ended")
+    assert check(path) == []
 
 
 def test_a_status_that_does_not_fit_on_the_disk_is_no_reason_to_end(project, monkeypatch, caplog):
