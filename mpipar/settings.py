@@ -125,6 +125,13 @@ examples:
         minimum=0.01,
         group=SAMPLE,
     )
+    contrast: str = option(
+        "auto",
+        help="of the images: as-is (bright particles), invert (dark ones), auto (the model tells)",
+        choices=("auto", "as-is", "invert"),
+        metavar="HOW",
+        group=SAMPLE,
+    )
     mask: Path | None = option(
         None,
         help="mask for the FSC and the reference, 0 to 1",

@@ -11,7 +11,7 @@ import numpy as np
 from mpipar.cryoem.fourier import shell_means
 from mpipar.cryoem.masks import soft_sphere
 from mpipar.formats.tables import row_list
-from mpipar.programs import copies, dataset
+from mpipar.programs import contrast, copies, dataset
 from mpipar.programs.stages import MASK_EDGE, MeasureStage
 
 if TYPE_CHECKING:
@@ -24,21 +24,19 @@ if TYPE_CHECKING:
     from mpipar.programs.inputs import RefineInputs
     from mpipar.programs.stages import ImageGeometry, ImageStatistics
     from mpipar.runtime.stage import Task
+    from mpipar.settings import RefineSettings
 
 Measure: TypeAlias = Callable[
     ["StackSource", MeasureStage, "list[Task]"], "Sequence[ImageStatistics]"
 ]
 """Runs MeasureStage on all blocks of a source."""
 
-CERTAIN = 6.0
-"""Standard errors by which the images' mean product with the model must be below zero."""
-
 
 @dataclass(frozen=True)
 class FirstLook:
     """What the first look has found.
 
-    constants   of the images; the gain is negative if their contrast is inverted
+    constants   of the images; the gain is negative where the contrast is inverted
     spectra     (2, s) first noise spectra
     source      the images, cut into blocks of one half set each; the one that was measured, if no
                 particle had to change its half set
@@ -56,7 +54,7 @@ def look_at_all(
     geometry: ImageGeometry,
     lowpassed: NDArray[np.float32],
     cutoff: float,
-    seed: int,
+    settings: RefineSettings,
     measure: Measure,
 ) -> FirstLook:
     """Look at all images once.
@@ -64,7 +62,7 @@ def look_at_all(
     lowpassed   (n, n, n) the model, filtered to `cutoff` in A
     raises      InputError for images that cannot be used
     """
-    half = dataset.half_sets(inputs.particles, seed)
+    half = dataset.half_sets(inputs.particles, settings.seed)
     source = inputs.stacks.divided(dataset.blocks_of(half))
     sphere = soft_sphere(inputs.box, geometry.radius, MASK_EDGE)
     last = max(2, min(round(inputs.box * inputs.pixel_size / cutoff) + 1, inputs.box // 2))
@@ -78,12 +76,10 @@ def look_at_all(
     blocks, looks = _cut_anew(source.blocks, looks, half)
     constants, spectra = dataset.measure(inputs.box, half, blocks, looks)
     notes += _scale_notes(constants)
-    if certainty(constants, spectra, blocks, looks) < -CERTAIN:
-        constants = replace(constants, gain=-constants.gain)
-        notes.append(
-            "the contrast of the images is inverted, dark particles on bright ice, as their "
-            "product with the model says: their sign is turned"
-        )
+    products = contrast.products_of(constants, spectra, blocks, looks)
+    inverted, said = contrast.inverted_images(inputs.particles, products, settings.contrast)
+    constants = replace(constants, gain=np.where(inverted, -constants.gain, constants.gain))
+    notes += said
     if blocks is not source.blocks:
         source = source.divided(blocks)
     return FirstLook(constants, spectra, source, tuple(notes))
@@ -102,25 +98,6 @@ def _cut_anew(
     )
     fitting = dataset.blocks_of(half)
     return fitting, [whole.take(rows) for rows in fitting]
-
-
-def certainty(
-    constants: ImageConstants,
-    spectra: NDArray[np.float64],
-    blocks: Sequence[NDArray[np.int64]],
-    looks: Sequence[ImageStatistics],
-) -> float:
-    """Return the images' mean product with the model, each weighted by noise, in standard errors.
-
-    It is far above zero for white particles, far below for dark ones, whatever their orientations.
-    """
-    products = np.empty(len(constants.half))
-    for rows, look in zip(blocks, looks, strict=True):
-        noise = spectra[constants.half[rows[0]] - 1, : look.likeness.shape[1]]
-        # without zero frequency, which holds the background
-        products[rows] = constants.gain[rows] * (look.likeness / noise)[:, 1:].sum(axis=1)
-    error = products.std() / np.sqrt(products.size)
-    return float(products.mean() / error) if error > 0 else 0.0
 
 
 def _hot_notes(source: StackSource) -> list[str]:

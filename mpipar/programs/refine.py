@@ -229,7 +229,7 @@ def _check_images(
         results: Sequence[ImageStatistics] = pool.run(stage, {}, tasks).results
         return results
 
-    look = look_at_all(inputs, geometry, lowpassed, cutoff, settings.seed, measure)
+    look = look_at_all(inputs, geometry, lowpassed, cutoff, settings, measure)
     for note in look.notes:
         view.say(f"note: {note}")
     for line in needs(inputs, geometry, operators, settings, pool.workers):
@@ -253,9 +253,7 @@ def _first_look(
         return outcome.results
 
     with session.phase("first look at all images"):
-        look = look_at_all(
-            session.inputs, geometry, lowpassed, cutoff, session.settings.seed, measure
-        )
+        look = look_at_all(session.inputs, geometry, lowpassed, cutoff, session.settings, measure)
     if look.source is not served[0]:
         session.pool.serve(look.source)
     return look

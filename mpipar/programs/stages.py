@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 MASK_EDGE = 5.0
 """Width in pixels of the soft edge of the disc that images are masked with for alignment."""
 
+MODERATE = (1e-10, 1e10)
+"""Grey values within these bounds have squares and sums that fit float32."""
+
 
 @dataclass(frozen=True)
 class ImageGeometry:
@@ -67,6 +70,7 @@ class ImageStatistics:
     power             (b, s) per shell, inside the particle's disc
     largest           (b, s) largest amplitude of each shell
     likeness          (b, t) per shell, the product with the model's mean projection; 0 without one
+    expected          (b, t) per shell, the product of that projection with itself
     digest            (b,) hash of the pixels
     """
 
@@ -75,6 +79,7 @@ class ImageStatistics:
     power: NDArray[np.float64]
     largest: NDArray[np.float64]
     likeness: NDArray[np.float64]
+    expected: NDArray[np.float64]
     digest: NDArray[np.uint64]
 
     def take(self, rows: NDArray[np.int64]) -> ImageStatistics:
@@ -99,6 +104,8 @@ class MeasureStage(Stage):
         images = block["images"]
         mean, deviation = masks.background(images, self.geometry.radius)
         centred = images - mean[:, None, None].astype(np.float32)
+        scale = _scale(centred)
+        centred = np.asarray(centred / scale[:, None, None], np.float32)
         wanted = components(self.geometry.box, largest_radius(self.geometry.box))
         centres = np.zeros((len(images), 2))
         disc = masks.soft_discs(self.geometry.box, centres, self.geometry.radius, MASK_EDGE)
@@ -106,33 +113,42 @@ class MeasureStage(Stage):
         power = wanted.shell_sums(masked.real**2 + masked.imag**2)
         whole = image_components(centred, wanted)
         largest = np.maximum.reduceat(np.abs(whole), wanted.starts, axis=-1)
-        likeness = self._likeness(task.payload, masked)
+        likeness, expected = self._likeness(task.payload, masked)
         digest = [hashlib.blake2b(image.tobytes(), digest_size=8).digest() for image in images]
         return ImageStatistics(
             mean,
             deviation,
-            power,
-            largest.astype(np.float64),
-            likeness,
+            power * scale[:, None] ** 2,
+            largest * scale[:, None],
+            likeness * scale[:, None],
+            expected,
             np.frombuffer(b"".join(digest), np.uint64),
         )
 
     def _likeness(
         self, rows: MeasuredRows | None, masked: NDArray[np.complex64]
-    ) -> NDArray[np.float64]:
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Return the product of images (b, v) with the model's mean projection, per shell.
 
-        That projection is the same from all sides, so no orientation is needed; it is negative for
-        dark particles.
+        That projection is the same from all sides, so no orientation is needed. The product is
+        negative for dark particles. Its own product with itself is returned, too.
         """
         if rows is None or self.profile is None:
-            return np.zeros((len(masked), 1))
+            return np.zeros((len(masked), 1)), np.zeros((len(masked), 1))
         box, pixel_size = self.geometry.box, self.geometry.pixel_size
         wanted = components(box, len(self.profile) - 1)
         images = masked[:, : len(wanted.shell)]
         moved = images * alignment.phases(rows.shifts, wanted.frequencies, box)
         ctf = contrast_transfer(rows.ctf, wanted.frequencies, box, pixel_size)
-        return wanted.shell_sums(moved.real * ctf * self.profile[wanted.shell])
+        projection = ctf * self.profile[wanted.shell]
+        return wanted.shell_sums(moved.real * projection), wanted.shell_sums(projection**2)
+
+
+def _scale(images: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Return what to divide each image (b, n, n) by, so that squares fit float32; usually 1."""
+    strongest = np.abs(images).max(axis=(1, 2)).astype(np.float64)
+    moderate = (strongest > MODERATE[0]) & (strongest < MODERATE[1])
+    return np.where(moderate | (strongest == 0), 1.0, strongest)
 
 
 @dataclass(frozen=True)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 
 from mpipar.cryoem.fourier import filter_shells, lowpass_gain
+from mpipar.cryoem.masks import soft_sphere
 from mpipar.programs import dataset
 from mpipar.programs.first_look import FirstLook, look_at_all
 from mpipar.programs.inputs import read_inputs
@@ -35,17 +36,22 @@ def measure(
     return [stage.run(task, source.read(task.id), None) for task in tasks]
 
 
-def look(folder: Path, images: NDArray[np.float32], seed: int = 0) -> FirstLook:
+def look(folder: Path, images: NDArray[np.float32], **options: Any) -> FirstLook:
     """The first look at the demo's particle list with these images."""
     made = refine_input.make_input(folder, count=len(images))
     write_mrc(made.stack, images, pixel_size=refine_input.PIXEL_SIZE)
-    settings = RefineSettings(input=made.star, model=made.model)
+    return look_at(made, **options)
+
+
+def look_at(made: refine_input.Input, **options: Any) -> FirstLook:
+    """The first look at this input."""
+    settings = RefineSettings(input=made.star, model=made.model, **options)
     inputs = read_inputs(settings)
     cutoff = dataset.lowpass_of(inputs, settings, 1)
     gain = lowpass_gain(inputs.box, inputs.box * inputs.pixel_size / cutoff)
     lowpassed = filter_shells(inputs.model, gain)
     geometry = dataset.geometry_of(inputs, settings, lowpassed)
-    return look_at_all(inputs, geometry, lowpassed, cutoff, seed, measure)
+    return look_at_all(inputs, geometry, lowpassed, cutoff, settings, measure)
 
 
 def test_sound_images_are_used_as_they_are(tmp_path: Path) -> None:
@@ -76,7 +82,62 @@ def test_dark_particles_have_their_sign_turned(tmp_path: Path, scale: float, off
 def test_images_without_a_particle_are_not_turned(tmp_path: Path) -> None:
     box = refine_input.BOX
     noise = np.random.default_rng(0).normal(size=(COUNT, box, box)).astype(np.float32)
-    assert look(tmp_path, noise).notes == ()
+    found = look(tmp_path, noise)
+    (note,) = found.notes
+    assert note.startswith("it does not show whether the particles are bright or dark")
+    assert np.array_equal(found.constants.gain, np.ones(COUNT))
+
+
+@pytest.mark.parametrize(("contrast", "scale", "gain"), [("as-is", -1, 1), ("invert", 1, -1)])
+def test_the_user_has_the_last_word_on_contrast(
+    tmp_path: Path, contrast: str, scale: int, gain: int
+) -> None:
+    found = look(tmp_path, refine_input.demo_images(COUNT) * np.float32(scale), contrast=contrast)
+    assert found.notes == ()
+    assert np.array_equal(found.constants.gain, np.full(COUNT, gain))
+
+
+@pytest.mark.parametrize("scale", [1, -1])
+def test_images_are_not_turned_for_a_model_of_another_shape(tmp_path: Path, scale: int) -> None:
+    box = refine_input.BOX
+    made = refine_input.make_input(tmp_path, count=COUNT)
+    images = refine_input.demo_images(COUNT) * np.float32(scale)
+    write_mrc(made.stack, images, pixel_size=refine_input.PIXEL_SIZE)
+    hollow = soft_sphere(box, 12, 2) - soft_sphere(box, 9, 2)
+    write_mrc(made.model, hollow, pixel_size=refine_input.PIXEL_SIZE, volume=True)
+    found = look_at(made)
+    assert np.array_equal(found.constants.gain, np.ones(COUNT))
+    if scale > 0:  # the hollow model has a negative product with solid particles
+        (note,) = found.notes
+        assert "their mean has not its shape" in note
+
+
+def test_one_of_two_sessions_is_turned(tmp_path: Path) -> None:
+    made = refine_input.make_input(tmp_path, count=COUNT)
+    images = refine_input.demo_images(COUNT)
+    dark = np.arange(COUNT) >= COUNT - 20
+    write_mrc(made.stack, images, pixel_size=refine_input.PIXEL_SIZE)
+    write_mrc(tmp_path / "later.mrcs", -images, pixel_size=refine_input.PIXEL_SIZE)
+    text = made.star.read_text()
+    for number in np.flatnonzero(dark) + 1:
+        text = text.replace(f"{number:06d}@particles", f"{number:06d}@later")
+    made.star.write_text(text)
+    found = look_at(made)
+    (note,) = found.notes
+    assert "the contrast of the images is inverted in 20 of them (rows 41, 42" in note
+    assert np.array_equal(found.constants.gain, np.where(dark, -1.0, 1.0))
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e30])
+def test_any_grey_scale_that_float32_holds_will_do(tmp_path: Path, scale: float) -> None:
+    images = refine_input.demo_images(COUNT)
+    found = look(tmp_path, images * np.float32(scale))
+    (note,) = found.notes
+    assert note.startswith("the images are not normalised")
+    deviations = 1.0 / (found.constants.gain * scale)
+    np.testing.assert_allclose(deviations, 1.0, atol=0.3)
+    sound = look(tmp_path / "sound", images)
+    np.testing.assert_allclose(found.spectra, sound.spectra, rtol=0.2)
 
 
 def test_one_loud_image_is_named(tmp_path: Path) -> None:
@@ -101,7 +162,7 @@ def test_a_hot_pixel_is_replaced_and_named(tmp_path: Path) -> None:
 def test_images_with_the_same_pixels_come_into_one_half_set(tmp_path: Path, seed: int) -> None:
     images = refine_input.demo_images(COUNT)
     images[COUNT // 2 :] = images[: COUNT // 2]
-    found = look(tmp_path, images, seed)
+    found = look(tmp_path, images, seed=seed)
     (note,) = found.notes
     assert "30 particles have the same pixels as an earlier one (rows 31, 32" in note
     half = found.constants.half
