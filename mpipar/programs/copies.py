@@ -6,11 +6,13 @@ maps, and the FSC would show a resolution that is not there.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import pandas as pd
 
+from mpipar.cryoem.signatures import first_alike
+from mpipar.errors import InputError
 from mpipar.formats.tables import row_list
 
 if TYPE_CHECKING:
@@ -19,6 +21,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from mpipar.formats.particles import ParticleSet
+    from mpipar.programs.stages import ImageStatistics
+
+FEWEST_PER_HALF: Final = 2
 
 
 def first_of_file(particles: ParticleSet) -> NDArray[np.int64]:
@@ -35,17 +40,23 @@ def first_of_file(particles: ParticleSet) -> NDArray[np.int64]:
 
 
 def first_of_pixels(
-    blocks: Sequence[NDArray[np.int64]], digests: Sequence[NDArray[np.uint64]]
-) -> NDArray[np.int64]:
-    """Return for each particle the first one, (p,), whose image has the same pixels.
+    blocks: Sequence[NDArray[np.int64]], looks: Sequence[ImageStatistics]
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return for each particle the first one, (p,), with the same pixels, and with the same image.
 
-    blocks    particle indices, all of them
-    digests   (b,) hash of the pixels of each image of a block
+    blocks   particle indices, all of them
+    looks    what was measured of each block
+
+    Images are the same if they differ by grey scale, sign or rounding only.
     """
     rows = np.concatenate(blocks)
-    values = np.empty(rows.size, np.uint64)
-    values[rows] = np.concatenate(digests)
-    return _first(values)
+    digests = np.empty(rows.size, np.uint64)
+    digests[rows] = np.concatenate([look.digest for look in looks])
+    vectors = np.empty((rows.size, looks[0].signature.shape[1]), np.float32)
+    vectors[rows] = np.concatenate([look.signature for look in looks])
+    first = _first(digests)
+    vectors[first != np.arange(rows.size)] = 0.0  # known already
+    return first, first_alike(vectors)[first]
 
 
 def _first(*keys: NDArray[Any]) -> NDArray[np.int64]:
@@ -78,17 +89,38 @@ def file_note(particles: ParticleSet) -> list[str]:
 
 
 def pixel_notes(
-    particles: ParticleSet, half: NDArray[np.int8], first: NDArray[np.int64]
+    particles: ParticleSet,
+    half: NDArray[np.int8],
+    pixels: NDArray[np.int64],
+    images: NDArray[np.int64],
 ) -> list[str]:
-    """Return a note if images of different files, or of one, have the same pixels."""
-    rows = np.arange(first.size)
-    again = np.flatnonzero((first != rows) & (first_of_file(particles) == rows))
-    if not again.size:
-        return []
-    moved = int(np.count_nonzero(half[first] != half))
-    note = (
-        f"{again.size} particles have the same pixels as an earlier one (rows {row_list(again)}; "
-        f"particle {again[0] + 1} is particle {first[again[0]] + 1}): they count twice; {moved} of "
-        "them stood in the other half set and are put into that of the first"
-    )
-    return [note]
+    """Return notes on images, of one file or several, that are copies of each other.
+
+    pixels, images   (p,) from `first_of_pixels`
+    """
+    file, rows = first_of_file(particles), np.arange(half.size)
+    notes = []
+    for how, first, seen in (
+        ("have the same pixels as", pixels, file),
+        ("are but for grey scale, sign or rounding copies of", images, pixels),
+    ):
+        again = np.flatnonzero((first != rows) & (seen == rows))
+        if again.size:
+            moved = int(np.count_nonzero(half[first[again]] != half[again]))
+            notes.append(
+                f"{again.size} particles {how} an earlier one (rows {row_list(again)}; particle "
+                f"{again[0] + 1} is particle {first[again[0]] + 1}): they count twice; {moved} of "
+                "them stood in the other half set and are put into that of the first"
+            )
+    return notes
+
+
+def require_two_halves(particles: ParticleSet, half: NDArray[np.int8]) -> None:
+    """Raise InputError if copies of images leave too few particles in a half set."""
+    sizes = [int(np.count_nonzero(half == number)) for number in (1, 2)]
+    if min(sizes) < FEWEST_PER_HALF:
+        raise InputError(
+            f"{particles.path} names so many copies of the same images that half sets of "
+            f"{sizes[0]} and {sizes[1]} particles are left, because copies belong into one half "
+            "set; does each row name an image of its own?"
+        )

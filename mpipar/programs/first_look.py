@@ -63,6 +63,7 @@ def look_at_all(
     raises      InputError for images that cannot be used
     """
     half = dataset.half_sets(inputs.particles, settings.seed)
+    copies.require_two_halves(inputs.particles, half)
     source = inputs.stacks.divided(dataset.blocks_of(half))
     sphere = soft_sphere(inputs.box, geometry.radius, MASK_EDGE)
     last = max(2, min(round(inputs.box * inputs.pixel_size / cutoff) + 1, inputs.box // 2))
@@ -70,9 +71,10 @@ def look_at_all(
     tasks = dataset.measure_tasks(source.blocks, inputs.particles)
     looks = measure(source, MeasureStage(geometry, profile), tasks)
     notes = _hot_notes(source)
-    first = copies.first_of_pixels(source.blocks, [look.digest for look in looks])
-    notes += copies.pixel_notes(inputs.particles, half, first)
-    half = copies.together(half, first)
+    pixels, images = copies.first_of_pixels(source.blocks, looks)
+    notes += copies.pixel_notes(inputs.particles, half, pixels, images)
+    half = copies.together(half, images)
+    copies.require_two_halves(inputs.particles, half)
     blocks, looks = _cut_anew(source.blocks, looks, half)
     constants, spectra = dataset.measure(inputs.box, half, blocks, looks)
     notes += _scale_notes(constants)

@@ -9,7 +9,7 @@ from mpipar.errors import InputError, UsageError
 from mpipar.formats.mrc import stack_notes
 from mpipar.formats.particles import rival_stacks
 from mpipar.formats.star import read_particles
-from mpipar.programs.copies import file_note
+from mpipar.programs.copies import FEWEST_PER_HALF, file_note
 from mpipar.programs.images import StackSource, open_stacks
 from mpipar.programs.microscope import doubts, pixel_notes
 from mpipar.programs.volumes import ROUNDING_ERROR, UNSET_PIXEL_SIZE, fit_mask, fit_model
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from mpipar.formats.particles import ParticleSet
     from mpipar.settings import RefineSettings
 
-FEWEST_PER_HALF: Final = 2
 SMALLEST_BOX: Final = 8  # pixels
 
 

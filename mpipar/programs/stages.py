@@ -13,6 +13,7 @@ from mpipar.cryoem import alignment, masks, noise, reconstruction
 from mpipar.cryoem.alignment import GridSearch, Poses, Reference, SearchPlan
 from mpipar.cryoem.ctf import CtfParameters, contrast_transfer
 from mpipar.cryoem.fourier import Components, components, image_components, largest_radius
+from mpipar.cryoem.signatures import signatures
 from mpipar.runtime.stage import Block, Stage, Task
 
 if TYPE_CHECKING:
@@ -72,6 +73,7 @@ class ImageStatistics:
     likeness          (b, t) per shell, the product with the model's mean projection; 0 without one
     expected          (b, t) per shell, the product of that projection with itself
     digest            (b,) hash of the pixels
+    signature         (b, d) vector that the image shares with copies of another grey scale
     """
 
     mean: NDArray[np.float64]
@@ -81,6 +83,7 @@ class ImageStatistics:
     likeness: NDArray[np.float64]
     expected: NDArray[np.float64]
     digest: NDArray[np.uint64]
+    signature: NDArray[np.float32]
 
     def take(self, rows: NDArray[np.int64]) -> ImageStatistics:
         """Return what is measured of some of the images, in the order of `rows`."""
@@ -123,6 +126,7 @@ class MeasureStage(Stage):
             likeness * scale[:, None],
             expected,
             np.frombuffer(b"".join(digest), np.uint64),
+            signatures(whole, wanted),
         )
 
     def _likeness(

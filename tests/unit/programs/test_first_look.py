@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 
 from mpipar.cryoem.fourier import filter_shells, lowpass_gain
 from mpipar.cryoem.masks import soft_sphere
+from mpipar.errors import InputError
 from mpipar.programs import dataset
 from mpipar.programs.first_look import FirstLook, look_at_all
 from mpipar.programs.inputs import read_inputs
@@ -173,6 +175,27 @@ def test_images_with_the_same_pixels_come_into_one_half_set(tmp_path: Path, seed
     assert all(len(set(half[rows])) == 1 for rows in blocks)
     again = measure_alone(found)
     np.testing.assert_array_equal(again, found.constants.largest)
+
+
+@pytest.mark.parametrize("scale", [2.5, -1.0])
+def test_copies_of_another_grey_scale_come_into_one_half_set(tmp_path: Path, scale: float) -> None:
+    images = refine_input.demo_images(COUNT)
+    images[COUNT // 2 :] = images[: COUNT // 2] * np.float32(scale) + 0.1
+    found = look(tmp_path, images)
+    copies = "30 particles are but for grey scale, sign or rounding copies of an earlier one"
+    assert any(note.startswith(copies) for note in found.notes)
+    half = found.constants.half
+    assert np.array_equal(half[: COUNT // 2], half[COUNT // 2 :])
+
+
+def test_a_set_of_one_image_many_times_is_refused(tmp_path: Path) -> None:
+    images = np.repeat(refine_input.demo_images(1), COUNT, axis=0)
+    with pytest.raises(InputError, match=r"half sets of (60 and 0|0 and 60) particles are left"):
+        look(tmp_path / "pixels", images)
+    made = refine_input.make_input(tmp_path / "names", count=COUNT)
+    made.star.write_text(re.sub(r"^\d+@", "000001@", made.star.read_text(), flags=re.MULTILINE))
+    with pytest.raises(InputError, match="particles are left"):
+        look_at(made)
 
 
 def measure_alone(found: FirstLook) -> NDArray[np.float64]:
