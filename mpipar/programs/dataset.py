@@ -32,9 +32,10 @@ SMALLEST_BLOCK, LARGEST_BLOCK = 8, 64  # particles
 NORMALISED = 0.25
 """How far backgrounds may be from mean 0 and deviation 1 before images count as not normalised."""
 
-UNLIKE = 4.0
-"""A background whose deviation is this many times larger or smaller than the usual one, or whose
-mean is that many deviations from 0, is brought to the others' even if these count as normalised."""
+UNLIKE, OFF = 1.5, 0.5
+"""A background whose deviation is more than UNLIKE times larger or smaller than the usual one, or
+whose mean is more than OFF deviations from 0, is brought to the others' even if these count as
+normalised. Those of normalised images differ by less than a third of that."""
 
 FLAT = 1e-3
 """A background whose deviation is below this fraction of the usual one counts as absent."""
@@ -229,7 +230,7 @@ def _unlike(
 ) -> NDArray[np.bool_]:
     """Return which images (p,) have backgrounds of quite another grey scale than most."""
     other_scale = (deviation > UNLIKE * usual) | (deviation < usual / UNLIKE)
-    return np.asarray(other_scale | (np.abs(mean) > UNLIKE * usual))
+    return np.asarray(other_scale | (np.abs(mean) > OFF * usual))
 
 
 def make_dataset(

@@ -150,6 +150,19 @@ def test_one_loud_image_is_named(tmp_path: Path) -> None:
     assert "of quite another grey scale than the other images: particle 8;" in note
 
 
+@pytest.mark.parametrize(("scale", "offset"), [(2.0, 0.0), (0.4, 0.0), (1.0, 1.0)])
+def test_a_micrograph_of_another_grey_scale_is_brought_to_the_others(
+    tmp_path: Path, scale: float, offset: float
+) -> None:
+    images = refine_input.demo_images(COUNT)
+    images[:10] = images[:10] * np.float32(scale) + np.float32(offset)
+    found = look(tmp_path, images)
+    (note,) = found.notes
+    assert "10 particles (rows 1, 2, 3, 4, 5 and 5 more)" in note
+    assert np.array_equal(found.constants.gain[10:], np.ones(COUNT - 10))
+    np.testing.assert_allclose(found.constants.gain[:10] * scale, 1.0, atol=0.3)
+
+
 def test_a_hot_pixel_is_replaced_and_named(tmp_path: Path) -> None:
     images = refine_input.demo_images(COUNT)
     sound = look(tmp_path / "sound", images)
