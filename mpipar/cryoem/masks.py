@@ -73,3 +73,19 @@ def particle_diameter(
         raise InputError("the model has no positive density; is its contrast inverted?")
     strong = inside & (volume > threshold * largest)
     return float(2.0 * (distance[strong].max() + 1.0) * pixel_size)
+
+
+def dense_part(volume: NDArray[np.floating], threshold: float = 0.1) -> NDArray[np.float64]:
+    """Return the density above a fraction of the largest, (n, n, n), and 0 elsewhere; sum 1.
+
+    volume   (n, n, n), somewhere positive
+    """
+    dense = np.where(volume > threshold * volume.max(), volume, 0.0).astype(np.float64)
+    return np.asarray(dense / dense.sum())
+
+
+def centre_of_mass(density: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return x, y, z of the centre of mass, (3,) pixels from the voxel n // 2; the sum is 1."""
+    n = density.shape[0]
+    places = np.arange(n) - n // 2
+    return np.array([density.sum(axis=axes) @ places for axes in ((0, 1), (0, 2), (1, 2))])

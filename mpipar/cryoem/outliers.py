@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
+from scipy import ndimage
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -18,6 +19,9 @@ HOT_VOXEL = 10.0
 """A voxel is hot if it is farther from the background than this many times the voxel at one in a
 thousand, which lies inside the molecule."""
 ONE_VOXEL_IN, FEWEST_ABOVE = 1000, 8
+LARGEST_SPOT = 8
+"""Voxels that touch each other and are all hot, if they are more than this, are a small molecule in
+a large box."""
 
 OFFSET = 0.02
 """A background below this fraction of the strongest density is left as it is."""
@@ -57,6 +61,10 @@ def without_hot_voxels(volume: NDArray[np.float32]) -> tuple[NDArray[np.float32]
     usual = np.partition(far, rank, axis=None)[rank]
     hot = far > HOT_VOXEL * usual
     if usual == 0 or not hot.any():
+        return volume, 0
+    spots = ndimage.label(hot, np.ones((3, 3, 3)))[0]
+    hot &= np.bincount(spots.ravel())[spots] <= LARGEST_SPOT
+    if not hot.any():
         return volume, 0
     mended = volume.copy()
     for place in np.argwhere(hot):

@@ -12,7 +12,13 @@ from mpipar.formats.star import read_particles
 from mpipar.programs.copies import FEWEST_PER_HALF, file_note
 from mpipar.programs.images import StackSource, open_stacks
 from mpipar.programs.microscope import doubts, pixel_notes
-from mpipar.programs.volumes import ROUNDING_ERROR, UNSET_PIXEL_SIZE, fit_mask, fit_model
+from mpipar.programs.volumes import (
+    ROUNDING_ERROR,
+    UNSET_PIXEL_SIZE,
+    compare_mask,
+    fit_mask,
+    fit_model,
+)
 
 if TYPE_CHECKING:
     import numpy as np
@@ -62,7 +68,10 @@ def read_inputs(settings: RefineSettings) -> RefineInputs:
         )
     grid = (pixel_size, stacks.box, full_box)
     model = fit_model(settings.model, *grid, notes)
-    mask = None if settings.mask is None else fit_mask(settings.mask, *grid, notes)
+    mask = None
+    if settings.mask is not None:
+        mask = fit_mask(settings.mask, *grid, notes)
+        compare_mask(settings.mask, mask, model, notes)
     stacks.check_sample()
     return RefineInputs(particles, stacks, model, mask, pixel_size, stacks.box, tuple(notes))
 

@@ -17,6 +17,7 @@ from mpipar.programs.convergence import FinishedIteration, NextIteration, decide
 from mpipar.programs.first_look import look_at_all
 from mpipar.programs.inputs import RefineInputs, read_inputs
 from mpipar.programs.needs import needs
+from mpipar.programs.volumes import centre_notes
 from mpipar.runtime.process import signals
 from mpipar.runtime.reports import CANNOT_REPLACE
 from mpipar.views.progress import View, duration
@@ -150,11 +151,12 @@ def _kept(project: Project | None) -> str:
 def _symmetry(
     inputs: RefineInputs, settings: RefineSettings
 ) -> tuple[NDArray[np.float64], list[str]]:
-    """Return the operators of the point group, (g, 3, 3), and notes on how the model fits them."""
+    """Return the operators of the point group, (g, 3, 3), and notes on the model."""
     setting, correlation = fitting_setting(inputs.model, settings.sym)
     usual = symmetry.settings_of(settings.sym)[0]
     operators = symmetry.operators(setting)
-    notes = [f"symmetry {setting}: {len(operators)} operators"] if len(operators) > 1 else []
+    notes = centre_notes(inputs.model, inputs.pixel_size)
+    notes += [f"symmetry {setting}: {len(operators)} operators"] if len(operators) > 1 else []
     if setting != usual:
         notes.append(f"the model is in setting {setting}, not {usual}; {setting} is used")
     if correlation < CONVINCING:

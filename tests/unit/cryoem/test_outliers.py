@@ -50,6 +50,13 @@ def test_hot_voxels_become_like_their_neighbours(value: float) -> None:
     np.testing.assert_allclose(mended, MODEL, atol=0.1)
 
 
+def test_a_small_molecule_in_a_large_box_is_not_hot() -> None:
+    x = np.arange(64) - 32
+    distance = x[:, None, None] ** 2 + x[:, None] ** 2 + x**2
+    small = np.exp(-distance / (2 * 0.7**2)).astype(np.float32)
+    assert outliers.without_hot_voxels(small) == (small, 0)
+
+
 def test_a_background_is_found_and_a_small_one_is_none() -> None:
     assert outliers.offset_of(MODEL) == 0.0
     assert outliers.offset_of(MODEL + 0.01) == 0.0

@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
+from mpipar.cryoem.masks import soft_sphere
 from mpipar.errors import InputError, MissingInputError, UsageError
 from mpipar.programs.inputs import RefineInputs, read_inputs
+from mpipar.programs.volumes import centre_notes
 from mpipar.settings import RefineSettings
 from tests.support.blocks import (
     blob,
@@ -21,6 +23,7 @@ from tests.support.blocks import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
 
@@ -147,6 +150,73 @@ def test_an_unusable_mask_is_refused(
     path = write_mrc(tmp_path / "mask.mrc", mask, pixel_size=pixel_size, volume=True)
     with pytest.raises(InputError, match=message):
         read(tmp_path, mask=path)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda mask: 1 - mask, "it is inverted; give 1 minus that mask"),
+        (lambda mask: np.roll(mask, (8, 8), (0, 1)), r"leaves 0\.\d% of the model's density"),
+        (np.ones_like, "is 1 everywhere.*leave --mask out"),
+        (lambda mask: np.where(mask > 0.5, np.float32(np.nan), mask), "NaN or infinite"),
+    ],
+)
+def test_a_mask_that_takes_the_particle_away_is_refused(
+    tmp_path: Path, change: Callable[[Any], Any], message: str
+) -> None:
+    write_particle_input(tmp_path)
+    mask = soft_sphere(16, 4.0, 2.0)
+    path = write_mrc(tmp_path / "mask.mrc", change(mask), pixel_size=2.0, volume=True)
+    with pytest.raises(InputError, match=message):
+        read(tmp_path, mask=path)
+
+
+def test_a_mask_of_a_small_part_is_noted(tmp_path: Path) -> None:
+    write_particle_input(tmp_path)
+    mask = soft_sphere(16, 1.0, 2.0)
+    path = write_mrc(tmp_path / "mask.mrc", mask, pixel_size=2.0, volume=True)
+    (note,) = read(tmp_path, mask=path).notes
+    assert "of the model's density: is it the mask of this particle?" in note
+
+
+@pytest.mark.parametrize("scale", [1e-30, 0.2])
+def test_a_faint_mask_is_brought_to_one(tmp_path: Path, scale: float) -> None:
+    write_particle_input(tmp_path)
+    mask = soft_sphere(16, 5.0, 2.0)
+    path = write_mrc(tmp_path / "mask.mrc", mask * np.float32(scale), pixel_size=2.0, volume=True)
+    inputs = read(tmp_path, mask=path)
+    assert inputs.mask is not None
+    np.testing.assert_allclose(inputs.mask, mask, atol=1e-6)
+    (note,) = inputs.notes
+    assert "it is divided by that" in note
+
+
+@pytest.mark.parametrize("pixel_size", [20.0, 0.2, 2000.0])
+def test_a_model_of_another_scale_is_refused(tmp_path: Path, pixel_size: float) -> None:
+    write_particle_input(tmp_path)
+    write_model(tmp_path, 16, pixel_size)
+    with pytest.raises(InputError, match="correct the pixel size in the model's header"):
+        read(tmp_path)
+
+
+@pytest.mark.parametrize("scale", [3e38, -3e38, 1e-38])
+def test_a_model_at_the_ends_of_float32_keeps_its_sign(tmp_path: Path, scale: float) -> None:
+    write_particle_input(tmp_path)
+    model = blob(16, 2.0, (0, 0, 0), 4.0)
+    spoilt = (model / model.max() * scale).astype(np.float32)
+    write_mrc(tmp_path / "init.mrc", spoilt, pixel_size=2.0, volume=True)
+    inputs = read(tmp_path)
+    np.testing.assert_allclose(inputs.model, model / model.max(), atol=1e-5)
+    assert any("inverted" in note for note in inputs.notes) == (scale < 0)
+
+
+def test_a_model_beside_the_centre_is_noted() -> None:
+    centred = blob(32, 2.0, (0, 0, 0), 5.0)
+    assert centre_notes(centred, 2.0) == []
+    (note,) = centre_notes(blob(32, 2.0, (0, 0, 10), 5.0), 2.0)
+    assert note.startswith("the model's mass lies 10 A off the centre of its box")
+    (note,) = centre_notes(np.roll(centred, 16, (0, 1, 2)), 2.0)
+    assert "in the corners of its box" in note
 
 
 def test_too_few_particles_are_refused_with_advice(tmp_path: Path) -> None:
