@@ -1,7 +1,7 @@
 """MRC files: volumes whole, image stacks a few images at a time.
 
-The header is read with mrcfile's own record layout; pixels are read by offset, so that a stack of a
-hundred gigabytes costs no more memory than the images asked for.
+Pixels are read by offset, so that a stack of a hundred gigabytes costs no more memory than the
+images asked for.
 """
 
 from __future__ import annotations
@@ -9,14 +9,14 @@ from __future__ import annotations
 import os
 import threading
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final
 
 import mrcfile
 import numpy as np
-from mrcfile.dtypes import HEADER_DTYPE
 
 from mpipar.errors import InputError
-from mpipar.formats.reading import compression_of, opened, reading
+from mpipar.formats.mrc_header import HEADER_BYTES, USUAL_AXES, Header, header_of, read_header
+from mpipar.formats.reading import opened, reading
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -25,65 +25,14 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-PIXEL_TYPES: Final = {0: "i1", 1: "i2", 2: "f4", 6: "u2", 12: "f2"}
-HEADER_BYTES: Final = 1024
 STACK_MARK: Final = ":mrcs"  # RELION's way to say that a file is a stack whatever its suffix
 STACK_SUFFIXES: Final = frozenset({".mrcs", ".st", ".ali"})
 LARGEST_READ: Final = 64 * 2**20  # one pread; Linux itself stops at 2 GiB
-ORDERS: Final[tuple[Literal["<", ">"], ...]] = ("<", ">")
-STAMP_BYTE: Final = 212
-BIG_ENDIAN_STAMP: Final = 0x11
-LARGEST_MODE: Final = 101
-LARGEST_SIDE: Final = 2**17  # more pixels than this along x is a wrong byte order, not an image
-UNSIGNED: Final = {0: "u1", 1: "u2"}  # of modes that the standard calls signed
-LARGEST_SIGNED: Final = {0: 127, 1: 32767}
-IMOD_FIELDS: Final = 152  # stamp and flags, four bytes each
-IMOD_STAMP: Final = 1146047817
-IMOD_SIGNED: Final = 1  # a bit of IMOD's flags: the bytes of mode 0 are signed
-USUAL_AXES: Final = (1, 2, 3)
-OTHER_FORMATS: Final = {
-    b"II*\0": "a TIFF file",
-    b"MM\0*": "a TIFF file",
-    b"II+\0": "a BigTIFF or EER file",
-    b"\x89HDF": "an HDF5 file",
-    b"\x89PNG": "a PNG file",
-    b"SIMPLE": "a FITS file",
-}
-
-
-@dataclass(frozen=True, slots=True)
-class Header:
-    """The header of an MRC file as plain values."""
-
-    path: Path
-    shape: tuple[int, int, int]  # sections, rows, columns as stored
-    mode: int
-    pixel_type: np.dtype[Any]
-    offset: int  # of the first pixel, in bytes
-    pixel_size: float  # A along x; 0 where the header does not say
-    anisotropic: bool  # the header gives y or z another pixel size
-    axes: tuple[int, int, int]  # MAPC, MAPR, MAPS
-    is_volume: bool  # marked as one volume, not as a stack of images
-    notes: tuple[str, ...]  # what is unusual, and how it is read
-
-    @property
-    def image_bytes(self) -> int:
-        return self.shape[1] * self.shape[2] * self.pixel_type.itemsize
-
-    @property
-    def all_bytes(self) -> int:
-        """How long the file must be."""
-        return self.offset + self.shape[0] * self.image_bytes
-
-    def require_all_bytes(self, found: int) -> None:
-        """Raise InputError if the file, of `found` bytes, is shorter than its header promises."""
-        if found < self.all_bytes:
-            whole = max(0, found - self.offset) // self.image_bytes
-            raise InputError(
-                f"{self.path} is truncated: its header promises {self.shape[0]} sections of "
-                f"{self.shape[2]} x {self.shape[1]} pixels, {self.all_bytes} bytes in all, but the "
-                f"file has {found} bytes: {whole} whole sections; copy or extract it again"
-            )
+SIGN_IMAGES: Final = 8  # that are looked at where a header does not say if integers have a sign
+LONGER: Final = (
+    "the file is longer than its header says, by one section or more; the header is believed: is "
+    "its mode or number of sections wrong?"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,101 +45,6 @@ class Volume:
     notes: tuple[str, ...] = ()  # what is unusual in the header, and how it is read
 
 
-def read_header(path: Path) -> Header:
-    """Read the header of an MRC file that is not compressed.
-
-    raises   InputError if it is not one, MissingInputError if it cannot be read
-    """
-    with reading(path), path.open("rb") as file:
-        raw = file.read(HEADER_BYTES)
-    return _header_of(path, raw)
-
-
-def _header_of(path: Path, raw: bytes) -> Header:
-    """Return what the first bytes of a file say."""
-    if found := compression_of(raw):
-        raise InputError(
-            f"{path} is compressed with {found[0]}, and images are read one by one from any place "
-            f"of their file: decompress it first ({found[1]}), and correct rlnImageName"
-        )
-    if len(raw) < HEADER_BYTES:
-        raise InputError(
-            f"{path} is not an MRC file: it has {len(raw)} bytes, a header alone {HEADER_BYTES}"
-        )
-    records: list[tuple[Literal["<", ">"], Any]] = []
-    for order in ORDERS if raw[STAMP_BYTE] != BIG_ENDIAN_STAMP else ORDERS[::-1]:
-        record = np.frombuffer(raw, HEADER_DTYPE.newbyteorder(order))[0]
-        # Stamps are often wrong or missing; sizes, mode and axes tell the order beyond doubt.
-        sizes = [int(record[name]) for name in ("nx", "ny", "nz")]
-        if min(sizes) > 0 and sizes[0] < LARGEST_SIDE and 0 <= record["mode"] <= LARGEST_MODE:
-            records.append((order, record))
-    records.sort(key=lambda pair: sorted(_axes(pair[1])) != [1, 2, 3])
-    if records:
-        order, record = records[0]
-        return _interpret(path, raw, record, order)
-    kind = next((kind for magic, kind in OTHER_FORMATS.items() if raw.startswith(magic)), None)
-    what = f"it is {kind}; convert it" if kind else "its header holds no sensible size and mode"
-    raise InputError(f"{path} is not an MRC file: {what}")
-
-
-def _axes(record: Any) -> tuple[int, int, int]:
-    """Return MAPC, MAPR, MAPS; the usual order where the header leaves them empty."""
-    axes = (int(record["mapc"]), int(record["mapr"]), int(record["maps"]))
-    return USUAL_AXES if axes == (0, 0, 0) else axes
-
-
-def _unsigned(
-    raw: bytes, record: Any, order: Literal["<", ">"], mode: int
-) -> tuple[bool, tuple[str, ...]]:
-    """Whether the integers of a file have no sign, and a note if only its statistics say so.
-
-    The rule is IMOD's: its own stamp and flags, else the smallest and largest value. No signed
-    integer has such a largest value.
-    """
-    if mode not in UNSIGNED:
-        return False, ()
-    stamp, flags = np.frombuffer(raw, f"{order}i4", 2, offset=IMOD_FIELDS).tolist()
-    if stamp == IMOD_STAMP and mode == 0:
-        return not flags & IMOD_SIGNED, ()
-    low, high, most = float(record["dmin"]), float(record["dmax"]), LARGEST_SIGNED[mode]
-    if not most < high <= 2 * most + 1 or (low < 0 and -low > high - (most + 1)):
-        return False, ()  # statistics beyond both ranges are those of other pixels
-    return True, (f"its integers are read as unsigned ones: its header has values above {most}",)
-
-
-def _interpret(path: Path, raw: bytes, record: Any, order: Literal["<", ">"]) -> Header:
-    mode = int(record["mode"])
-    if mode not in PIXEL_TYPES:
-        known = ", ".join(f"{m} ({np.dtype(t).name})" for m, t in PIXEL_TYPES.items())
-        raise InputError(f"{path} has MRC mode {mode}; the modes that can be read are {known}")
-    columns, rows, sections = (int(record[name]) for name in ("nx", "ny", "nz"))
-    sizes = {"x": columns, "y": rows, "z": sections}
-    steps = [_step(record, axis, size) for axis, size in sizes.items()]
-    group = int(record["ispg"])
-    unsigned, notes = _unsigned(raw, record, order, mode)
-    kind = UNSIGNED[mode] if unsigned else PIXEL_TYPES[mode]
-    return Header(
-        path=path,
-        shape=(sections, rows, columns),
-        mode=mode,
-        pixel_type=np.dtype(kind).newbyteorder(order),
-        offset=HEADER_BYTES + max(0, int(record["nsymbt"])),
-        pixel_size=steps[0],
-        anisotropic=any(step > 0 and abs(step - steps[0]) > 0.01 * steps[0] for step in steps),
-        axes=_axes(record),
-        is_volume=group >= 1 and int(record["mz"]) == sections and columns == rows == sections,
-        notes=notes,
-    )
-
-
-def _step(record: Any, axis: str, size: int) -> float:
-    """Return the pixel size along one axis in A, or 0 where the header has no sensible one."""
-    intervals = int(record["m" + axis]) or size
-    length = float(record["cella"][axis])
-    sensible = np.isfinite(length) and length > 0 and intervals > 0
-    return round(length / intervals, 5) if sensible else 0.0  # the header has single precision
-
-
 def read_volume(path: Path) -> Volume:
     """Read a cube whole, as float32 with axes z y x, whatever axis order the file uses.
 
@@ -199,20 +53,27 @@ def read_volume(path: Path) -> Volume:
     raises   InputError if the file is no MRC file, truncated, not a cube, or not of cubic voxels
     """
     with opened(path) as file:
-        header = _header_of(path, file.read(HEADER_BYTES))
+        header = header_of(path, file.read(HEADER_BYTES))
         _require_cube(header)
+        wanted = header.shape[0] * header.image_bytes
         if file.seekable():
             file.seek(header.offset)
         else:
             _read_all(file, header.offset - HEADER_BYTES)
-        data = _read_all(file, header.shape[0] * header.image_bytes)
-    header.require_all_bytes(header.offset + len(data))
+        data = _read_all(file, wanted)
+        found = header.offset + len(data)
+        if len(data) < wanted and file.seekable():
+            found = file.seek(0, os.SEEK_END)
+        longer = (LONGER,) if len(_read_all(file, header.image_bytes)) == header.image_bytes else ()
+    header.require_all_bytes(found)
     pixels = np.frombuffer(data, header.pixel_type).reshape(header.shape)
-    stored = pixels.astype(np.float32)
+    header = header.with_sign(pixels)
+    stored = pixels.view(header.pixel_type).astype(np.float32)
     # Stored axes are (MAPS, MAPR, MAPC), numbered x=1, y=2, z=3; wanted are z y x.
     place = header.axes[::-1]
     ordered = stored.transpose([place.index(axis) for axis in (3, 2, 1)])
-    notes = tuple(f"{path}: {note}" for note in header.notes)
+    doubts = (header.sign_doubt,) if header.sign_doubt else ()
+    notes = tuple(f"{path}: {note}" for note in header.notes + longer + doubts)
     return Volume(np.ascontiguousarray(ordered), header.pixel_size, path, notes)
 
 
@@ -234,7 +95,9 @@ def _require_cube(header: Header) -> None:
             "cut or pad it to one box size"
         )
     if header.anisotropic:
-        raise InputError(f"{path} has voxels that are not cubes; resample it first")
+        raise InputError(
+            f"{path} has voxels that are not cubes, by the cell in its header; resample it first"
+        )
     if sorted(header.axes) != [1, 2, 3]:
         raise InputError(f"{path} has the impossible axis order MAPC, MAPR, MAPS = {header.axes}")
 
@@ -274,12 +137,17 @@ class Stack:
             )
         self.turned, turn_notes = _turned(header)
         with reading(path):
-            header.require_all_bytes(path.stat().st_size)
+            found = path.stat().st_size
+        header.require_all_bytes(found)
+        if not header.sign_told:
+            header = header.with_sign(_some_images(header))
+        longer = (LONGER,) if found >= header.all_bytes + header.image_bytes else ()
         self.path = path
         self.count = sections
         self.box = columns
         self.pixel_size = header.pixel_size
-        self.notes = header.notes + turn_notes
+        self.notes = header.notes + turn_notes + longer
+        self.sign_doubt = header.sign_doubt
         self._header = header
         self._descriptor: int | None = None
         self._lock = threading.Lock()
@@ -309,6 +177,21 @@ class Stack:
                 os.close(self._descriptor)
                 self._descriptor = None
 
+    def _open(self) -> int:
+        """Return a descriptor of the file, whose header must still be the one that was checked.
+
+        A header has the statistics of its pixels; the file's time says less, because files are
+        touched so that they are not swept.
+        """
+        descriptor = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
+        if os.read(descriptor, HEADER_BYTES) == self._header.raw:
+            return descriptor
+        os.close(descriptor)
+        raise InputError(
+            f"{self.path} has changed since it was checked: its header is another one; start the "
+            "run again when nothing writes the file any more"
+        )
+
     def _runs(self, wanted: NDArray[np.int64]) -> list[NDArray[np.int64]]:
         """Group places in `wanted` into runs of neighbouring images, each of a bounded size."""
         if wanted.size == 0:
@@ -330,7 +213,7 @@ class Stack:
         while wanted > 0:
             try:
                 if self._descriptor is None:
-                    self._descriptor = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
+                    self._descriptor = self._open()
                 piece = os.pread(self._descriptor, wanted, offset)
             except OSError as error:
                 raise InputError(f"{self.path} can no longer be read: {error.strerror}") from error
@@ -344,6 +227,17 @@ class Stack:
         pixels = np.frombuffer(b"".join(pieces), self._header.pixel_type)
         images = pixels.reshape(count, self.box, self.box)
         return images.transpose(0, 2, 1) if self.turned else images
+
+
+def _some_images(header: Header) -> NDArray[Any]:
+    """Return pixels of some images from all over a stack, as stored."""
+    numbers = np.linspace(0, header.shape[0] - 1, min(header.shape[0], SIGN_IMAGES)).astype(int)
+    with reading(header.path), header.path.open("rb") as file:
+        pieces = []
+        for number in numbers.tolist():
+            file.seek(header.offset + number * header.image_bytes)
+            pieces.append(file.read(header.image_bytes))
+    return np.frombuffer(b"".join(pieces), header.pixel_type).reshape(-1, header.shape[2])
 
 
 def _turned(header: Header) -> tuple[bool, tuple[str, ...]]:
@@ -369,7 +263,7 @@ def stack_notes(stacks: Sequence[Stack]) -> list[str]:
     """Return what is unusual in the headers of stacks; what many share is said once."""
     named: dict[str, list[Path]] = {}
     for stack in stacks:
-        for note in stack.notes:
+        for note in (*stack.notes, *([stack.sign_doubt] if stack.sign_doubt else [])):
             named.setdefault(note, []).append(stack.path)
     return [
         f"{paths[0]}{f' and {len(paths) - 1} more stacks' if len(paths) > 1 else ''}: {note}"

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import re
 import stat
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 import numpy as np
 import pandas as pd
 
 from mpipar.errors import InputError, MissingInputError
 from mpipar.formats.mrc import STACK_MARK
-from mpipar.formats.reading import reading
+from mpipar.formats.reading import link_to_nowhere, reading
 from mpipar.formats.tables import row_list
 
 if TYPE_CHECKING:
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 PARENTS_SEARCHED: Final = 3
+OTHER_FORMATS: Final = re.compile(r":(spi|img|hed|tif|tiff|eer|raw|inf|vol|xmp|dat)$")
 OTHER_MARK: Final = ":mrc"  # RELION's way to say that a file is an MRC file whatever its suffix
 PACKED_SUFFIXES: Final = (".gz", ".bz2", ".xz", ".zst")
 LONGEST_NUMBER: Final = 18  # digits that an int64 holds
@@ -145,17 +147,27 @@ def _find_stacks(
         else:
             place[number] = found.setdefault(candidate, len(found))
     if missing:
-        tried = "".join(f"\n    {place}" for place in _places(path, files[missing[0]]))
-        rows = np.flatnonzero(np.isin(stack, missing))
-        others = f" and {len(missing) - 1} more stacks" if len(missing) > 1 else ""
-        packed = _packed(_places(path, files[missing[0]]))
-        unpack = f"{packed} is there: decompress it, or " if packed else ""
-        raise MissingInputError(
-            f"{path}: image stack {files[missing[0]]}{others} not found, needed by "
-            f"{rows.size} particles (rows {row_list(rows)}); looked for{tried}\n"
-            f"{unpack}run from the folder that the names are relative to, or correct rlnImageName"
-        )
+        _refuse_missing(path, [files[number] for number in missing], np.isin(stack, missing))
     return tuple(found), place
+
+
+def _refuse_missing(path: Path, files: Sequence[str], needed: NDArray[np.bool_]) -> NoReturn:
+    """Raise the error of stacks that are not there; `needed`, (p,), by which particles."""
+    rows = np.flatnonzero(needed)
+    if mark := OTHER_FORMATS.search(files[0]):
+        raise InputError(
+            f"{path}: particle {rows[0] + 1} names {files[0]}, which is marked as {mark[0]}; "
+            "stacks can be read in the format MRC only: convert them"
+        )
+    tried = "".join(f"\n    {_described(place)}" for place in _places(path, files[0]))
+    others = f" and {len(files) - 1} more stacks" if len(files) > 1 else ""
+    packed = _packed(_places(path, files[0]))
+    unpack = f"{packed} is there: decompress it, or " if packed else ""
+    raise MissingInputError(
+        f"{path}: image stack {files[0]}{others} not found, needed by {rows.size} particles (rows "
+        f"{row_list(rows)}); looked for{tried}\n{unpack}run from the folder that the names are "
+        "relative to, or correct rlnImageName"
+    )
 
 
 def _first_file(places: Iterator[Path]) -> Path | None:
@@ -182,6 +194,19 @@ def _is_file(path: Path) -> bool:
             return stat.S_ISREG(path.stat().st_mode)
         except (FileNotFoundError, NotADirectoryError):
             return False
+
+
+def _described(place: Path) -> str:
+    """Return a place where no file was found, and in brackets what is there instead."""
+    if target := link_to_nowhere(place):
+        return f"{place} (a link to {target}, which does not exist)"
+    try:
+        if place.exists():
+            what = "a folder" if place.is_dir() else "neither a file nor a folder"
+            return f"{place} ({what})"
+    except (OSError, ValueError):
+        pass
+    return str(place)
 
 
 def _packed(places: Iterator[Path]) -> Path | None:

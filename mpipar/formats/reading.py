@@ -28,9 +28,15 @@ COMPRESSED: Final = {
     b"\xfd7zXZ\0": ("xz", "unxz"),
     b"\x28\xb5\x2f\xfd": ("zstd", "unzstd"),
     b"PK\x03\x04": ("zip", "unzip"),
+    b"\x1f\x9d\x90": ("compress", "uncompress"),
+    b"\x04\x22\x4d\x18": ("lz4", "unlz4"),
+    b"7z\xbc\xaf\x27\x1c": ("7-Zip", "7z x"),
+    b"\x5d\0\0\x80\0": ("lzma", "unlzma"),
 }
 MARKS: Final = {
     codecs.BOM_UTF8: "utf-8-sig",
+    codecs.BOM_UTF32_LE: "utf-32",  # begins like UTF-16, so it is looked for first
+    codecs.BOM_UTF32_BE: "utf-32",
     codecs.BOM_UTF16_LE: "utf-16",
     codecs.BOM_UTF16_BE: "utf-16",
 }
@@ -59,7 +65,9 @@ def reading(path: Path) -> Iterator[None]:
             f"{path} is compressed and damaged ({error}); copy or download it again"
         ) from error
     except (FileNotFoundError, NotADirectoryError):
-        raise MissingInputError(f"{path} does not exist") from None
+        target = link_to_nowhere(path)
+        what = f"is a link to {target}, which does not exist" if target else "does not exist"
+        raise MissingInputError(f"{path} {what}") from None
     except IsADirectoryError as error:
         raise MissingInputError(f"{path} cannot be read: it is a folder, not a file") from error
     except OSError as error:
@@ -68,6 +76,14 @@ def reading(path: Path) -> Iterator[None]:
         raise InputError(f"{path} is not a text file: {error}; save it as UTF-8") from error
     except ValueError as error:  # a zero byte, or a sign that no file name can hold
         raise MissingInputError(f"{str(path)!r} cannot be the name of a file: {error}") from error
+
+
+def link_to_nowhere(path: Path) -> str:
+    """Return what a symbolic link leads to if that does not exist; '' for all other paths."""
+    try:
+        return "" if path.exists() or not path.is_symlink() else str(path.readlink())
+    except (OSError, ValueError):
+        return ""
 
 
 def unreadable(path: Path, error: OSError) -> MissingInputError:
@@ -109,6 +125,11 @@ def opened(path: Path) -> Iterator[io.BufferedReader]:
                     f"{path} is compressed with {name}; decompress it first: {command}"
                 )
         with io.BufferedReader(cast("Any", plain)) as buffered:
+            if again := compression_of(buffered.peek(8)):
+                raise InputError(
+                    f"{path} is compressed twice, with {again[0]} and {name}: decompress it "
+                    f"({command})"
+                )
             yield buffered
 
 
@@ -118,20 +139,24 @@ def opened_text(path: Path) -> Iterator[io.TextIOBase]:
 
     raises   what `opened` raises
     """
-    with opened(path) as file, _decoded(file) as text:
+    with opened(path) as file, decoded(file) as text:
         yield text
 
 
 def text_of(path: Path, data: bytes) -> str:
     """Return the bytes of a file as text, decoded as by `opened_text`. Raises InputError."""
     source = io.BufferedReader(cast("Any", io.BytesIO(data)))
-    with reading(path), _decoded(source) as text:
+    with reading(path), decoded(source) as text:
         return text.read()
 
 
-def _decoded(file: io.BufferedReader) -> io.TextIOWrapper:
-    start = file.peek(4)
-    mark = next((mark for mark in MARKS if start.startswith(mark)), None)
-    encoding = MARKS[mark] if mark else "utf-8"
-    errors = "strict" if encoding == "utf-16" else UNDECODED
+def decoded(file: io.BufferedReader) -> io.TextIOWrapper:
+    """Return the text of an open file, as `opened_text` does."""
+    encoding = encoding_of(file.peek(4)) or "utf-8"
+    errors = UNDECODED if encoding.startswith("utf-8") else "strict"
     return io.TextIOWrapper(file, encoding=encoding, errors=errors)
+
+
+def encoding_of(head: bytes) -> str:
+    """Return the encoding that a text's byte-order mark names; '' without one."""
+    return next((MARKS[mark] for mark in MARKS if head.startswith(mark)), "")

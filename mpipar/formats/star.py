@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -35,7 +36,14 @@ FOREIGN_FILES: Final = {
     ".hdf": "export the EMAN2 set to a STAR file",
 }
 TOMOGRAPHY: Final = "rlnTomo"  # how labels of subtomogram lists begin
-OTHER_LISTS: Final = ("rlnMicrographName", "rlnReferenceImage", "rlnMicrographMovieName")
+OTHER_LISTS: Final = (
+    "rlnMicrographName",
+    "rlnReferenceImage",
+    "rlnMicrographMovieName",
+    "rlnCoordinateX",
+    "rlnJobType",
+    "image",  # of Xmipp
+)
 
 
 def read_particles(path: Path, pixel_size: float | None = None) -> ParticleSet:
@@ -48,15 +56,10 @@ def read_particles(path: Path, pixel_size: float | None = None) -> ParticleSet:
     if path.suffix.lower() in FOREIGN_FILES:
         raise InputError(f"{path} is not a STAR file; {FOREIGN_FILES[path.suffix.lower()]}")
     warnings: list[str] = []
-    table, groups = _choose_tables(path, read_tables(path, warnings))
+    table, groups = _choose_tables(path, read_tables(path, warnings), warnings)
     table = _enabled(path, table, warnings)
     found = locate_images(path, table["rlnImageName"].tolist())
-    again = duplicates(found.stack, found.image)
-    if again.size:
-        warnings.append(
-            f"{again.size} particles name an image that stands in the list already (rows "
-            f"{row_list(again)}): it counts twice, and may be in both half sets"
-        )
+    warnings += _copies_note(duplicates(found.stack, found.image))
     optics = read_optics(path, table, groups, pixel_size, warnings)
     first = [found.stacks[found.stack[row]] for row in optics.first_rows()]
     fill_image_size(optics.table, first, path, found.marked)
@@ -85,31 +88,67 @@ def read_particles(path: Path, pixel_size: float | None = None) -> ParticleSet:
     )
 
 
+def _copies_note(again: NDArray[np.int64]) -> list[str]:
+    """Return a note if rows, `again`, name an image that an earlier row has named."""
+    if not again.size:
+        return []
+    note = (
+        f"{again.size} particles name an image that stands in the list already (rows "
+        f"{row_list(again)}): it counts twice; all copies of an image are put into one half set"
+    )
+    return [note]
+
+
 def _choose_tables(
-    path: Path, tables: Mapping[str, pd.DataFrame]
+    path: Path, tables: Mapping[str, pd.DataFrame], warnings: list[str]
 ) -> tuple[pd.DataFrame, pd.DataFrame | None]:
     """Return the table of particles, and the optics table; None for a 3.0 file."""
     _refuse_tomography(path, tables)
     listing = {name: table for name, table in tables.items() if "rlnImageName" in table.columns}
     if len(listing) > 1 and "particles" in listing:
+        others = ", ".join(f"data_{name}" for name in listing if name != "particles")
+        warnings.append(f"images are listed in {others} too: only data_particles is read")
         listing = {"particles": listing["particles"]}
-    found = "; ".join(
-        f"data_{name} with {len(table)} rows and the columns {', '.join(table.columns) or '(none)'}"
-        for name, table in tables.items()
-    )
+    found = _contents(tables)
     if not listing:
-        columns = {label for table in tables.values() for label in table.columns}
-        kind = next((label for label in OTHER_LISTS if label in columns), None)
-        hint = f" (it looks like a list of another kind: it has {kind})" if kind else ""
         raise InputError(
-            f"{path} has no rlnImageName, so it lists no particles{hint}; found {found}"
+            f"{path} has no rlnImageName, so it lists no particles{_likely_kind(tables)}; found "
+            f"{found}"
         )
     if len(listing) > 1:
         raise InputError(f"{path} has more than one table of particles; found {found}")
     table = next(iter(listing.values()))
     if table.empty:
         raise InputError(f"{path} lists no particles: its table has column labels but no rows")
-    return table, tables.get("optics")
+    return table, _optics_table(tables)
+
+
+def _optics_table(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame | None:
+    """Return the table of optics groups, whatever other tables its block has."""
+    of_block = [table for name, table in tables.items() if name.split(" (")[0] == "optics"]
+    with_groups = [table for table in of_block if "rlnOpticsGroup" in table.columns]
+    return next(iter([*with_groups, *of_block]), None)
+
+
+def _likely_kind(tables: Mapping[str, pd.DataFrame]) -> str:
+    """Return what a list without images may be, in brackets; '' if that is unknown."""
+    columns = {str(label) for table in tables.values() for label in table.columns}
+    if any(label.startswith("atom_site") for label in columns):
+        return " (it is an atomic model)"
+    kind = next((label for label in OTHER_LISTS if label in columns), None)
+    return f" (it looks like a list of another kind: it has {kind})" if kind else ""
+
+
+def _contents(tables: Mapping[str, pd.DataFrame], most: int = 3, most_columns: int = 30) -> str:
+    """Return what tables a file has, for messages: the first ones, and how many more."""
+    parts = []
+    for name, table in itertools.islice(tables.items(), most):
+        labels = [str(label) for label in table.columns]
+        more = f" and {len(labels) - most_columns} more" * (len(labels) > most_columns)
+        shown = ", ".join(labels[:most_columns]) or "(none)"
+        parts.append(f"data_{name} with {len(table)} rows and the columns {shown}{more}")
+    more = f"; and {len(tables) - most} more tables" * (len(tables) > most)
+    return "; ".join(parts) + more
 
 
 def _refuse_tomography(path: Path, tables: Mapping[str, pd.DataFrame]) -> None:

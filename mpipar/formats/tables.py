@@ -15,7 +15,8 @@ import numpy as np
 import pandas as pd
 
 from mpipar.errors import InputError
-from mpipar.formats.reading import UNDECODED, opened_text
+from mpipar.formats.kinds import HEAD_BYTES, kind_of
+from mpipar.formats.reading import UNDECODED, decoded, encoding_of, opened
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -27,6 +28,9 @@ if TYPE_CHECKING:
 BLANKS: Final = " \t\r\n\v\f"  # a no-break space is a letter like any other, as for RELION
 BLOCK: Final = re.compile(r"(?i)data_([^ \t\r\v\f]*)(?:[ \t\r\v\f]+(?=#|loop_(?:[ \t]|$))|$)")
 LOOP: Final = re.compile(r"(?i)loop_(?:[ \t\r\v\f]+(?=[#_])|$)")
+STOP: Final = re.compile(r"(?i)stop_(?:[ \t\r\v\f]+#.*)?")
+FRAME: Final = re.compile(r"(?i)save_[^ \t\r\v\f]*")
+IMAGE: Final = re.compile(r"\d+@")
 LABEL: Final = re.compile(r"_([^ \t\r\v\f]+?)(?:#\d*)?")
 TOKEN: Final = re.compile(
     r"""'(.*?)'(?=[ \t\r\v\f]|$)|"(.*?)"(?=[ \t\r\v\f]|$)|([^ \t\r\n\v\f]+)"""
@@ -37,6 +41,7 @@ NEEDS_QUOTES: Final = re.compile(
 )
 ENDS_QUOTE: Final = re.compile(r"""(['"])(?=[ \t\r\v\f])""")
 LARGEST_INTEGER: Final = 2**31 - 1
+FEWEST_ZEROS: Final = 16  # more than one zero byte in so many makes no text
 
 
 def read_tables(path: Path, notes: list[str] | None = None) -> dict[str, pd.DataFrame]:
@@ -47,16 +52,44 @@ def read_tables(path: Path, notes: list[str] | None = None) -> dict[str, pd.Data
              naming the line where it breaks the rules
     """
     parser = _TableParser(path)
-    with opened_text(path) as file:
-        for number, line in enumerate(file, start=1):
-            parser.take(number, line.removeprefix("\ufeff"))
-    parser.end()
+    with opened(path) as file:
+        head = file.peek(HEAD_BYTES)[:HEAD_BYTES]  # a pipe cannot be wound back
+        _require_text(path, head)
+        try:
+            with decoded(file) as text:
+                for number, line in enumerate(text, start=1):
+                    parser.take(number, line.removeprefix("\ufeff"))
+            parser.end()
+        except InputError as error:
+            raise _as_other_kind(path, head) or error from error
     if notes is not None:
         notes += parser.notes()
-    tables = {block.name: block.table() for block in parser.blocks}
+    tables = parser.tables()
     if not any(len(table.columns) for table in tables.values()):
-        raise InputError(f"{path} is not a STAR file: it has no 'data_' block with column labels")
+        raise _as_other_kind(path, head) or InputError(
+            f"{path} is not a STAR file: it has no 'data_' block with column labels"
+        )
     return tables
+
+
+def _require_text(path: Path, head: bytes) -> None:
+    """Raise InputError for what is no text: it may be large, and may never end a line."""
+    if head.count(0) * FEWEST_ZEROS <= len(head) or encoding_of(head):
+        return
+    if other := _as_other_kind(path, head):
+        raise other
+    start = head[:64]
+    what = "it is no text, but has zero bytes"
+    if any(start.strip(b"\0") and not any(start[place::2]) for place in (0, 1)):
+        what = "it seems to be UTF-16 or UTF-32 without a byte-order mark; save it as UTF-8"
+    raise InputError(f"{path} is not a STAR file: {what}")
+
+
+def _as_other_kind(path: Path, head: bytes) -> InputError | None:
+    """Return the error of a file that cannot be read because it is of another known kind."""
+    suffix = "" if path.suffix.lower() == ".star" else path.suffix
+    what = kind_of(head, suffix, list_wanted=True)
+    return InputError(f"{path} is not a STAR file: {what}") if what else None
 
 
 @dataclass
@@ -68,6 +101,8 @@ class _TableBlock:
     labels: list[str] = field(default_factory=list)
     rows: list[list[str]] = field(default_factory=list)
     hidden: list[int] = field(default_factory=list)  # lines of comments that look like rows
+    spread: list[int] = field(default_factory=list)  # lines where rows of several lines begin
+    ended: bool = False  # by the word stop_
 
     def table(self) -> pd.DataFrame:
         columns = zip(*self.rows, strict=True) if self.rows else [()] * len(self.labels)
@@ -116,6 +151,8 @@ class _TableParser:
         elif match := LOOP.match(line):
             self._loop(number)
             self.take(number, line[match.end() :])
+        elif STOP.fullmatch(line):
+            self._stop(number)
         elif line[0] == "_":
             self._label(number, line)
         else:
@@ -128,9 +165,25 @@ class _TableParser:
         self._require_value()
         self._require_whole_row()
 
+    def tables(self) -> dict[str, pd.DataFrame]:
+        """Return all tables by the names of their blocks; further loops of a block are numbered."""
+        tables: dict[str, pd.DataFrame] = {}
+        for block in self.blocks:
+            before = sum(
+                name == block.name or name.startswith(f"{block.name} (") for name in tables
+            )
+            tables[f"{block.name} ({before + 1})" if before else block.name] = block.table()
+        return tables
+
     def notes(self) -> list[str]:
         """Return what a reader of the file may have meant otherwise."""
-        return [
+        spread = [
+            f"rows of data_{block.name} go on in the next line (lines "
+            f"{row_list(np.array(block.spread) - 1)}); RELION reads each line as a row"
+            for block in self.blocks
+            if block.spread
+        ]
+        return spread + [
             f"{len(block.hidden)} lines of data_{block.name} begin with # and are taken for "
             f"comments, though each has one value per column (lines "
             f"{row_list(np.array(block.hidden) - 1)}); if they are rows, quote the first value"
@@ -170,19 +223,35 @@ class _TableParser:
 
     def _loop(self, number: int) -> None:
         self._require_value()
+        self._require_whole_row()
         block = self.blocks[-1]
-        if block.labels or block.is_loop:
-            raise self._broken_rule(number, f"a second loop in data_{block.name}")
+        if block.is_loop and not block.rows:
+            raise self._broken_rule(number, f"a second loop in data_{block.name}, before any row")
+        if block.labels:
+            block = _TableBlock(block.name)
+            self.blocks.append(block)
         block.is_loop = True
+
+    def _stop(self, number: int) -> None:
+        self._require_value()
+        self._require_whole_row()
+        if not self.blocks[-1].rows or not self.blocks[-1].is_loop:
+            raise self._broken_rule(number, "the word stop_, which ends a loop, below no row")
+        self.blocks[-1].ended = True
 
     def _label(self, number: int, line: str) -> None:
         self._require_value()
+        self._require_whole_row()
         block = self.blocks[-1]
         word, rest = [*line.split(None, 1), ""][:2]
         match = LABEL.fullmatch(word)
         label = match[1] if match else word[1:]
-        if label in block.labels or (block.is_loop and block.rows):
-            raise self._broken_rule(number, f"the label {word} twice or below rows")
+        if label in block.labels:
+            raise self._broken_rule(number, f"the label {word} twice")
+        if block.is_loop and block.rows:
+            raise self._broken_rule(
+                number, f"the label {word} below rows; a table begins with loop_ or data_NAME"
+            )
         block.labels.append(label)
         if not block.is_loop:
             self._waiting, self._waiting_line = word, number
@@ -202,20 +271,46 @@ class _TableParser:
         if self._waiting:
             self._value(cells[0])
             return
-        if self._begun and not self._may_go_on:
-            self._require_whole_row()
+        frame = len(cells) == 1 < width and not self._begun and FRAME.fullmatch(cells[0])
+        if block.ended or not block.is_loop or frame:
+            self._refuse_stray(number, cells)
         if not self._begun:
             self._begun_line = number
-        cells = [*self._begun, *cells]
+        cells = self._joined(cells)
         if len(cells) > width > 0 and cells[width].startswith("#"):
             cells = cells[:width]
-        if len(cells) > width or not block.is_loop:
+        if len(cells) > width:
             raise self._wrong_width(number, len(cells))
         if len(cells) < width:
-            self._begun = cells  # a value of several lines may follow
+            self._begun = cells  # the row may go on in the next line
             return
         block.rows.append(cells)
+        if self._begun and not self._may_go_on:
+            block.spread.append(self._begun_line)
         self._begun, self._may_go_on = [], False
+
+    def _joined(self, cells: list[str]) -> list[str]:
+        """Return the cells of the row so far; values of a row may stand on several lines.
+
+        A row that lacks a value must not swallow the next: that begins with an image, or has more
+        values than are missing.
+        """
+        if not self._begun:
+            return cells
+        missing = len(self.blocks[-1].labels) - len(self._begun)
+        whole = len(cells) <= missing or cells[missing].startswith("#")
+        if not self._may_go_on and (IMAGE.match(cells[0]) or not whole):
+            self._require_whole_row()
+        return [*self._begun, *cells]
+
+    def _refuse_stray(self, number: int, cells: list[str]) -> None:
+        if FRAME.fullmatch(cells[0]):
+            raise self._broken_rule(
+                number, f"{cells[0]}: a save frame, which lists of particles do not have"
+            )
+        if self.blocks[-1].ended:
+            raise self._broken_rule(number, "values below the word stop_, which ends a loop")
+        raise self._wrong_width(number, len(cells))
 
     def _require_value(self) -> None:
         if self._waiting:
@@ -226,9 +321,14 @@ class _TableParser:
             raise self._wrong_width(self._begun_line, len(self._begun))
 
     def _wrong_width(self, number: int, found: int) -> InputError:
-        block = self.blocks[-1]
+        name, width = self.blocks[-1].name, len(self.blocks[-1].labels)
+        advice = "a value is missing, or the row is cut off"
+        if found > width:
+            advice = "a value with blanks needs quotes"
+            if width > 1 and found % width == 0:
+                advice = "each row needs a line of its own"
         return self._broken_rule(
-            number, f"{found} values for the {len(block.labels)} columns of data_{block.name}"
+            number, f"{found} values for the {width} columns of data_{name}; {advice}"
         )
 
     def _broken_rule(self, number: int, what: str) -> InputError:
@@ -296,7 +396,7 @@ def numbers(table: pd.DataFrame, label: str, path: Path, kind: str) -> NDArray[n
         more = f" (and {bad.size - 1} more rows)" if bad.size > 1 else ""
         raise InputError(
             f"{path}: {kind} {row + 1} (row {row + 1} of its table) has {label} = "
-            f"{column.iloc[row]}, which is not a finite number{more}; "
+            f"{column.iloc[row] or 'an empty text'}, which is not a finite number{more}; "
             "correct or remove it"
         )
     return values

@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from mpipar.errors import InputError, MissingInputError
-from mpipar.formats.mrc import Stack, read_header, read_volume, stack_notes, write_volume
+from mpipar.formats.mrc import Stack, read_volume, stack_notes, write_volume
+from mpipar.formats.mrc_header import read_header
 from tests.support.blocks import noise_images, write_mrc
 from tests.support.refine_input import DEMO
 
@@ -227,6 +228,93 @@ def test_files_of_other_kinds_are_named(tmp_path: Path) -> None:
     (tmp_path / "a.mrc").write_bytes(b"\x89HDF" + b"\xff" * 2000)
     with pytest.raises(InputError, match="it is an HDF5 file; convert it"):
         read_volume(tmp_path / "a.mrc")
+
+
+def spider(order: str) -> bytes:
+    words = np.zeros(256, f"{order}f4")
+    words[[1, 4, 11, 12, 21, 22]] = 16, 1, 16, 16, 1024, 64
+    return words.tobytes()
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "message"),
+    [
+        pytest.param("a.mrc", b"II*\0" + b"\1" * 2000, "it is a TIFF file; convert it", id="tiff"),
+        pytest.param("a.mrc", b"\x89HDF" + b"\1" * 2000, "HDF5 file; .* e2proc2d", id="hdf5"),
+        pytest.param("a.mrc", spider("<"), "it is a SPIDER file", id="spider"),
+        pytest.param("a.mrc", spider(">"), "it is a SPIDER file", id="spider of another order"),
+        pytest.param("a.img", bytes(2000), "it is an IMAGIC file", id="imagic"),
+        pytest.param("a.dm4", b"\0\0\0\4" + bytes(2000), "a DigitalMicrograph file", id="dm4"),
+        pytest.param("a.cs", b"\x93NUMPY" + b"x" * 2000, "csparc2star", id="cryosparc"),
+        pytest.param("a.mrc", b"ATOM      1  N   ALA A  1" * 99, "an atomic model", id="atoms"),
+        pytest.param("a.mrc", b"<!DOCTYPE html><html>" * 99, "a web page; the download", id="page"),
+        pytest.param("a.mrc", b"version https://git-lfs", "23 bytes, .*git lfs pull", id="lfs"),
+        pytest.param("a.mrc", b"data_\nloop_\n" * 99, "a text that begins with 'data_'", id="text"),
+        pytest.param("a.star", b"data_\nloop_\n" * 99, "it is a STAR file", id="list"),
+        pytest.param("a.mrc", b"x" * 257 + b"ustar" + b"x" * 999, "tar -xf", id="archive"),
+        pytest.param("a.mrc", bytes(2000), "no sensible size and mode$", id="zeros"),
+        pytest.param(
+            "a.mrc",
+            bytes(208) + b"MAP DD" + bytes(2000),
+            "no sensible size and mode: 0 x 0 x 0 pixels of mode 0",
+            id="no size",
+        ),
+    ],
+)
+def test_what_is_no_mrc_file_is_named(tmp_path: Path, name: str, data: bytes, message: str) -> None:
+    (tmp_path / name).write_bytes(data)
+    for read in (read_volume, Stack):
+        with pytest.raises(InputError, match=message) as caught:
+            read(tmp_path / name)
+        assert name in str(caught.value)
+
+
+@pytest.mark.parametrize("mode", [3, 4, 16, 101])
+def test_modes_that_are_no_pixels_are_named(tmp_path: Path, mode: int) -> None:
+    with pytest.raises(InputError, match=rf"MRC mode {mode}; .*; mode {mode} holds .* to mode 2"):
+        Stack(write_mrc(tmp_path / "s.mrcs", noise_images(2, 8), mode=mode))
+
+
+def test_a_cell_that_is_skewed_makes_no_cubic_voxels(tmp_path: Path) -> None:
+    path = write_mrc(tmp_path / "v.mrc", cube(), volume=True, cellb=(90, 90, 120))
+    with pytest.raises(InputError, match="voxels that are not cubes, by the cell"):
+        read_volume(path)
+    for angles in [(0, 0, 0), (90, 90, 90), (90.2, 90, 90), (np.nan, 0, 400)]:
+        write_mrc(path, cube(), volume=True, cellb=angles)
+        np.testing.assert_array_equal(read_volume(path).data, cube())
+
+
+def test_an_extended_header_beyond_the_file_is_named(tmp_path: Path) -> None:
+    for name, read in (("v.mrc", read_volume), ("s.mrcs", Stack)):
+        path = write_mrc(tmp_path / name, cube(), volume=True, nsymbt=2**31 - 1)
+        size = path.stat().st_size
+        with pytest.raises(InputError, match=f"extended header alone has .* the file has {size}"):
+            read(path)
+        write_mrc(path, cube(), volume=True, nsymbt=-1)
+        assert "impossible size -1" in read(path).notes[0]
+
+
+def test_a_file_that_is_longer_than_its_header_says_is_noted(tmp_path: Path) -> None:
+    for name, read in (("v.mrc", read_volume), ("s.mrcs", Stack)):
+        path = write_mrc(tmp_path / name, cube(), volume=True)
+        section = cube()[0].nbytes
+        path.write_bytes(path.read_bytes() + bytes(section - 1))
+        assert read(path).notes == ()
+        path.write_bytes(path.read_bytes() + bytes(1))
+        assert "longer than its header says" in read(path).notes[0]
+
+
+def test_a_stack_that_was_written_anew_is_an_error(tmp_path: Path) -> None:
+    stack = Stack(write_mrc(tmp_path / "s.mrcs", noise_images(3, 8), dmax=1.0))
+    write_mrc(tmp_path / "s.mrcs", noise_images(3, 8, seed=1), dmax=2.0)
+    with pytest.raises(InputError, match="has changed since it was checked"):
+        stack.read(np.array([0]))
+    write_mrc(tmp_path / "s.mrcs", noise_images(3, 8), dmax=1.0)
+    stack.read(np.array([0]))  # touched, or copied back
+    stack.close()
+    (tmp_path / "s.mrcs").unlink()
+    with pytest.raises(InputError, match="can no longer be read: No such file"):
+        stack.read(np.array([0]))
 
 
 @given(indices=st.lists(st.integers(0, 11), max_size=20))

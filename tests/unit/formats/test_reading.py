@@ -25,7 +25,9 @@ TEXT = "data_x\n_rlnA caf\xe9\n"
 
 
 @pytest.mark.parametrize("pack", [pytest.param(bytes, id="plain"), *PACKINGS])
-@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be"])
+@pytest.mark.parametrize(
+    "encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32"]
+)
 def test_a_text_is_read_whatever_its_mark_and_compression(
     tmp_path: Path, pack: Any, encoding: str
 ) -> None:
@@ -64,13 +66,37 @@ def test_damaged_compression_is_named(tmp_path: Path, pack: Any) -> None:
 
 @pytest.mark.parametrize(
     ("head", "message"),
-    [(b"\x28\xb5\x2f\xfd", "with zstd; .* first: unzstd"), (b"PK\3\4", "with zip; .*: unzip")],
+    [
+        (b"\x28\xb5\x2f\xfd", "with zstd; .* first: unzstd"),
+        (b"PK\3\4", "with zip; .*: unzip"),
+        (b"\x1f\x9d\x90", "with compress; .*: uncompress"),
+        (b"\x04\x22\x4d\x18", "with lz4; .*: unlz4"),
+        (b"7z\xbc\xaf\x27\x1c", "with 7-Zip; .*: 7z x"),
+        (b"\x5d\0\0\x80\0", "with lzma; .*: unlzma"),
+    ],
 )
 def test_a_compression_that_cannot_be_read_is_named(
     tmp_path: Path, head: bytes, message: str
 ) -> None:
     (tmp_path / "a").write_bytes(head + bytes(100))
     with pytest.raises(InputError, match=message), opened(tmp_path / "a"):
+        pass
+
+
+@pytest.mark.parametrize("pack", PACKINGS)
+def test_a_file_that_is_compressed_twice_is_named(tmp_path: Path, pack: Any) -> None:
+    (tmp_path / "a").write_bytes(pack(gzip.compress(b"data_x\n")))
+    with pytest.raises(InputError, match="twice, with gzip and"), opened(tmp_path / "a"):
+        pass
+
+
+def test_a_link_to_nowhere_says_where_it_leads(tmp_path: Path) -> None:
+    (tmp_path / "a").symlink_to("b")
+    (tmp_path / "b").symlink_to("c/d")
+    with (
+        pytest.raises(MissingInputError, match="a is a link to b, which does not exist"),
+        opened(tmp_path / "a"),
+    ):
         pass
 
 

@@ -160,6 +160,98 @@ def test_other_lawful_spellings_mean_the_same(changes: list[tuple[str, str]]) ->
     assert other.warnings == ()
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        pytest.param([("data_particles\n", "data_particles\n_rlnA 5\n")], id="pairs and a loop"),
+        pytest.param([("data_optics\n", "data_optics\nloop_\n_rlnA\n1\n2\n")], id="two loops"),
+        pytest.param([("\n\ndata_p", "\nloop_\n_rlnA\n1\ndata_p")], id="a loop behind"),
+        pytest.param([("\n\ndata_p", "\nstop_\n\ndata_p")], id="stop_"),
+        pytest.param([("\n\ndata_p", "\nSTOP_ # end\nloop_ _rlnA\n1\ndata_p")], id="both"),
+    ],
+)
+def test_a_block_may_have_several_tables(changes: list[tuple[str, str]]) -> None:
+    path = new_star()
+    usual = read_particles(path)
+    path.write_text(lines(path.read_text(), *changes))
+    other = read_particles(path)
+    for table in ("table", "optics"):
+        assert getattr(other, table).to_dict("list") == getattr(usual, table).to_dict("list")
+    assert other.warnings == ()
+
+
+def test_rows_may_stand_on_several_lines() -> None:
+    path = new_star()
+    usual = read_particles(path)
+    text = path.read_text()
+    path.write_text(lines(text, (" mic0001", "\n   mic0001"), (" 1 10", " # c\n\n1\n10")))
+    with pytest.raises(InputError, match="5 values for the 9 columns"):
+        read_particles(path)  # RELION takes no comments behind values
+    path.write_text(lines(text, (" mic0001", "\n   mic0001"), (" 1 10", "\n\n1\n10")))
+    other = read_particles(path)
+    assert other.table.to_dict("list") == usual.table.to_dict("list")
+    (warning,) = other.warnings
+    assert warning.startswith("rows of data_particles go on in the next line (lines ")
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ("1@a 1\n2@a 2\n", "line 6 has 2 values for the 3 columns of data_; a value is missing"),
+        ("1@a 1\n2@a 2 3\n", "line 6 has 2 values for the 3 columns"),
+        ("1@a 1\n2 3 4\n", "line 6 has 2 values"),
+        ("1@a\n2@a\n3\n", "line 6 has 1 values"),
+        ("1@a 1 2\n2@a 2", "line 7 has 2 values"),
+        ("1@a b c 1 2\n", "line 6 has 5 values .*; a value with blanks needs quotes"),
+        ("1@a 1 2 2@a 1 2\n", "line 6 has 6 values .*; each row needs a line of its own"),
+        ("1@a 1\n\ndata_x\n", "line 6 has 2 values"),
+        ("1@a 1\nloop_\n_rlnD\n", "line 6 has 2 values"),
+        ("1@a 1\n_rlnD 5\n", "line 6 has 2 values"),
+        ("1@a 1\nstop_\n", "line 6 has 2 values"),
+        ("1@a 1 2\nsave_x\n_rlnD 5\nsave_\n", "line 7 has save_x: a save frame"),
+        ("1@a 1 2\nstop_\n2@a 1 2\n", "line 8 has values below the word stop_"),
+        ("stop_\n", "line 6 has the word stop_, .* below no row"),
+        ("1@a 1 2\n_rlnD 5\n", "line 7 has the label _rlnD below rows; a table begins with"),
+    ],
+)
+def test_a_row_that_may_be_damaged_is_named(rows: str, message: str) -> None:
+    path = Path("a.star")
+    path.write_text("data_\nloop_\n_rlnA\n_rlnB\n_rlnC\n" + rows)
+    with pytest.raises(InputError, match=message):
+        read_tables(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "message"),
+    [
+        pytest.param("a.star", bytes(9000), "it is no text", id="zeros"),
+        pytest.param("a.star", "data_x".encode("utf-16-le"), "it seems to be UTF-16", id="utf-16"),
+        pytest.param("a.star", "data_x".encode("utf-32-be"), "it seems to be UTF-16", id="utf-32"),
+        pytest.param("a.star", b"\x93NUMPY" + bytes(99), "a NumPy or cryoSPARC file", id="numpy"),
+        pytest.param("a.star", b"\x89HDF" + bytes(99), "give the STAR file that lists", id="hdf5"),
+        pytest.param("a.star", b"II*\0" + b"1\n" * 99, "a TIFF file; images alone", id="tiff"),
+        pytest.param("a.star", bytes(208) + b"MAP DD", "it is an MRC file; images", id="mrc"),
+        pytest.param("a.star", b"#LSX\n#\n1\tp.hdf\n", "e2refinetorelion3", id="eman2"),
+        pytest.param("a.star", b"<html>", "a web page; the download has failed", id="page"),
+        pytest.param("a.par", b"C PSI\n1 0.0\n", "list of FREALIGN .* par2star", id="frealign"),
+        pytest.param("a.star", b"data_\nloop_\n_image\n1@a\n", "kind: it has image", id="xmipp"),
+        pytest.param("a.star", b"data_\nloop_\n_atom_site.id\n1\n", "atomic model", id="atoms"),
+    ],
+)
+def test_a_file_of_another_kind_is_named(name: str, data: bytes, message: str) -> None:
+    Path(name).write_bytes(data)
+    with pytest.raises(InputError, match=message) as caught:
+        read_particles(Path(name))
+    assert name in str(caught.value)
+
+
+def test_a_message_about_many_tables_is_short() -> None:
+    Path("a.star").write_text("".join(f"data_{i}\nloop_\n_a{i}\n1\n" for i in range(99)))
+    with pytest.raises(InputError, match="; and 96 more tables") as caught:
+        read_particles(Path("a.star"))
+    assert len(str(caught.value)) < 500
+
+
 def test_a_single_value_may_stand_below_its_label_or_in_lines_of_its_own() -> None:
     path = Path("a.star")
     path.write_text("data_x\n_rlnA\n 1\n_rlnB\n;two\nlines\n;\n_rlnC # none yet\n'3 4'\n")
@@ -219,6 +311,22 @@ def test_the_current_folder_comes_first(project: Path) -> None:
     write_mrc(project / "job" / "particles.mrcs", noise_images(8, 12))
     path = new_star().rename(project / "job" / "p.star")
     assert read_particles(path).stacks == (project / "particles.mrcs",)
+
+
+def test_a_place_without_a_file_says_what_is_there(project: Path) -> None:
+    for name, make, message in (
+        ("folder.mrcs", Path.mkdir, "a folder"),
+        ("pipe.mrcs", os.mkfifo, "neither a file nor a folder"),
+        ("link.mrcs", lambda path: path.symlink_to("far/away"), "a link to far/away, which"),
+    ):
+        make(project / name)
+        with pytest.raises(MissingInputError, match=rf"{name} \({message}"):
+            read_particles(new_star(rlnImageName=[f"{i}@{name}" for i in range(1, 5)]))
+
+
+def test_a_stack_of_another_format_is_named() -> None:
+    with pytest.raises(InputError, match=r"is marked as :spi; stacks can be read"):
+        read_particles(new_star(rlnImageName=[f"{i}@particles.mrcs:spi" for i in range(1, 5)]))
 
 
 def test_a_missing_stack_lists_the_places_tried(project: Path) -> None:
