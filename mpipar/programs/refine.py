@@ -118,6 +118,8 @@ def run(settings: RefineSettings, open_pool: OpenPool, view: View) -> None:
             operators, notes = _symmetry(inputs, settings)
         _describe(inputs, notes, view)
         if settings.check:
+            if project is None:
+                run_folder.require_possible(settings, settings.path)
             if not _kept(project):
                 _check_images(inputs, settings, operators, open_pool, view)
             view.say("input checked; nothing was written")

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, TypeVar
 from mpipar.errors import InputError, MissingInputError, MpiparError, RequeueError, StoppedError
 from mpipar.options import Settings
 from mpipar.runtime.process import signals
-from mpipar.store.folder import next_free
+from mpipar.store.folder import next_free, require_free
 from mpipar.store.project import Project
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["close_after_error", "create", "reopen"]
+__all__ = ["close_after_error", "create", "reopen", "require_possible"]
 
 S = TypeVar("S", bound=Settings)
 
@@ -27,6 +27,11 @@ def create(settings: Settings, path: Path | None) -> Project:
     return Project.create(
         path or next_free(Path.cwd(), kind), settings=settings.to_mapping(), kind=kind
     )
+
+
+def require_possible(settings: Settings, path: Path | None) -> None:
+    """Raise the OutputError that `create` would raise; nothing is made."""
+    require_free(path or Path.cwd() / f"{settings.command}_NN")
 
 
 def reopen(

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 import shutil
 from typing import TYPE_CHECKING, Final
 
-from mpipar.errors import OutputError
+from mpipar.errors import OutputError, StoreError
 from mpipar.store import durable, schema, witnesses
 from mpipar.store.epoch import epochs
 
@@ -38,6 +39,30 @@ def next_free(parent: Path, prefix: str) -> Path:
         ) from error
 
 
+def require_free(path: Path) -> None:
+    """Raise the OutputError that making a project there would raise; nothing is written."""
+    try:
+        found = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
+        if found == path:
+            _refuse_if_taken(path)
+        elif not found.is_dir():
+            raise OutputError(f"{path}: cannot be made: {found} is not a folder")
+        if not os.access(found, os.W_OK | os.X_OK):
+            raise OutputError(f"{path}: no files can be made in {found}; choose another --path")
+    except OSError as error:
+        raise OutputError(f"{path}: cannot be made: {error.strerror or error}") from error
+
+
+def _refuse_if_taken(path: Path) -> None:
+    if not path.is_dir():
+        raise OutputError(f"{path}: exists and is not a folder; choose another --path")
+    if not schema.is_vacant(path):
+        raise OutputError(
+            f"{path}: exists and is not empty; choose another --path, or add --resume to go on "
+            "with the run in it"
+        )
+
+
 class NewFolder:
     """The folders made for a new project; `undo` removes them if the creation fails."""
 
@@ -61,31 +86,27 @@ class NewFolder:
             with contextlib.suppress(FileExistsError):
                 folder.mkdir()
                 self._made.append(folder)
-        self._refuse_if_taken()
+        reserved = self.path / _RESERVED
+        if self.path.is_dir() and reserved.exists():
+            reserved.unlink()
+            self._made.append(self.path)
+        if self.path not in self._made:
+            _refuse_if_taken(self.path)
         for name in schema.FOLDERS:
             (self.path / name).mkdir(exist_ok=True)
         for folder in (self.path, *(made.parent for made in reversed(self._made))):
             durable.sync_folder(folder)
-
-    def _refuse_if_taken(self) -> None:
-        if not self.path.is_dir():
-            raise OutputError(f"{self.path}: exists and is not a folder; choose another --path")
-        reserved = self.path / _RESERVED
-        if reserved.exists():
-            reserved.unlink()
-            self._made.append(self.path)
-        if self.path not in self._made and not schema.is_vacant(self.path):
-            raise OutputError(
-                f"{self.path}: exists and is not empty; choose another --path, or add --resume to "
-                "go on with the run in it"
-            )
 
     def undo(self, *, owned: bool) -> None:
         """Remove what was made, unless another run has claimed the folder meanwhile.
 
         owned   whether this process has claimed epoch 1: then its files are removed, too
         """
-        if max(epochs(self.path), default=0) > int(owned):
+        try:
+            claimed = max(epochs(self.path), default=0)
+        except StoreError:
+            return  # nothing is removed from a folder that cannot be looked into
+        if claimed > int(owned):
             return
         for name in schema.FOLDERS:
             if owned:

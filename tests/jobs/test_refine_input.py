@@ -177,6 +177,16 @@ def test_check_says_what_would_be_done_and_writes_nothing(tmp_path: Path) -> Non
     assert [entry.name for entry in tmp_path.iterdir()] == ["input"]
 
 
+def test_check_refuses_a_folder_that_is_taken(tmp_path: Path) -> None:
+    made = refine_input.make_input(tmp_path / "input", count=COUNT)
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken" / "notes.txt").write_text("mine")
+    done = refine_runs.run_here(made.words("--check", "--path", "taken"), tmp_path)
+    assert done.returncode == 73, done.stderr
+    assert "taken: exists and is not empty; choose another --path" in done.stderr
+    assert [entry.name for entry in (tmp_path / "taken").iterdir()] == ["notes.txt"]
+
+
 def empty_image(made: refine_input.Input) -> None:
     """An image that is not among those which are read first."""
     images = refine_input.demo_images(COUNT)

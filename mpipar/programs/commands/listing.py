@@ -8,14 +8,13 @@ e2proc2d.py long.hdf out.hdf \
 
 from __future__ import annotations
 
-import codecs
 import hashlib
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
 from mpipar.errors import InputError, MissingInputError
-from mpipar.formats.reading import text_of
+from mpipar.formats.reading import compression_of, encoding_of, link_to_nowhere, text_of
 
 __all__ = ["Command", "Key", "parse", "read"]
 
@@ -40,7 +39,9 @@ def read(path: Path) -> tuple[list[Command], bytes]:
     try:
         data = path.read_bytes()
     except OSError as error:
-        raise MissingInputError(f"{path}: {error.strerror}") from error
+        target = link_to_nowhere(path)
+        leads = f" (it is a link to {target})" if target else ""
+        raise MissingInputError(f"{path}: {error.strerror}{leads}") from error
     commands = parse(data, str(path))
     if not commands:
         raise InputError(f"{path}: there is no command in it; write one shell command per line")
@@ -49,11 +50,16 @@ def read(path: Path) -> tuple[list[Command], bytes]:
 
 def parse(data: bytes, name: str) -> list[Command]:
     """Return the commands in the bytes of a file; `name` is the file's, for errors."""
-    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+    if found := compression_of(data):
+        raise InputError(f"{name} is compressed with {found[0]}; decompress it first: {found[1]}")
+    if encoding_of(data) in {"utf-16", "utf-32"}:
         data = text_of(Path(name), data).encode("utf-8", "surrogatepass")
     if b"\0" in data:
         line = data[: data.index(b"\0")].count(b"\n") + 1
-        raise InputError(f"{name}, line {line}: a zero byte; this is not a file of shell commands")
+        raise InputError(
+            f"{name}, line {line}: a zero byte; this is not a file of shell commands (a text in "
+            "UTF-16 without a byte-order mark must be saved as UTF-8)"
+        )
     # bytes that are not UTF-8 (a file name may hold any) come back unchanged
     text = data.removeprefix(b"\xef\xbb\xbf").decode("utf-8", "surrogateescape")
     rows = [row.removesuffix("\r") for row in text.split("\n")]

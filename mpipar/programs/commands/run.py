@@ -66,6 +66,8 @@ def run(settings: RunSettings, open_pool: OpenPool, view: View) -> None:
         waiting = _pending(commands, outcomes)
         _describe(settings, commands, waiting, outcomes, view)
         if settings.check:
+            if project is None:
+                run_folder.require_possible(settings, settings.path)
             view.say("checked; nothing was run or written")
             return
         project = project or run_folder.create(settings, settings.path)

@@ -11,7 +11,7 @@ import pytest
 
 from mpipar.errors import DiskFullError, MpiparError, OutputError
 from mpipar.store import Project, next_free
-from mpipar.store.folder import remove_leftovers
+from mpipar.store.folder import remove_leftovers, require_free
 
 
 def create(path: Path) -> Project:
@@ -62,6 +62,30 @@ def test_missing_parents_are_made(tmp_path):
 def test_a_folder_that_is_there_but_empty_is_used(tmp_path):
     create(tmp_path).close()
     assert (tmp_path / "project.h5").exists()
+
+
+def test_what_a_creation_would_refuse_is_known_before(tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    create(tmp_path / "run").close()
+    before = sorted(tmp_path.rglob("*"))
+    for name, message in (
+        ("file", "exists and is not a folder"),
+        ("run", "exists and is not empty"),
+        ("file/run", "cannot be made: .*file is not a folder|Not a directory"),
+        ("x" * 300, "File name too long"),
+    ):
+        for make in (require_free, create):
+            with pytest.raises(OutputError, match=f"{name}: .*({message})"):
+                make(tmp_path / name)
+    assert sorted(tmp_path.rglob("*")) == before
+    for name in ("new", "a/b/new"):
+        require_free(tmp_path / name)
+    monkeypatch.chdir(tmp_path)
+    require_free(Path("new"))
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    with pytest.raises(OutputError, match="new: no files can be made in"):
+        require_free(tmp_path / "new")
+    assert sorted(tmp_path.rglob("*")) == before
 
 
 def test_a_free_folder_is_used_once(tmp_path):

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import gzip
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -29,7 +31,7 @@ def test_file_of_an_editor_of_another_system():
     assert lines(b"\xef\xbb\xbfa\r\nb \\\r\nc\r\n") == [(1, "a"), (2, "b \\\nc")]
 
 
-@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be"])
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be", "utf-32-le"])
 def test_file_of_an_editor_that_saves_utf_16(encoding):
     data = "\ufeffecho 1\r\necho \xe9\r\n".encode(encoding)
     assert [command.text for command in parse(data, "c.txt")] == ["echo 1", "echo \xe9"]
@@ -66,4 +68,18 @@ def test_what_is_no_command_file_is_refused(tmp_path):
         read(path)
     path.write_bytes(b"ok\nEL\0F")
     with pytest.raises(InputError, match="line 2: a zero byte"):
+        read(path)
+
+
+def test_a_compressed_file_and_a_link_to_nowhere_are_named(tmp_path):
+    path = tmp_path / "c.txt"
+    path.write_bytes(gzip.compress(b"true\n"))
+    with pytest.raises(InputError, match=r"c\.txt is compressed with gzip; .*: gunzip"):
+        read(path)
+    path.unlink()
+    path.symlink_to("gone")
+    with pytest.raises(MissingInputError, match=r"No such file .*\(it is a link to gone\)"):
+        read(path)
+    path.write_bytes("true\n".encode("utf-16-le"))
+    with pytest.raises(InputError, match=r"line 1: a zero byte; .* saved as UTF-8"):
         read(path)

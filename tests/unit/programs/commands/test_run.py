@@ -14,6 +14,7 @@ from mpipar.errors import (
     CommandsFailedError,
     CorruptStoreError,
     InputError,
+    OutputError,
     RequeueError,
     StoreError,
     UsageError,
@@ -201,6 +202,16 @@ def test_check_says_what_would_be_run_and_writes_nothing(here):
     said, _ = here.run(check=True, resume=True)
     assert "1 are done, 1 are to be run" in said
     assert {path: path.stat().st_mtime_ns for path in here.path.rglob("*")} == before
+
+
+def test_check_refuses_a_folder_that_is_taken(here):
+    here.write("true")
+    here.path.mkdir()
+    (here.path / "notes.txt").write_text("mine")
+    for checked in (True, False):
+        with pytest.raises(OutputError, match="run: exists and is not empty; choose another"):
+            here.run(check=checked)
+    assert [entry.name for entry in here.path.iterdir()] == ["notes.txt"]
 
 
 def test_wrong_input_leaves_no_folder(here):
