@@ -30,6 +30,7 @@ MOVED_COLUMNS: Final = (
     "rlnImageDimensionality",
 )
 USUAL_AMPLITUDE_CONTRAST: Final = 0.1
+PIXEL_SIZES: Final = (0.05, 200.0)  # A; beyond these it is another unit, or not set
 PIXEL_TOLERANCE: Final = 1e-3  # relative; what rounding in STAR files amounts to
 REFUSED_FLAGS: Final = {
     "rlnCtfDataAreCtfPremultiplied": "images multiplied by their CTF",
@@ -171,7 +172,15 @@ def _groups_of_old_file(
         for label in MICROSCOPE_COLUMNS
         if label in table.columns
     }
-    columns["rlnImagePixelSize"] = _old_pixel_size(path, table, pixel_size)
+    try:
+        columns["rlnImagePixelSize"] = _old_pixel_size(path, table, pixel_size)
+    except InputError:
+        if pixel_size is None:
+            raise
+        warnings.append(
+            f"the pixel size {pixel_size:g} A of --apix is used; that of the file cannot be read"
+        )
+        columns["rlnImagePixelSize"] = np.full(len(table), pixel_size)
     alike = pd.DataFrame(columns).round(6).groupby(list(columns), sort=False)
     group = alike.ngroup().to_numpy(np.int32) + np.int32(1)
     first = np.unique(group, return_index=True)[1]
@@ -227,7 +236,8 @@ def _old_pixel_size(
     bad = np.flatnonzero(magnification <= 0)
     if bad.size:
         raise InputError(
-            f"{path}: particle {bad[0] + 1} has rlnMagnification = {magnification[bad[0]]:g}"
+            f"{path}: particle {bad[0] + 1} has rlnMagnification = {magnification[bad[0]]:g}; "
+            "correct it, or give the pixel size with --apix"
         )
     return detector * 1e4 / magnification
 
@@ -240,15 +250,23 @@ def _common_pixel_size(
     if label is None:
         assert pixel_size is not None  # _require_microscope made sure of one of the two
         return pixel_size
-    sizes = numbers(groups, label, path, "optics group")
-    if (sizes <= 0).any():
-        raise InputError(f"{path}: {label} = {sizes.min():g}; give the pixel size with --apix")
     if pixel_size is not None:
-        if np.abs(sizes - pixel_size).max() > PIXEL_TOLERANCE * pixel_size:
+        found = pd.to_numeric(groups[label], errors="coerce").to_numpy(np.float64)
+        if not np.abs(found - pixel_size).max() <= PIXEL_TOLERANCE * pixel_size:
+            said = f"{found[0]:g}" if np.isfinite(found[0]) else str(groups[label].iloc[0])
             warnings.append(
-                f"the pixel size {pixel_size:g} A of --apix is used; the file says {sizes[0]:g} A"
+                f"the pixel size {pixel_size:g} A of --apix is used; the file says {said} A"
             )
         return pixel_size
+    sizes = numbers(groups, label, path, "optics group")
+    lowest, highest = PIXEL_SIZES
+    wrong = np.flatnonzero((sizes < lowest) | (sizes > highest))
+    if wrong.size:
+        raise InputError(
+            f"{path}: optics group {group_names(groups)[wrong[0]]} has {label} = "
+            f"{sizes[wrong[0]]:g}; give the pixel size with --apix, or correct it: it must lie "
+            f"between {lowest:g} and {highest:g} A"
+        )
     if np.ptp(sizes) > PIXEL_TOLERANCE * sizes[0]:
         each = ", ".join(
             f"{name} {size:g} A" for name, size in zip(group_names(groups), sizes, strict=True)

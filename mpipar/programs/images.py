@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from mpipar.formats.particles import ParticleSet
 
 MOST_OPEN_FILES: Final = 64
+SQUARED: Final = (1e-19, 1e19)  # numbers whose squares single precision holds
 SAMPLE_SIZE: Final = 50  # particles that are read before anything is computed
 
 
@@ -112,7 +113,9 @@ class StackSource:
                 pixels = self._use(number).read(self.particles.slice[indices[places]])
                 images[places] = pixels[:, : self.box, : self.box]
         self._check(indices, images)
-        images, counts = without_hot_pixels(images)
+        with np.errstate(over="ignore", invalid="ignore"):  # what is too large is refused next
+            images, counts = without_hot_pixels(images)
+        self._require_grey_scale(indices, images)
         for place in np.flatnonzero(counts):
             self.hot_pixels[int(indices[place])] = int(counts[place])
         return images
@@ -140,18 +143,33 @@ class StackSource:
         """Raise InputError for NaN, infinite or constant images."""
         low, high = images.min(axis=(1, 2)), images.max(axis=(1, 2))
         finite = np.isfinite(low) & np.isfinite(high)  # a NaN anywhere becomes both
-        for unusable, what in (
-            (~finite, "has pixels that are NaN or infinite"),
-            (finite & (low == high), "has the same value in all pixels"),
-        ):
-            if unusable.any():
-                row = int(indices[np.flatnonzero(unusable)[0]])
-                more = f" ({unusable.sum() - 1} more like it were read with it)" * bool(
-                    unusable.sum() > 1
-                )
-                raise InputError(
-                    f"particle {row + 1} of {self.particles.path} {what}: image "
-                    f"{self.particles.slice[row] + 1} of "
-                    f"{self.particles.stacks[self.particles.stack[row]]}{more}; remove it from the "
-                    "STAR file or extract it again"
-                )
+        self._refuse(indices, ~finite, "has pixels that are NaN or infinite")
+        self._refuse(indices, finite & (low == high), "has the same value in all pixels")
+
+    def _require_grey_scale(self, indices: NDArray[np.int64], images: NDArray[np.float32]) -> None:
+        """Raise InputError for images whose Fourier components have squares beyond float32."""
+        largest = np.abs(images).max(axis=(1, 2)).astype(np.float64)
+        # a component is between the largest pixel times the box (noise) and times its square (sum)
+        beyond = ~((largest * self.box >= SQUARED[0]) & (largest * self.box**2 <= SQUARED[1]))
+        if beyond.any():
+            value = float(largest[np.flatnonzero(beyond)[0]])
+            self._refuse(
+                indices,
+                beyond,
+                f"has grey values up to {value:g}, which single precision cannot square (is the "
+                "byte order or the mode wrong, or is a factor of scale missing?)",
+            )
+
+    def _refuse(self, indices: NDArray[np.int64], unusable: NDArray[np.bool_], what: str) -> None:
+        """Raise InputError naming the first unusable image, if there is one."""
+        if not unusable.any():
+            return
+        count = int(unusable.sum())
+        row = int(indices[np.flatnonzero(unusable)[0]])
+        more = f" ({count - 1} more like it were read with it)" * bool(count > 1)
+        raise InputError(
+            f"particle {row + 1} of {self.particles.path} {what}: image "
+            f"{self.particles.slice[row] + 1} of "
+            f"{self.particles.stacks[self.particles.stack[row]]}{more}; remove it from the "
+            "STAR file or extract it again"
+        )

@@ -474,6 +474,19 @@ def test_the_users_pixel_size_wins_and_is_said_aloud() -> None:
     assert read_particles(old_star(rlnMagnification=()), pixel_size=1.9).pixel_size == 1.9
 
 
+@pytest.mark.parametrize("size", ["0", "-1", "nan", "1e30", "none", "200.5"])
+def test_a_pixel_size_that_cannot_be_is_refused_unless_the_user_gives_one(size: str) -> None:
+    for path in (
+        new_star(optics_columns(rlnImagePixelSize=[size])),
+        old_star(rlnDetectorPixelSize=[size] * 4, rlnMagnification=["1e4"] * 4),
+    ):
+        with pytest.raises(InputError, match=r"rln(Image|Detector)PixelSize = .*"):
+            read_particles(path)
+        particles = read_particles(path, pixel_size=1.9)
+        assert particles.pixel_size == 1.9
+        assert "1.9 A of --apix is used; " in particles.warnings[0]
+
+
 @pytest.mark.parametrize(
     ("optics", "message"),
     [

@@ -108,6 +108,15 @@ def test_an_unusable_image_is_named(tmp_path: Path, pixels: float, message: str)
     source.close()
 
 
+@pytest.mark.parametrize("factor", [1e-25, 1e18, 1e30, 1e37])
+def test_images_whose_squares_are_no_numbers_are_named(tmp_path: Path, factor: float) -> None:
+    images = three_stacks(tmp_path)[1::3] * np.float32(factor)
+    path = write_mrc(tmp_path / "b.mrcs", images)
+    message = rf"particle 2 of .* has grey values up to [0-9.e+-]+, .*: image 1 of {path}"
+    with pytest.raises(InputError, match=message):
+        source_of(tmp_path).check_sample()
+
+
 def test_the_sample_is_short_and_wide(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     three_stacks(tmp_path)
     monkeypatch.setattr(images_module, "SAMPLE_SIZE", 4)
