@@ -10,7 +10,7 @@ import pandas as pd
 
 from mpipar.errors import InputError
 from mpipar.formats.mrc import Stack
-from mpipar.formats.tables import format_numbers, integers, numbers, row_list
+from mpipar.formats.tables import format_numbers, integers, numbers, other_capitals, row_list
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -48,6 +48,7 @@ IGNORED_IF_NOT_ZERO: Final = {
     "rlnOddZernike": "odd aberrations",
     "rlnEvenZernike": "even aberrations",
 }
+IGNORED: Final = ("rlnHelical", "rlnCtfImage")
 ROUNDING: Final = 1e-6  # of matrices in STAR files
 FLAT: Final = 2  # rlnImageDimensionality of images
 LONGEST_PLAUSIBLE_DEFOCUS_UM: Final = 30.0
@@ -101,10 +102,26 @@ def read_optics(
     groups["rlnImagePixelSize"] = format_numbers(np.full(len(groups), size))
     row_of = dict(zip(_group_numbers(path, groups).tolist(), range(len(groups)), strict=True))
     rows = np.array([row_of[number] for number in group.tolist()])
-    voltage, aberration, contrast = (
-        _in_bounds(path, groups, label)[rows] for label in MICROSCOPE_COLUMNS
-    )
+    microscope = [_in_bounds(path, groups, label)[rows] for label in MICROSCOPE_COLUMNS]
+    warnings += _disagreements(table, dict(zip(MICROSCOPE_COLUMNS, microscope, strict=True)))
+    voltage, aberration, contrast = microscope
     return Optics(groups, group, voltage, aberration, contrast, size)
+
+
+def _disagreements(table: pd.DataFrame, used: dict[str, NDArray[np.float64]]) -> list[str]:
+    """Return a note for each column of the particles that says other than their optics groups."""
+    notes = []
+    for label, values in used.items():
+        if label not in table.columns:
+            continue
+        own = pd.to_numeric(table[label], errors="coerce").to_numpy(np.float64)
+        other = np.flatnonzero(~(np.abs(own - values) <= ROUNDING))
+        if other.size:
+            notes.append(
+                f"{label} is {table[label].iloc[other[0]]} in the table of particles (rows "
+                f"{row_list(other)}), but {values[other[0]]:g} in data_optics, which is used"
+            )
+    return notes
 
 
 def _group_numbers(path: Path, groups: pd.DataFrame) -> NDArray[np.int64]:
@@ -210,7 +227,8 @@ def _require_microscope(
         )
     if missing:
         raise InputError(
-            f"{path}: {where} lacks {', '.join(missing)}; found {', '.join(table.columns)}"
+            f"{path}: {where} lacks {', '.join(missing)}{other_capitals(table, missing)}; found "
+            f"{', '.join(table.columns)}"
         )
 
 
@@ -351,7 +369,8 @@ def read_ctf(
     if "rlnDefocusU" not in table.columns:
         raise InputError(
             f"{path}: the particles have no CTF: rlnDefocusU is missing; estimate it "
-            f"(CtfFind, Gctf) before extraction; found {', '.join(table.columns)}"
+            f"(CtfFind, Gctf) before extraction{other_capitals(table, ['rlnDefocusU'])}; found "
+            f"{', '.join(table.columns)}"
         )
     defocus = numbers(table, "rlnDefocusU", path, "particle")
     columns: dict[str, tuple[str, float | NDArray[np.float64], str]] = {
@@ -422,7 +441,7 @@ def ignored_columns(table: pd.DataFrame, groups: pd.DataFrame) -> list[str]:
             values = pd.to_numeric(groups[label], errors="coerce").to_numpy(np.float64)
             if (np.abs(values - unit) > ROUNDING).any():
                 found.append(f"anisotropic magnification ({label})")
-    found += [label for label in table.columns if str(label).startswith("rlnHelical")]
+    found += [label for label in table.columns if str(label).startswith(IGNORED)]
     return [f"ignored: {', '.join(found)}"] if found else []
 
 

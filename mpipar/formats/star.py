@@ -18,7 +18,14 @@ from mpipar.formats.optics import (
     read_optics,
 )
 from mpipar.formats.particles import ParticleSet, duplicates, image_file, locate_images
-from mpipar.formats.tables import format_numbers, numbers, read_tables, row_list, write_tables
+from mpipar.formats.tables import (
+    format_numbers,
+    numbers,
+    other_capitals,
+    read_tables,
+    row_list,
+    write_tables,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -65,6 +72,7 @@ def read_particles(path: Path, pixel_size: float | None = None) -> ParticleSet:
     fill_image_size(optics.table, first, path, found.marked)
     ctf = read_ctf(path, table, warnings)
     warnings += ignored_columns(table, optics.table)
+    origins = _read_origins(path, table, optics.pixel_size, warnings)
     return ParticleSet(
         path=path.absolute(),
         count=len(table),
@@ -81,7 +89,7 @@ def read_particles(path: Path, pixel_size: float | None = None) -> ParticleSet:
         optics_group=optics.group,
         half=_read_half(path, table, warnings),
         angles=_read_columns(path, table, POSE_COLUMNS),
-        origins=_read_origins(path, table, optics.pixel_size),
+        origins=origins,
         table=table,
         optics=optics.table,
         warnings=tuple(warnings),
@@ -135,6 +143,9 @@ def _likely_kind(tables: Mapping[str, pd.DataFrame]) -> str:
     columns = {str(label) for table in tables.values() for label in table.columns}
     if any(label.startswith("atom_site") for label in columns):
         return " (it is an atomic model)"
+    for table in tables.values():
+        if capitals := other_capitals(table, ["rlnImageName"]):
+            return capitals
     kind = next((label for label in OTHER_LISTS if label in columns), None)
     return f" (it looks like a list of another kind: it has {kind})" if kind else ""
 
@@ -190,8 +201,14 @@ def _read_columns(
     return np.stack([numbers(table, label, path, "particle") for label in labels], axis=1)
 
 
-def _read_origins(path: Path, table: pd.DataFrame, pixel_size: float) -> NDArray[np.float64] | None:
+def _read_origins(
+    path: Path, table: pd.DataFrame, pixel_size: float, warnings: list[str]
+) -> NDArray[np.float64] | None:
     """Return origins in A, from the columns of 3.1 or of 3.0 files."""
+    for pair in (ORIGIN_COLUMNS, PIXEL_ORIGIN_COLUMNS):
+        found = [label for label in pair if label in table.columns]
+        if len(found) == 1:
+            warnings.append(f"{found[0]} is ignored, because {' and '.join(pair)} belong together")
     origins = _read_columns(path, table, ORIGIN_COLUMNS)
     if origins is None:
         pixels = _read_columns(path, table, PIXEL_ORIGIN_COLUMNS)

@@ -19,7 +19,7 @@ from mpipar.formats.kinds import HEAD_BYTES, kind_of
 from mpipar.formats.reading import UNDECODED, decoded, encoding_of, opened
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -417,6 +417,13 @@ def integers(table: pd.DataFrame, label: str, path: Path, kind: str) -> NDArray[
             f"whole number of at most {LARGEST_INTEGER} ({bad.size} such rows); correct it"
         )
     return values.astype(np.int64)
+
+
+def other_capitals(table: pd.DataFrame, missing: Sequence[str]) -> str:
+    """Return which missing labels a table has in other capitals, in brackets; '' if none."""
+    wanted = {label.lower() for label in missing}
+    found = [str(label) for label in table.columns if str(label).lower() in wanted]
+    return f" (capitals count: {', '.join(found)})" if found else ""
 
 
 def row_list(rows: NDArray[np.int64], most: int = 5) -> str:

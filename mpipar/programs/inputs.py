@@ -5,10 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
+import numpy as np
+
 from mpipar.errors import InputError, UsageError
 from mpipar.formats.mrc import stack_notes
+from mpipar.formats.optics import PIXEL_SIZES
 from mpipar.formats.particles import rival_stacks
 from mpipar.formats.star import read_particles
+from mpipar.formats.tables import row_list
 from mpipar.programs.copies import FEWEST_PER_HALF, file_note
 from mpipar.programs.images import StackSource, open_stacks
 from mpipar.programs.microscope import doubts, pixel_notes
@@ -21,7 +25,6 @@ from mpipar.programs.volumes import (
 )
 
 if TYPE_CHECKING:
-    import numpy as np
     from numpy.typing import NDArray
 
     from mpipar.formats.mrc import Stack
@@ -53,6 +56,9 @@ def read_inputs(settings: RefineSettings) -> RefineInputs:
         raise UsageError(
             "refine needs particles and a model: --input particles.star --model init.mrc"
         )
+    lowest, highest = PIXEL_SIZES
+    if settings.apix is not None and not lowest <= settings.apix <= highest:
+        raise UsageError(f"--apix {settings.apix:g}: must lie between {lowest:g} and {highest:g} A")
     particles = read_particles(settings.input, settings.apix)
     _require_halves(particles)
     stacks = StackSource(particles, open_stacks(particles))
@@ -61,6 +67,7 @@ def read_inputs(settings: RefineSettings) -> RefineInputs:
     notes = [*particles.warnings, *doubts(particles), *file_note(particles)]
     notes += [*(pixel_notes(particles) if settings.apix is None else ())]
     notes += _image_notes(particles, stacks)
+    notes += _origin_notes(particles, full_box * pixel_size)
     if settings.diameter is not None and settings.diameter > full_box * pixel_size:
         raise InputError(
             f"--diameter {settings.diameter:g} A is larger than the images, which are "
@@ -74,6 +81,31 @@ def read_inputs(settings: RefineSettings) -> RefineInputs:
         compare_mask(settings.mask, mask, model, notes)
     stacks.check_sample()
     return RefineInputs(particles, stacks, model, mask, pixel_size, stacks.box, tuple(notes))
+
+
+def _origin_notes(particles: ParticleSet, width: float) -> list[str]:
+    """Return a note on origins beyond the edge of the images, which are `width` A wide.
+
+    raises   InputError if an origin is farther away than a whole image
+    """
+    if particles.origins is None:
+        return []
+    farthest = np.abs(particles.origins).max(axis=1)
+    lost = np.flatnonzero(farthest > width)
+    if lost.size:
+        raise InputError(
+            f"particle {lost[0] + 1} of {particles.path} has an origin {farthest[lost[0]]:g} A "
+            f"from the centre of its image, which is {width:g} A wide ({lost.size} such particles, "
+            f"rows {row_list(lost)}); correct the origins, or remove their columns"
+        )
+    outside = np.flatnonzero(farthest > width / 2)
+    if not outside.size:
+        return []
+    note = (
+        f"the origins of {outside.size} particles lie outside of their images (rows "
+        f"{row_list(outside)}); are they in A?"
+    )
+    return [note]
 
 
 def _require_halves(particles: ParticleSet) -> None:

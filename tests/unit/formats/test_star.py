@@ -474,6 +474,25 @@ def test_the_users_pixel_size_wins_and_is_said_aloud() -> None:
     assert read_particles(old_star(rlnMagnification=()), pixel_size=1.9).pixel_size == 1.9
 
 
+def test_a_microscope_that_two_tables_disagree_about_is_said_aloud() -> None:
+    path = new_star(rlnVoltage=[300.0, 200.0, 300.0, 200.0], rlnSphericalAberration=[2.7] * 4)
+    particles = read_particles(path)
+    assert particles.voltage.tolist() == [300.0] * 4
+    (warning,) = particles.warnings
+    assert warning == (
+        "rlnVoltage is 200.0 in the table of particles (rows 2, 4), but 300 in data_optics, which "
+        "is used"
+    )
+
+
+@pytest.mark.parametrize("label", ["rlnImageName", "rlnDefocusU", "rlnVoltage"])
+def test_a_label_in_other_capitals_is_named(label: str) -> None:
+    path = new_star()
+    path.write_text(path.read_text().replace(label, label.lower()))
+    with pytest.raises(InputError, match=rf"\(capitals count: {label.lower()}\)"):
+        read_particles(path)
+
+
 @pytest.mark.parametrize("size", ["0", "-1", "nan", "1e30", "none", "200.5"])
 def test_a_pixel_size_that_cannot_be_is_refused_unless_the_user_gives_one(size: str) -> None:
     for path in (
