@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from mpipar.programs.stages import ImageStatistics
 
 FEWEST_PER_HALF: Final = 2
+LOPSIDED: Final = 1 / 3  # of one half set's size that the other one should have
 
 
 def first_of_file(particles: ParticleSet) -> NDArray[np.int64]:
@@ -115,8 +116,11 @@ def pixel_notes(
     return notes
 
 
-def require_two_halves(particles: ParticleSet, half: NDArray[np.int8]) -> None:
-    """Raise InputError if copies of images leave too few particles in a half set."""
+def require_two_halves(particles: ParticleSet, half: NDArray[np.int8]) -> list[str]:
+    """Return a note on half sets of quite other sizes.
+
+    raises   InputError if copies of images leave too few particles in a half set
+    """
     sizes = [int(np.count_nonzero(half == number)) for number in (1, 2)]
     if min(sizes) < FEWEST_PER_HALF:
         raise InputError(
@@ -124,3 +128,10 @@ def require_two_halves(particles: ParticleSet, half: NDArray[np.int8]) -> None:
             f"{sizes[0]} and {sizes[1]} particles are left, because copies belong into one half "
             "set; does each row name an image of its own?"
         )
+    if min(sizes) >= LOPSIDED * max(sizes):
+        return []
+    note = (
+        f"the half sets have {sizes[0]} and {sizes[1]} particles: the FSC, and the resolution that "
+        "it gives, are those of the smaller one"
+    )
+    return [note]

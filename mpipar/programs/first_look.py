@@ -70,11 +70,11 @@ def look_at_all(
     profile = shell_means(lowpassed * sphere)[: last + 1]
     tasks = dataset.measure_tasks(source.blocks, inputs.particles)
     looks = measure(source, MeasureStage(geometry, profile), tasks)
-    notes = _hot_notes(source)
+    notes = [*_hot_notes(source), *_rim_notes(source)]
     pixels, images = copies.first_of_pixels(source.blocks, looks)
     notes += copies.pixel_notes(inputs.particles, half, pixels, images)
     half = copies.together(half, images)
-    copies.require_two_halves(inputs.particles, half)
+    notes += copies.require_two_halves(inputs.particles, half)
     blocks, looks = _cut_anew(source.blocks, looks, half)
     constants, spectra = dataset.measure(inputs.box, half, blocks, looks)
     notes += _scale_notes(constants)
@@ -109,6 +109,17 @@ def _hot_notes(source: StackSource) -> list[str]:
     note = (
         "pixels far beyond all others of their image are set to its median: "
         f"{sum(source.hot_pixels.values())} in {_named(rows)}"
+    )
+    return [note]
+
+
+def _rim_notes(source: StackSource) -> list[str]:
+    rows = np.array(sorted(source.filled_rims), np.int64)
+    if not rows.size:
+        return []
+    note = (
+        "pixels beyond a circle all have one value, which is not that of the background: the mean "
+        f"of the pixels inside is used instead, in {_named(rows)}"
     )
     return [note]
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from mpipar.cryoem.outliers import without_hot_pixels
+from mpipar.cryoem.outliers import without_fill, without_hot_pixels
 from mpipar.errors import InputError, MpiparError
 from mpipar.formats.mrc import Stack
 
@@ -88,6 +88,7 @@ class StackSource:
         self.blocks = tuple(blocks)
         self.box = self.stacks[0].box // 2 * 2
         self.hot_pixels: dict[int, int] = {}  # particle: how many of its pixels were replaced
+        self.filled_rims: set[int] = set()  # particles whose rim had a foreign value
         self._open: OrderedDict[int, Stack] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -101,7 +102,10 @@ class StackSource:
         returns   {"images": (k, n, n) float32}
         raises    InputError naming the first particle whose image is unusable
         """
-        return {"images": self.images(self.blocks[block])}
+        particles = self.blocks[block]
+        images, filled = without_fill(self.images(particles))
+        self.filled_rims.update(particles[filled].tolist())
+        return {"images": images}
 
     def images(self, particles: NDArray[np.integer[Any]]) -> NDArray[np.float32]:
         """Read images of particles by index, (k, n, n) float32; checked, and without hot pixels."""

@@ -15,7 +15,7 @@ from mpipar.formats.star import read_particles
 from mpipar.formats.tables import row_list
 from mpipar.programs.copies import FEWEST_PER_HALF, file_note
 from mpipar.programs.images import StackSource, open_stacks
-from mpipar.programs.microscope import doubts, pixel_notes
+from mpipar.programs.microscope import doubts, origin_notes, pixel_notes, without_repeats
 from mpipar.programs.volumes import (
     ROUNDING_ERROR,
     UNSET_PIXEL_SIZE,
@@ -64,7 +64,8 @@ def read_inputs(settings: RefineSettings) -> RefineInputs:
     stacks = StackSource(particles, open_stacks(particles))
     _require_box(particles, stacks.stacks[0])
     full_box, pixel_size = stacks.stacks[0].box, particles.pixel_size
-    notes = [*particles.warnings, *doubts(particles), *file_note(particles)]
+    notes = [*particles.warnings, *without_repeats(doubts(particles), particles.warnings)]
+    notes += [*file_note(particles), *origin_notes(particles, full_box * pixel_size)]
     notes += [*(pixel_notes(particles) if settings.apix is None else ())]
     notes += _image_notes(particles, stacks)
     notes += _origin_notes(particles, full_box * pixel_size)

@@ -13,7 +13,7 @@ from mpipar.formats.optics import PIXEL_COLUMNS
 from mpipar.formats.tables import row_list
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from numpy.typing import NDArray
 
@@ -25,6 +25,7 @@ ASTIGMATISM: Final = 10_000.0  # A between U and V
 RADIANS: Final = 3.2  # degrees of phase shift: hardly any, but a usual one in radians
 USUAL_VOLTAGES: Final = (60.0, 1300.0)  # kV
 LARGEST_CONTRAST: Final = 0.5
+FARTHEST_ORIGIN: Final = (0.5, 0.25)  # of the image's width: refused, noted
 MOST_AMPLIFIED: Final = 1000.0  # by a negative B factor at the Nyquist frequency
 PIXEL_TOLERANCE: Final = 0.01  # relative difference of pixel sizes that is taken for rounding
 
@@ -66,6 +67,7 @@ def doubts(particles: ParticleSet) -> list[str]:
     for label, bounds in COLUMNS.items():
         notes += _out_of_bounds(particles, label, cells[label], bounds)
     _require_amplification(particles)
+    _require_bright_amplitude(particles)
     return [*notes, *_units(particles), *_optics_notes(particles)]
 
 
@@ -106,6 +108,17 @@ def _require_amplification(particles: ParticleSet) -> None:
         )
 
 
+def _require_bright_amplitude(particles: ParticleSet) -> None:
+    """Refuse a negative amplitude contrast, which some programs take for inverted images."""
+    wrong = np.flatnonzero(particles.amplitude_contrast < 0)
+    if wrong.size:
+        raise InputError(
+            f"particle {wrong[0] + 1} of {particles.path} has rlnAmplitudeContrast = "
+            f"{particles.amplitude_contrast[wrong[0]]:g} ({wrong.size} such particles); it must "
+            "lie between 0 and 1: if particles are dark, make it positive and say --contrast invert"
+        )
+
+
 def _units(particles: ParticleSet) -> Iterator[str]:
     """Yield notes on columns whose units or signs some conversions get wrong."""
     u, v = particles.defocus_u, particles.defocus_v
@@ -139,9 +152,56 @@ def _optics_notes(particles: ParticleSet) -> Iterator[str]:
     if odd.any():
         yield f"rlnVoltage = {particles.voltage[odd][0]:g} kV is unusual; is that right?"
     contrast = particles.amplitude_contrast
-    odd = (contrast < 0) | (contrast > LARGEST_CONTRAST)
+    odd = contrast > LARGEST_CONTRAST
     if odd.any():
         yield f"rlnAmplitudeContrast = {contrast[odd][0]:g} is unusual; is that right?"
+
+
+REPEATS: Final = (
+    ("overfocus", "overfocus"),
+    ("nanometres", "nanometres"),
+    ("radians", "radians"),
+    ("far apart", "apart (rows"),
+    ("is 0 for all", "are 0 for all"),
+)
+"""Words of a note, and of what the list's reader says of the same."""
+
+
+def without_repeats(notes: Sequence[str], said: Sequence[str]) -> list[str]:
+    """Return notes of `doubts` on what the list's reader has not said already."""
+
+    def repeats(note: str) -> bool:
+        return any(own in note and any(its in word for word in said) for own, its in REPEATS)
+
+    return [note for note in notes if not repeats(note)]
+
+
+def origin_notes(particles: ParticleSet, width: float) -> list[str]:
+    """Return a note on origins far from the centres of the images.
+
+    width    A, of the images
+    raises   InputError if an origin lies outside of its image
+    """
+    if particles.origins is None:
+        return []
+    far = np.abs(particles.origins).max(axis=1)
+    wrong = np.flatnonzero(far > FARTHEST_ORIGIN[0] * width)
+    if wrong.size:
+        row = int(wrong[0])
+        raise InputError(
+            f"particle {row + 1} of {particles.path} has its origin {far[row]:g} A from the centre "
+            f"of an image that is {width:g} A wide ({wrong.size} such particles, rows "
+            f"{row_list(wrong)}); rlnOriginXAngst and rlnOriginYAngst are in A, rlnOriginX and "
+            "rlnOriginY in pixels: correct or remove them"
+        )
+    odd = np.flatnonzero(far > FARTHEST_ORIGIN[1] * width)
+    if not odd.size:
+        return []
+    note = (
+        f"origins are far from the centres of {odd.size} images (rows {row_list(odd)}): "
+        f"{far[odd[0]]:g} A of {width:g} A; are they of this box and pixel size?"
+    )
+    return [note]
 
 
 def pixel_notes(particles: ParticleSet) -> Iterator[str]:

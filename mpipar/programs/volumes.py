@@ -74,8 +74,8 @@ def _require_pixel_size(path: Path, size: float, old_box: int, pixel_size: float
     if within < FEWEST_PIXELS:
         raise InputError(
             f"the model {path} has {old_box} pixels of {size:g} A, and the particles {box} of "
-            f"{pixel_size:g} A: one is {within:.2g} pixels of the other wide; correct the pixel "
-            "size in the model's header (in A, not nm), or use another model"
+            f"{pixel_size:g} A: one is {within:.2g} pixels of the other wide, so that one of the "
+            "pixel sizes is wrong (in nm, not A?); correct the model's header or the particle list"
         )
 
 

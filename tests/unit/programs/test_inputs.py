@@ -195,7 +195,7 @@ def test_a_faint_mask_is_brought_to_one(tmp_path: Path, scale: float) -> None:
 def test_a_model_of_another_scale_is_refused(tmp_path: Path, pixel_size: float) -> None:
     write_particle_input(tmp_path)
     write_model(tmp_path, 16, pixel_size)
-    with pytest.raises(InputError, match="correct the pixel size in the model's header"):
+    with pytest.raises(InputError, match="correct the model's header or the particle list"):
         read(tmp_path)
 
 

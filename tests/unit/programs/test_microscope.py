@@ -106,3 +106,30 @@ def test_pixel_sizes_that_disagree_are_noted(tmp_path: Path) -> None:
     star = write_star(tmp_path / "particles.star", {"": columns})
     notes = list(microscope.pixel_notes(read_particles(star)))
     assert "rlnDetectorPixelSize with rlnMagnification gives 5 A, and 2 A is used" in notes[-1]
+
+
+def test_a_negative_amplitude_contrast_is_refused(tmp_path: Path) -> None:
+    particles = listed(tmp_path, {"rlnAmplitudeContrast": [-0.1]})
+    with pytest.raises(InputError, match=r"rlnAmplitudeContrast = -0\.1 .*--contrast invert"):
+        microscope.doubts(particles)
+
+
+def test_origins_outside_of_their_images_are_refused(tmp_path: Path) -> None:
+    def notes(x: float) -> list[str]:
+        particles = listed(tmp_path, rlnOriginXAngst=one(1.0, x), rlnOriginYAngst=[0.0] * COUNT)
+        return microscope.origin_notes(particles, 32.0)
+
+    assert notes(5.0) == []
+    (note,) = notes(-10.0)
+    assert note.startswith("origins are far from the centres of 1 images (rows 6): 10 A of 32 A")
+    for far in (20.0, 1e30):
+        with pytest.raises(InputError, match=r"^particle 6 .* has its origin"):
+            notes(far)
+
+
+def test_what_the_reader_has_said_is_not_said_again(tmp_path: Path) -> None:
+    particles = listed(tmp_path, rlnDefocusU=[0.0] * COUNT, rlnDefocusV=[0.0] * COUNT)
+    notes = microscope.doubts(particles)
+    assert len(notes) == 1
+    assert microscope.without_repeats(notes, particles.warnings) == []
+    assert microscope.without_repeats(notes, ["something else"]) == notes
