@@ -327,6 +327,7 @@ examples:
   # a workstation: four processes, no MPI; or as many as an executor asks for
   python -m mpipar exec --parallel=thread:4 script.py
   python script.py
+  python -m mpipar exec --parallel=thread:4 - <script.py
 
   # start mpirun from here, with 8 ranks; run a module instead of a file
   python -m mpipar exec --parallel=mpi:8 -m package.module --option

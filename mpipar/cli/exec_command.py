@@ -36,6 +36,11 @@ def _run_script(request: Request, settings: ExecSettings, job: Launch) -> int:
     from mpipar.launch.interface_workers import use_workers_of
 
     name, *arguments = request.rest
+    if name == "-" and job.parallel.kind == "mpi":
+        raise UsageError(
+            "mpirun does not pass on the end of stdin, so a script cannot be read from there: "
+            "write it into a file, or use --parallel=thread:N"
+        )
     program = module_program(name) if settings.module else file_program(name)
     use_workers_of(job, settings)
     try:

@@ -110,7 +110,8 @@ def command_parser(kind: type[Settings], summary: str) -> Parser:
 def split_rest(kind: type[Settings], words: Sequence[str]) -> tuple[list[str], list[str]]:
     """Split words into the command's own and those of the script it runs, if it runs one.
 
-    The script's words begin after `--`, or with the first that is no flag and no flag's value.
+    The script's words begin after `--`, or with the first that is no flag and no flag's value; `-`
+    is no flag, but a script on stdin.
     """
     if not kind.rest:
         return list(words), []
@@ -119,7 +120,7 @@ def split_rest(kind: type[Settings], words: Sequence[str]) -> tuple[list[str], l
         if value is bool:
             alone |= {kind.flag(name), kind.option_of(name).short}
     at = 0
-    while at < len(words) and words[at].startswith("-") and words[at] != "--":
+    while at < len(words) and words[at].startswith("-") and words[at] not in {"-", "--"}:
         at += 1 if words[at] in alone or "=" in words[at] else 2
     begin = at + 1 if words[at : at + 1] == ["--"] else at
     return list(words[:at]), list(words[begin:])

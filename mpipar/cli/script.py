@@ -30,31 +30,33 @@ class MainProgram:
     """Code that is to run as `__main__`, and what Python sets for it."""
 
     def __init__(
-        self, code: types.CodeType, file: str, folder: str, name: str = "", **names: Any
+        self, code: types.CodeType, file: str | None, folder: str, name: str = "", **names: Any
     ) -> None:
         """`names` are names that the module has from the beginning, besides those of Python."""
         self.code = code
-        self.file = file
-        self.name = name or file  # sys.argv[0]
+        self.file = file  # None: it is no file
+        self.name = name or file or "-"  # sys.argv[0]
         self.folder = folder  # sys.path[0]
         self.names = names
         self.source: bytes | None = None  # of a script
 
 
 def file_program(name: str) -> MainProgram:
-    """Return the program in a file. Raises MissingInputError, InputError."""
+    """Return the program in a file; "-": on stdin. Raises MissingInputError, InputError."""
     path = Path(name)
     try:
-        source = path.read_bytes()
+        source = path.read_bytes() if name != "-" else sys.stdin.buffer.read()
     except OSError as error:
         raise MissingInputError(f"the script {name} cannot be read: {error.strerror}") from error
-    file = str(path.absolute())
+    file = str(path.absolute()) if name != "-" else "<stdin>"
     try:
         # `dont_inherit`: without it the script would have the future statements of this module
         code = compile(source, file, "exec", dont_inherit=True)
     except (SyntaxError, ValueError) as error:
         text = "".join(traceback.format_exception_only(error)).rstrip()
         raise InputError(f"{name} is not a Python script:\n{text}") from None
+    if name == "-":
+        return MainProgram(code, file, "", name)
     loader = SourceFileLoader("__main__", file)
     program = MainProgram(code, file, str(path.resolve().parent), name, __loader__=loader)
     program.source = source
@@ -92,7 +94,9 @@ def run_program(
     interrupted   called after ^C or a signal like it, before anything is waited for
     """
     main = types.ModuleType("__main__")
-    main.__dict__.update(__file__=program.file, __builtins__=__builtins__, **program.names)
+    main.__dict__.update(__builtins__=__builtins__, **program.names)
+    if program.file is not None:
+        main.__file__ = program.file
     sys.modules["__main__"] = sys.modules["__mp_main__"] = main  # as multiprocessing has it
     sys.argv[:] = [program.name, *arguments]
     sys.path[0] = program.folder

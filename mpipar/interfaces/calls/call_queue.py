@@ -10,6 +10,8 @@ from mpipar.interfaces.calls.answers import WorkersGone
 from mpipar.interfaces.calls.batches import MOST_KINDS, BatchSize, CallBatch
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from mpipar.interfaces.calls.feeds import CallFeed
     from mpipar.interfaces.calls.surroundings import Surroundings
     from mpipar.interfaces.calls.user_main import UserMain
@@ -24,8 +26,12 @@ class CallQueue:
     used outside of the stream's thread.
     """
 
-    def __init__(self, number: int, *, has_setup: bool, limit: int | None) -> None:
+    def __init__(
+        self, number: int, *, has_setup: bool, limit: int | None, names: Sequence[str] = ()
+    ) -> None:
+        """`names` are those in the user's `__main__` that the setup needs."""
         self.number = number
+        self.names = names
         self.block = number if has_setup else None  # the block with the setup
         self.limit = limit  # batches under way at once; None: any number
         self._batch_sizes: dict[Any, BatchSize] = {}  # by kind of call

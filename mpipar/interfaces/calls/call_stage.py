@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from mpipar.interfaces.calls.answers import Answer, Raised, Returned, SetupRaised
+from mpipar.interfaces.calls.definitions import define, explain, of_block
 from mpipar.interfaces.calls.pickling import (
     PickledObjects,
     UnreadableObject,
@@ -30,17 +31,26 @@ from mpipar.interfaces.calls.pickling import (
     pickle_each,
     unpickle_each,
 )
+from mpipar.interfaces.calls.user_main import at_load
 from mpipar.runtime.stage import Block, Stage, Task
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from numpy.typing import NDArray
 
+    from mpipar.interfaces.calls.definitions import Definition
     from mpipar.interfaces.calls.surroundings import Surroundings
     from mpipar.interfaces.calls.user_main import UserMain
 
-__all__ = ["BatchReply", "CallStage", "is_in_call", "setup_block", "with_open_queues"]
+__all__ = [
+    "BatchReply",
+    "CallStage",
+    "is_in_call",
+    "is_setup_of_main",
+    "setup_block",
+    "with_open_queues",
+]
 
 RETURNED, RAISED, SETUP_RAISED, MAIN_RAISED = 0, 1, 2, 3
 DATA, ENDS, MARKS, PASSES, BUFFER = "data", "ends", "marks", "passes", "buffer"
@@ -121,6 +131,11 @@ def setup_block(setup: Callable[[], Any], *, passes_setup: bool) -> dict[str, ND
     return block
 
 
+def is_setup_of_main(block: Block) -> bool:
+    """Whether reading a queue's setup may need the user's main module."""
+    return is_of_main(_pickled_setup(block))
+
+
 def with_open_queues(block: Block, numbers: Iterable[int]) -> dict[str, NDArray[Any]]:
     """Return a block that also says of which queues workers must keep the setup."""
     return {**block, OPEN: np.array(list(numbers), np.int64)}
@@ -144,6 +159,15 @@ class _WorkerSetups:
         self._surroundings: Surroundings | None = None  # that were entered last
         main.extend_search()
 
+    def define(self, definitions: Sequence[Definition], block: Block | None) -> None:
+        """Give the user's main module the names that it lacks here, and the calls need."""
+        if not definitions and block is not None:
+            definitions = list(of_block(block))
+        if definitions and not self.main.is_this_process:
+            with self._lock:
+                self._load_main()
+                define(definitions, at_load)
+
     def enter(self, surroundings: Surroundings) -> None:
         """Give this process the surroundings of the calls that follow, unless it has them."""
         with self._lock:
@@ -153,7 +177,7 @@ class _WorkerSetups:
 
     def arguments(self, queue: int, block: Block | None) -> tuple[Any, ...] | _CaughtException:
         """Return what functions get before their own arguments; run the setup if it was not yet."""
-        if block is None:
+        if block is None or DATA not in block:
             return ()
         with self._lock:  # the other threads of this worker wait for the setup
             if queue not in self._arguments:
@@ -174,15 +198,20 @@ class _WorkerSetups:
 
     def unpickle(self, pickled: PickledObjects, *, copy: bool) -> Iterator[Any]:
         """Return the objects; first run the user's main module, if they may need it."""
-        if is_of_main(pickled) and self.main.load() and self._surroundings is not None:
-            self._surroundings.enter()  # again: the main module was run in those of the beginning
+        if is_of_main(pickled):
+            self._load_main()
         return unpickle_each(pickled, copy=copy)
+
+    def _load_main(self) -> None:
+        if self.main.load() and self._surroundings is not None:
+            self._surroundings.enter()  # again: the main module was run in those of the beginning
 
 
 class _CaughtException:
     """An exception as a value: with its traceback as text, and picklable in any case."""
 
     def __init__(self, error: BaseException) -> None:
+        explain(error)
         self.text = "".join(traceback.format_exception(error))
         self.error = error.with_traceback(None)
 
@@ -208,12 +237,13 @@ class CallStage(Stage):
         return _WorkerSetups(self.main)
 
     def run(self, task: Task, block: Block | None, state: _WorkerSetups) -> BatchReply:
-        queue, surroundings, longest, count, together, pickled = task.payload
+        queue, surroundings, definitions, longest, count, together, pickled = task.payload
         same_process = self.main.is_this_process
         start = time.perf_counter()
         _thread.in_call = True
         try:
             state.enter(surroundings or self.main.now)
+            state.define(definitions, block)
             first = state.arguments(queue, block)
             if isinstance(first, _CaughtException):
                 kinds, results = bytearray([SETUP_RAISED]), [first]

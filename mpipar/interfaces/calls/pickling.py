@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias
 import numpy as np
 
 from mpipar.errors import StoppedError
-from mpipar.runtime.wire.codec import reduce_array
+from mpipar.interfaces.calls.by_value import ByValuePickler, reduce_writable_array
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -38,6 +38,7 @@ PickledObjects: TypeAlias = tuple[bytes, tuple[int, ...], tuple[int, ...], tuple
 
 The third is empty if there are no buffers."""
 
+NOT_PICKLED: Final = "an object cannot be pickled"
 PLAIN: Final = frozenset({type(None), bool, int, float, complex, str, bytes})
 
 
@@ -48,19 +49,8 @@ class _Reducers(dict[type, Any]):
         return copyreg.dispatch_table[kind]
 
 
-def _reduce_array(array: Any) -> Any:
-    """Pickle an array so that what is read back can be written to, as after any other pickling.
-
-    A read-only array is copied first: an array over a read-only buffer would be read-only.
-    """
-    flags = array.flags
-    if flags.forc and not flags.writeable and not array.dtype.hasobject:
-        array = array.copy(order="K")  # of any other a copy is made anyway
-    return reduce_array(array)
-
-
 class _CallPickler(pickle.Pickler):
-    dispatch_table = _Reducers({np.ndarray: _reduce_array})
+    dispatch_table = _Reducers({np.ndarray: reduce_writable_array})
 
 
 def pickle_each(
@@ -79,17 +69,43 @@ def pickle_each(
         except BaseException as error:  # any: it comes from the user's __reduce__ and __getstate__
             if is_interrupt(error):
                 raise
-            failed.append((position, as_exception(error, "an object cannot be pickled")))
             stream.seek(ends[-1] if ends else 0)
             stream.truncate()
             del buffers[marks[-1] if marks else 0 :]
-        else:
-            ends.append(stream.tell())
-            marks.append(len(buffers))
-        pickler.clear_memo()
+            by_value = _pickle_by_value(item)
+            if by_value is None:
+                failed.append((position, _with_advice(as_exception(error, NOT_PICKLED))))
+                continue
+            stream.write(by_value[0])
+            buffers += by_value[1]
+        finally:
+            pickler.clear_memo()
+        ends.append(stream.tell())
+        marks.append(len(buffers))
     views = tuple(buffer.raw() for buffer in buffers)
     frozen = tuple(pickle.PickleBuffer(view) for view in views)
     return (stream.getvalue(), tuple(ends), tuple(marks) if frozen else (), frozen), failed
+
+
+def _pickle_by_value(item: Any) -> tuple[bytes, list[pickle.PickleBuffer]] | None:
+    """Pickle what has functions or classes of the main program that no name leads to, or None."""
+    stream, buffers = io.BytesIO(), list[pickle.PickleBuffer]()
+    pickler = ByValuePickler(stream, buffer_callback=buffers.append)
+    try:
+        pickler.dump(item)
+    except BaseException as error:  # any: it comes from the user's code
+        if is_interrupt(error):
+            raise
+        return None
+    return (stream.getvalue(), buffers) if pickler.enclosed else None
+
+
+def _with_advice(error: Exception) -> Exception:
+    """Return the error of a function or class that has no name in an imported module."""
+    text = str(error)
+    if "local object" not in text and "attribute lookup" not in text:
+        return error
+    return type(error)(f"{text}: define it at the top level of its module, or in the script itself")
 
 
 def are_plain(values: Iterable[Any]) -> bool:

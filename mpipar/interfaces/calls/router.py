@@ -20,7 +20,16 @@ from mpipar.errors import UsageError
 from mpipar.interfaces.calls.answers import GivenUp, Raised, Returned, WorkersGone
 from mpipar.interfaces.calls.batches import LONGEST_BATCH_SECONDS, CallBatch, pack_calls
 from mpipar.interfaces.calls.call_queue import CallQueue
-from mpipar.interfaces.calls.call_stage import BatchReply, CallStage, setup_block, with_open_queues
+from mpipar.interfaces.calls.call_stage import (
+    BatchReply,
+    CallStage,
+    is_setup_of_main,
+    setup_block,
+    with_open_queues,
+)
+from mpipar.interfaces.calls.definition_blocks import DefinitionBlocks
+from mpipar.interfaces.calls.definitions import names_needed_by
+from mpipar.interfaces.calls.pickling import is_of_main
 from mpipar.interfaces.calls.user_main import UserMain
 from mpipar.runtime.stage import Policy, Task
 
@@ -29,6 +38,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from mpipar.interfaces.calls.batches import PackedCalls
+    from mpipar.interfaces.calls.definitions import Definition
     from mpipar.interfaces.calls.feeds import CallFeed
     from mpipar.runtime.pool import Pool
     from mpipar.runtime.stream import Stream
@@ -49,6 +60,7 @@ class CallRouter:
         self._ready: dict[int, CallQueue] = {}  # may have something to send
         self._setup_blocks: dict[int, dict[str, NDArray[Any]]] = {}
         self._under_way: dict[int, tuple[CallQueue, CallBatch]] = {}  # by task
+        self._blocks: dict[int, int | None] = {}  # by task under way: its block
         self._answered_feeds: dict[CallFeed, None] = {}  # whose waiters are not notified yet
         self._queue_numbers = itertools.count()
         self._task_numbers = itertools.count()
@@ -58,6 +70,7 @@ class CallRouter:
         self._stream: Stream | None = None
         self._stream_policy: Policy | None = None
         self._main: UserMain | None = None  # as the workers of the stream know it
+        self._definitions: DefinitionBlocks | None = None  # what they lack of it
         pool.serve(self)
 
     @property
@@ -78,6 +91,7 @@ class CallRouter:
         *,
         passes_setup: bool = False,
         limit: int | None = None,
+        needs: Sequence[Any] = (),
         **policy: Any,
     ) -> CallQueue:
         """Open a queue of calls that share a setup.
@@ -85,6 +99,7 @@ class CallRouter:
         setup         run at most once on each worker, before its first call of the queue
         passes_setup  functions get what the setup returns, a sequence, before their own arguments
         limit         batches under way at once
+        needs         what the setup has pickled inside it
         policy        of `Policy`: tries, deaths, timeout, isolate
         """
         block = None if setup is None else setup_block(setup, passes_setup=passes_setup)
@@ -92,7 +107,9 @@ class CallRouter:
             self.check()
             self._start(replace(self._policy, **policy))
             number = next(self._queue_numbers)
-            queue = CallQueue(number, has_setup=block is not None, limit=limit)
+            needs_main = block is not None and is_setup_of_main(block)
+            names = names_needed_by([setup, *needs]) if needs_main else ()
+            queue = CallQueue(number, has_setup=block is not None, limit=limit, names=names)
             with self._lock:
                 self._queues[number] = queue
                 if block is not None:
@@ -112,6 +129,7 @@ class CallRouter:
                 )
             self._stream.close()
         main = self._main = UserMain.here()
+        self._definitions = DefinitionBlocks(main)
         self._stream_policy = policy
         self._stream = self._pool.stream(CallStage(main), {}, self, policy=policy)
 
@@ -129,6 +147,8 @@ class CallRouter:
         self.check()
         if not queue.has_surroundings and self._main is not None:
             queue.set_surroundings(self._main)
+            if self._definitions is not None:
+                self._definitions.definitions.look_again()
         queue.offer(feed)
         with self._lock:
             if queue.number in self._ready:
@@ -155,6 +175,8 @@ class CallRouter:
             with self._lock:
                 self._queues.pop(queue.number, None)
                 self._setup_blocks.pop(queue.number, None)
+            if self._definitions is not None:
+                self._definitions.release(queue.number)
             queue.finished.set()
 
     def close(self, *, drop: bool = False) -> None:
@@ -183,7 +205,11 @@ class CallRouter:
         A worker may have asked for the block of a task that another worker has finished.
         """
         with self._lock:
-            return with_open_queues(self._setup_blocks.get(block, {}), self._setup_blocks)
+            found = self._setup_blocks.get(block, {})
+            if not found and self._definitions is not None:
+                queue, definitions = self._definitions.read(block)
+                found = {**self._setup_blocks.get(queue, {}), **definitions}
+            return with_open_queues(found, self._setup_blocks)
 
     # Of the stream
 
@@ -227,10 +253,27 @@ class CallRouter:
                 return []
         seconds = math.inf if batch.size <= batch.feed.chunk else LONGEST_BATCH_SECONDS
         number = next(self._task_numbers)
+        definitions, block = self._definitions_for(queue, batch, packed)
         self._under_way[number] = queue, batch
+        self._blocks[number] = block
         calls = packed.functions, packed.together, packed.pickled
-        payload = queue.number, queue.surroundings, seconds, *calls
-        return [Task(number, queue.block, payload)]
+        payload = queue.number, queue.surroundings, definitions, seconds, *calls
+        return [Task(number, block, payload)]
+
+    def _definitions_for(
+        self, queue: CallQueue, batch: CallBatch, packed: PackedCalls
+    ) -> tuple[Sequence[Definition], int | None]:
+        """Return what a batch needs of the user's main module, and the block that it needs."""
+        names = list(queue.names)
+        if is_of_main(packed.pickled):
+            plain = packed.together  # arguments that need nothing
+            names += names_needed_by([batch.calls[0][0]] if plain else batch.calls)
+        if not names or self._definitions is None:
+            return (), queue.block
+        in_use = {block for block in self._blocks.values() if block is not None}
+        number = next(self._queue_numbers)
+        definitions, block = self._definitions.pack(queue.number, names, number, in_use)
+        return definitions, queue.block if block is None else block
 
     def deliver(self, results: Sequence[tuple[int, Any]]) -> None:
         """Tell feeds what became of the calls of batches."""
@@ -248,6 +291,7 @@ class CallRouter:
             with self._lock:
                 self._ready[queue.number] = queue
                 del self._under_way[task]
+                self._blocks.pop(task, None)
                 self._lock.notify_all()
         self._notify_waiters()
 

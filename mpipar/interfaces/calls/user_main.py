@@ -18,13 +18,15 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from mpipar.interfaces.calls.main_names import MainNames
 from mpipar.interfaces.calls.surroundings import BEGIN, Surroundings
 
-__all__ = ["UserMain", "is_loading", "program_begins"]
+__all__ = ["UserMain", "at_load", "is_loading", "program_begins"]
 
 NAME = "__mp_main__"
 _lock = threading.RLock()
 _loaded: list[UserMain] = []  # in this process
+at_load: dict[str, Any] = {}  # what the module level of the user's script has bound here
 _loading = threading.local()
 _sources: dict[str, bytes] = {}  # by path: the text of the script that this process runs
 
@@ -78,6 +80,22 @@ class UserMain:
                 path = None
         return cls(os.getpid(), search, module, path, source, _begin, now)
 
+    def names(self) -> MainNames:
+        """Return what a worker's main module has; in the user's process."""
+        if self._is_package:
+            return MainNames()
+        if self.module is None:
+            return MainNames.of(self.source)
+        main = sys.modules["__main__"]
+        loader: Any = main.__spec__ and main.__spec__.loader
+        text = loader.get_source(self.module) if hasattr(loader, "get_source") else None
+        return MainNames(frozenset(vars(main))) if text is None else MainNames.of(text)
+
+    @property
+    def _is_package(self) -> bool:
+        """Whether this is `python -m package` or a zip file, which are not imported by name."""
+        return self.module is not None and self.module.split(".")[-1] == "__main__"
+
     def surroundings_here(self) -> Surroundings:
         """Return the surroundings of the user's process, which is this one, at this moment."""
         return Surroundings.here(self.begin)
@@ -104,8 +122,9 @@ class UserMain:
                 main = self._run()
             finally:
                 _loading.now = False
-            if main is not None:
-                sys.modules["__main__"] = sys.modules[NAME] = main
+            sys.modules["__main__"] = sys.modules[NAME] = main
+            at_load.clear()
+            at_load.update(main.__dict__)
             _loaded.append(self)
             return True
 
@@ -115,12 +134,13 @@ class UserMain:
         if first and sys.path[:1] != [*first]:
             sys.path[:0] = first
 
-    def _run(self) -> types.ModuleType | None:
-        if self.module is not None:
-            name = self.module.removesuffix(".__main__")
-            return import_module(name) if name == self.module else None
+    def _run(self) -> types.ModuleType:
+        if self.module is not None and not self._is_package:
+            return import_module(self.module)
         if self.source is None or self.path is None:
-            return None
+            main = types.ModuleType("__main__")
+            main.__package__ = self.module.rpartition(".")[0] if self.module else None
+            return main
         main = types.ModuleType(NAME)
         main.__file__ = self.path
         before = sys.modules.get(NAME)

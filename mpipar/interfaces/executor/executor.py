@@ -10,7 +10,7 @@ import functools
 import time
 import weakref
 from concurrent import futures
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeVar
 
 from mpipar.errors import StoppedError
 from mpipar.interfaces.calls import registry
@@ -84,6 +84,9 @@ class Executor(futures.Executor):
         self._maps: weakref.WeakSet[MapResults] = weakref.WeakSet()
         # An executor that nobody holds any more takes no calls; those that it took are finished.
         weakref.finalize(self, self._state.close).atexit = False
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("an Executor cannot be sent to a call, which could not use it")
 
     @property
     def num_workers(self) -> int:
@@ -181,7 +184,7 @@ class Executor(futures.Executor):
         if failed or len(data) + sum(len(view.raw()) for view in buffers) < LARGE_FUNCTION_BYTES:
             return None
         setup = functools.partial(_pickle_as_setup, pickled)
-        queue = self._router.open_queue(setup, passes_setup=True, **self._policy)
+        queue = self._router.open_queue(setup, passes_setup=True, needs=[fn], **self._policy)
         self._state.add_queue(queue)
         return queue
 

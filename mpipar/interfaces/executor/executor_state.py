@@ -6,7 +6,9 @@ import logging
 import weakref
 from typing import TYPE_CHECKING
 
+from mpipar.errors import LaunchError
 from mpipar.interfaces.calls.answers import SetupRaised, WorkersGone
+from mpipar.interfaces.calls.call_stage import is_in_call
 from mpipar.interfaces.executor.exceptions import BrokenWorkersError, exception_of
 
 if TYPE_CHECKING:
@@ -37,6 +39,11 @@ class ExecutorState:
 
     def check(self) -> None:
         """Raise what keeps new calls from being made."""
+        if is_in_call():  # the worker would wait for itself
+            raise LaunchError(
+                "a call cannot use an executor, also not the script's own: return the arguments of "
+                "further calls to the script, and let the script make them"
+            )
         if self.broken:
             raise BrokenWorkersError(self.broken)
         if self.closed:

@@ -159,7 +159,7 @@ def test_one_slow_call_of_a_batch_sends_the_rest_back():
     setups = stage.start({})
     calls = [(functions.nap, (seconds,), {}) for seconds in (0.0, 0.05, 0.0, 0.0)]
     packed, _ = pack_calls(calls)
-    payload = 0, None, 0.02, packed.functions, packed.together, packed.pickled
+    payload = 0, None, (), 0.02, packed.functions, packed.together, packed.pickled
     reply = stage.run(Task(0, None, payload), None, setups)
     assert isinstance(reply, BatchReply)
     assert list(reply.kinds) == [0, 0]
