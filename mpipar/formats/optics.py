@@ -51,9 +51,6 @@ IGNORED_IF_NOT_ZERO: Final = {
 IGNORED: Final = ("rlnHelical", "rlnCtfImage")
 ROUNDING: Final = 1e-6  # of matrices in STAR files
 FLAT: Final = 2  # rlnImageDimensionality of images
-LONGEST_PLAUSIBLE_DEFOCUS_UM: Final = 30.0
-SMALLEST_USUAL_DEFOCUS: Final = 2000.0  # A
-LARGEST_USUAL_ASTIGMATISM: Final = 5000.0  # A
 
 
 @dataclass(frozen=True)
@@ -390,43 +387,7 @@ def read_ctf(
             absent.append(f"{label} = {text}")
     if absent:
         warnings.append(f"not in the file and taken as usual: {', '.join(absent)}")
-    warnings += _doubts(values)
     return values
-
-
-def _doubts(ctf: dict[str, NDArray[np.float64]]) -> list[str]:
-    """Return what looks like another unit or sign than that of RELION, one doubt per quantity."""
-    u, v = ctf["defocus_u"], ctf["defocus_v"]
-    mean, apart = (u + v) / 2, np.abs(u - v)
-    largest = max(np.abs(u).max(), np.abs(v).max())
-    doubts = []
-    for label, values in (("rlnDefocusU", u), ("rlnDefocusV", v)):
-        if 0 < np.abs(values).max() < LONGEST_PLAUSIBLE_DEFOCUS_UM:
-            doubts.append(f"{label} is at most {np.abs(values).max():g} A: are these micrometres?")
-    if doubts:
-        doubts = doubts[:1]
-    elif largest == 0:
-        doubts.append("rlnDefocusU and rlnDefocusV are 0 for all particles: were they estimated?")
-    elif (mean < 0).any():
-        doubts.append(
-            f"{(mean < 0).sum()} particles have a negative rlnDefocusU, which is overfocus (rows "
-            f"{row_list(np.flatnonzero(mean < 0))}); underfocus is positive: is the sign right?"
-        )
-    elif np.median(mean) < SMALLEST_USUAL_DEFOCUS:
-        doubts.append(
-            f"half of the particles have a defocus (rlnDefocusU, rlnDefocusV) below "
-            f"{SMALLEST_USUAL_DEFOCUS:g} A: are these nanometres?"
-        )
-    elif (apart > LARGEST_USUAL_ASTIGMATISM).any():
-        far = np.flatnonzero(apart > LARGEST_USUAL_ASTIGMATISM)
-        doubts.append(
-            f"{far.size} particles have rlnDefocusU and rlnDefocusV more than "
-            f"{LARGEST_USUAL_ASTIGMATISM:g} A apart (rows {row_list(far)}); is rlnDefocusV right?"
-        )
-    phase = np.abs(ctf["phase_shift"]).max()
-    if 0 < phase <= np.pi:
-        doubts.append(f"rlnPhaseShift is at most {phase:g} degrees: are these radians?")
-    return doubts
 
 
 def ignored_columns(table: pd.DataFrame, groups: pd.DataFrame) -> list[str]:

@@ -5,17 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-import numpy as np
-
 from mpipar.errors import InputError, UsageError
 from mpipar.formats.mrc import stack_notes
 from mpipar.formats.optics import PIXEL_SIZES
 from mpipar.formats.particles import rival_stacks
 from mpipar.formats.star import read_particles
-from mpipar.formats.tables import row_list
 from mpipar.programs.copies import FEWEST_PER_HALF, file_note
 from mpipar.programs.images import StackSource, open_stacks
-from mpipar.programs.microscope import doubts, origin_notes, pixel_notes, without_repeats
+from mpipar.programs.microscope import doubts, origin_notes, pixel_notes
 from mpipar.programs.volumes import (
     ROUNDING_ERROR,
     UNSET_PIXEL_SIZE,
@@ -25,6 +22,7 @@ from mpipar.programs.volumes import (
 )
 
 if TYPE_CHECKING:
+    import numpy as np
     from numpy.typing import NDArray
 
     from mpipar.formats.mrc import Stack
@@ -64,11 +62,10 @@ def read_inputs(settings: RefineSettings) -> RefineInputs:
     stacks = StackSource(particles, open_stacks(particles))
     _require_box(particles, stacks.stacks[0])
     full_box, pixel_size = stacks.stacks[0].box, particles.pixel_size
-    notes = [*particles.warnings, *without_repeats(doubts(particles), particles.warnings)]
+    notes = [*particles.warnings, *doubts(particles)]
     notes += [*file_note(particles), *origin_notes(particles, full_box * pixel_size)]
     notes += [*(pixel_notes(particles) if settings.apix is None else ())]
     notes += _image_notes(particles, stacks)
-    notes += _origin_notes(particles, full_box * pixel_size)
     if settings.diameter is not None and settings.diameter > full_box * pixel_size:
         raise InputError(
             f"--diameter {settings.diameter:g} A is larger than the images, which are "
@@ -82,31 +79,6 @@ def read_inputs(settings: RefineSettings) -> RefineInputs:
         compare_mask(settings.mask, mask, model, notes)
     stacks.check_sample()
     return RefineInputs(particles, stacks, model, mask, pixel_size, stacks.box, tuple(notes))
-
-
-def _origin_notes(particles: ParticleSet, width: float) -> list[str]:
-    """Return a note on origins beyond the edge of the images, which are `width` A wide.
-
-    raises   InputError if an origin is farther away than a whole image
-    """
-    if particles.origins is None:
-        return []
-    farthest = np.abs(particles.origins).max(axis=1)
-    lost = np.flatnonzero(farthest > width)
-    if lost.size:
-        raise InputError(
-            f"particle {lost[0] + 1} of {particles.path} has an origin {farthest[lost[0]]:g} A "
-            f"from the centre of its image, which is {width:g} A wide ({lost.size} such particles, "
-            f"rows {row_list(lost)}); correct the origins, or remove their columns"
-        )
-    outside = np.flatnonzero(farthest > width / 2)
-    if not outside.size:
-        return []
-    note = (
-        f"the origins of {outside.size} particles lie outside of their images (rows "
-        f"{row_list(outside)}); are they in A?"
-    )
-    return [note]
 
 
 def _require_halves(particles: ParticleSet) -> None:

@@ -13,19 +13,19 @@ from mpipar.formats.optics import PIXEL_COLUMNS
 from mpipar.formats.tables import row_list
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator
 
     from numpy.typing import NDArray
 
     from mpipar.formats.particles import ParticleSet
 
 NANOMETRES: Final = 2500.0  # A; hardly anybody takes most images this close to focus
-MICROMETRES: Final = 30.0  # A; the list's reader asks about these
+MICROMETRES: Final = 30.0  # A; but a usual defocus in micrometres
 ASTIGMATISM: Final = 10_000.0  # A between U and V
 RADIANS: Final = 3.2  # degrees of phase shift: hardly any, but a usual one in radians
 USUAL_VOLTAGES: Final = (60.0, 1300.0)  # kV
 LARGEST_CONTRAST: Final = 0.5
-FARTHEST_ORIGIN: Final = (0.5, 0.25)  # of the image's width: refused, noted
+FARTHEST_ORIGIN: Final = (1.0, 0.5)  # of the image's width: refused, noted
 MOST_AMPLIFIED: Final = 1000.0  # by a negative B factor at the Nyquist frequency
 PIXEL_TOLERANCE: Final = 0.01  # relative difference of pixel sizes that is taken for rounding
 
@@ -121,18 +121,22 @@ def _require_bright_amplitude(particles: ParticleSet) -> None:
 
 def _units(particles: ParticleSet) -> Iterator[str]:
     """Yield notes on columns whose units or signs some conversions get wrong."""
-    u, v = particles.defocus_u, particles.defocus_v
-    middle = float(np.median(np.abs(u)))
-    if np.abs(u).max() > MICROMETRES and middle < NANOMETRES:
+    u, v = np.abs(particles.defocus_u), np.abs(particles.defocus_v)
+    middle = float(np.median((u + v) / 2))
+    tiny = [label for label, values in _defocus(particles) if 0 < values.max() < MICROMETRES]
+    if tiny:
+        yield f"{tiny[0]} is nowhere above {MICROMETRES:g} A: are these micrometres?"
+    elif not u.any() and not v.any():
         yield (
-            f"rlnDefocusU is {middle:g} A in the middle of the list, which is close to focus: are "
-            "these nanometres?"
+            "rlnDefocusU and rlnDefocusV are 0 for all particles: have the images no CTF, or is it "
+            "not set?"
         )
-    if not u.any() and not v.any():
-        yield "rlnDefocusU is 0 for all particles: have the images no CTF, or is it not set?"
-    stretched = np.flatnonzero(
-        (np.abs(u - v) > ASTIGMATISM) | ((v == 0) & (u != 0)) | ((u == 0) & (v != 0))
-    )
+    elif middle < NANOMETRES:
+        yield (
+            f"rlnDefocusU and rlnDefocusV are {middle:g} A in the middle of the list, which is "
+            "close to focus: are these nanometres?"
+        )
+    stretched = np.flatnonzero((np.abs(u - v) > ASTIGMATISM) | ((u == 0) != (v == 0)))
     if stretched.size:
         row = int(stretched[0])
         yield (
@@ -146,6 +150,11 @@ def _units(particles: ParticleSet) -> Iterator[str]:
         )
 
 
+def _defocus(particles: ParticleSet) -> Iterator[tuple[str, NDArray[np.float64]]]:
+    yield "rlnDefocusU", np.abs(particles.defocus_u)
+    yield "rlnDefocusV", np.abs(particles.defocus_v)
+
+
 def _optics_notes(particles: ParticleSet) -> Iterator[str]:
     lowest, highest = USUAL_VOLTAGES
     odd = (particles.voltage < lowest) | (particles.voltage > highest)
@@ -157,30 +166,11 @@ def _optics_notes(particles: ParticleSet) -> Iterator[str]:
         yield f"rlnAmplitudeContrast = {contrast[odd][0]:g} is unusual; is that right?"
 
 
-REPEATS: Final = (
-    ("overfocus", "overfocus"),
-    ("nanometres", "nanometres"),
-    ("radians", "radians"),
-    ("far apart", "apart (rows"),
-    ("is 0 for all", "are 0 for all"),
-)
-"""Words of a note, and of what the list's reader says of the same."""
-
-
-def without_repeats(notes: Sequence[str], said: Sequence[str]) -> list[str]:
-    """Return notes of `doubts` on what the list's reader has not said already."""
-
-    def repeats(note: str) -> bool:
-        return any(own in note and any(its in word for word in said) for own, its in REPEATS)
-
-    return [note for note in notes if not repeats(note)]
-
-
 def origin_notes(particles: ParticleSet, width: float) -> list[str]:
     """Return a note on origins far from the centres of the images.
 
     width    A, of the images
-    raises   InputError if an origin lies outside of its image
+    raises   InputError if an origin is farther away than the image is wide
     """
     if particles.origins is None:
         return []

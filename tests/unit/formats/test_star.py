@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import re
 from pathlib import Path
 from typing import Any
 
@@ -594,27 +593,6 @@ def test_what_is_not_used_is_said_aloud() -> None:
         "ignored: beam tilt (rlnBeamTiltX), even aberrations (rlnEvenZernike), anisotropic "
         "magnification (rlnMagMat00), rlnHelicalTubeID"
     )
-
-
-def test_a_defocus_in_micrometres_is_questioned() -> None:
-    (warning,) = read_particles(new_star(rlnDefocusU=[1.5] * 4)).warnings
-    assert warning == "rlnDefocusU is at most 1.5 A: are these micrometres?"
-
-
-@pytest.mark.parametrize(
-    ("columns", "message"),
-    [
-        ({"rlnDefocusU": [-9000.0] * 4, "rlnDefocusV": [-9e3] * 4}, "4 particles have a negative"),
-        ({"rlnDefocusV": [0.0] * 4}, "4 particles .* 5000 A apart"),
-        ({"rlnDefocusU": [1500.0] * 4, "rlnDefocusV": [1e3] * 4}, "are these nanometres"),
-        ({"rlnDefocusV": [1.2] * 4}, "rlnDefocusV is at most 1.2 A: are these micrometres"),
-        ({"rlnDefocusU": [0.0] * 4, "rlnDefocusV": [0.0] * 4}, "are 0 for all particles"),
-        ({"rlnPhaseShift": [1.57] * 4}, "rlnPhaseShift .* are these radians"),
-    ],
-)
-def test_a_doubtful_ctf_is_questioned(columns: dict[str, Any], message: str) -> None:
-    (warning,) = read_particles(new_star(**columns)).warnings
-    assert re.search(message, warning)
 
 
 @pytest.mark.parametrize(

@@ -356,26 +356,6 @@ def test_a_pixel_size_that_cannot_be_is_a_wrong_flag(tmp_path: Path, size: float
         read(tmp_path, apix=size)
 
 
-@pytest.mark.parametrize("labels", ["rlnOriginXAngst rlnOriginYAngst", "rlnOriginX rlnOriginY"])
-def test_origins_outside_of_the_images_are_refused_or_noted(tmp_path: Path, labels: str) -> None:
-    write_particle_input(tmp_path)
-    scale = 1.0 if "Angst" in labels else 2.0
-
-    def write(far: float) -> None:
-        origins = {label: [0.0] * 7 + [far / scale] for label in labels.split()}
-        tables = {"optics": optics_columns(), "particles": particle_columns(8, **origins)}
-        write_star(tmp_path / "particles.star", tables)
-
-    write(16.0)
-    assert read(tmp_path).notes == ()
-    write(-20.0)
-    (note,) = read(tmp_path).notes
-    assert note.startswith("the origins of 1 particles lie outside of their images (rows 8)")
-    write(40.0)
-    with pytest.raises(InputError, match=r"particle 8 of .* an origin 40 A .* 32 A wide"):
-        read(tmp_path)
-
-
 def test_an_origin_along_one_axis_only_is_said_to_be_ignored(tmp_path: Path) -> None:
     write_particle_input(tmp_path)
     columns = particle_columns(8, rlnOriginYAngst=[1.0] * 8)
