@@ -7,9 +7,12 @@ message tells what is wrong, where, and what to do about it. It is printed once,
 
 from __future__ import annotations
 
-from typing import ClassVar
+import errno
+from typing import ClassVar, Final
 
 __all__ = [
+    "ADVICE",
+    "LESS_MEMORY",
     "CancelledError",
     "CommandsFailedError",
     "CorruptStoreError",
@@ -27,7 +30,32 @@ __all__ = [
     "TaskFailedError",
     "UnavailableError",
     "UsageError",
+    "reason_of",
 ]
+
+LESS_MEMORY: Final = "start fewer ranks or threads per node, or ask the batch system for more"
+ADVICE: Final = {
+    errno.EACCES: "ask its owner for the right to use it and the folders above it",
+    errno.EPERM: "ask its owner for the right to use it",
+    errno.ENOSPC: "the disk is full: make room",
+    errno.EDQUOT: "your share of the disk is full: make room",
+    errno.EROFS: "that disk cannot be written: choose another folder",
+    errno.EIO: "the disk or the connection to it fails",
+    errno.ESTALE: "the file server has lost it: mount the folder again",
+    errno.EMFILE: "raise the limit of open files: ulimit -n",
+    errno.ENFILE: "too many files are open on this machine",
+    errno.ENOMEM: LESS_MEMORY,
+    errno.ENAMETOOLONG: "choose a shorter name",
+    errno.ELOOP: "its symbolic links lead in a circle: correct them",
+}
+"""What a user can do about what the system refuses, by the error's number."""
+
+
+def reason_of(error: OSError) -> str:
+    """Return why the system refused, and what can be done about that if it is known."""
+    reason = error.strerror or str(error)
+    advice = ADVICE.get(error.errno or 0)
+    return f"{reason}; {advice}" if advice else reason
 
 
 class MpiparError(Exception):

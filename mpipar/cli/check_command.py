@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import sys
+from typing import TYPE_CHECKING
 
 from mpipar.cli.request import Request, Subcommand
-from mpipar.errors import CorruptStoreError
+from mpipar.errors import CorruptStoreError, MpiparError
 from mpipar.settings import CheckSettings
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 __all__ = ["COMMAND"]
 
@@ -27,11 +31,21 @@ def run(request: Request) -> int:
             sys.stdout.write(f"still: {problem}\n")
     number = f"{len(problems)} problem{'s'[: len(problems) != 1]}"
     sys.stdout.write(f"{path}: {number if problems else 'sound'}\n")
-    sys.stderr.write(f"{path}: {store.latest_run(path)}\n")
+    _say(f"{path}: {store.latest_run(path)}")
     if problems and not settings.repair:
-        kept = store.salvage(path)
-        sys.stderr.write(f"`mpipar check --repair {path}` would bring back {kept}\n")
+        _say_what_repair_would_do(path)
     return CorruptStoreError.exit_code if problems else 0
+
+
+def _say_what_repair_would_do(path: Path) -> None:
+    from mpipar import store
+
+    try:
+        kept = store.salvage(path)
+    except MpiparError as error:
+        _say(f"nothing can be repaired: {error}")
+    else:
+        _say(f"`mpipar check --repair {path}` would bring back {kept}")
 
 
 def _say(text: str) -> None:

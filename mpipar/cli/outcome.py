@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import sys
 import traceback
@@ -11,7 +10,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from mpipar.errors import MissingInputError, MpiparError, ProtocolError
+from mpipar.errors import ADVICE, LESS_MEMORY, MissingInputError, MpiparError, ProtocolError
 from mpipar.launch.signal_forwarding import original_signal
 from mpipar.runtime.process.signals import Meaning, handled, settle
 from mpipar.version import __version__
@@ -25,22 +24,7 @@ Handling = Callable[[Meaning], AbstractContextManager[None]]
 INTERRUPTED: Final = 130
 BUG: Final = 70
 FAILED: Final = 74
-LESS_MEMORY: Final = "start fewer ranks or threads per node, or ask the batch system for more"
 FOLDER_GONE: Final = "the current folder has been removed or made anew: change into it again (cd)"
-ADVICE: Final = {
-    errno.EACCES: "ask its owner for the right to use it and the folders above it",
-    errno.EPERM: "ask its owner for the right to use it",
-    errno.ENOSPC: "the disk is full: make room",
-    errno.EDQUOT: "your share of the disk is full: make room",
-    errno.EROFS: "that disk cannot be written: choose another folder",
-    errno.EIO: "the disk or the connection to it fails",
-    errno.ESTALE: "the file server has lost it: mount the folder again",
-    errno.EMFILE: "raise the limit of open files: ulimit -n",
-    errno.ENFILE: "too many files are open on this machine",
-    errno.ENOMEM: LESS_MEMORY,
-    errno.ENAMETOOLONG: "choose a shorter name",
-    errno.ELOOP: "its symbolic links lead in a circle: correct them",
-}
 PLEASE_REPORT: Final = f"this is a bug in mpipar {__version__}; please report the lines above"
 
 

@@ -6,7 +6,7 @@ import os
 import socket
 from typing import TYPE_CHECKING, Final
 
-from mpipar.errors import MpiparError, ProjectLockedError
+from mpipar.errors import MpiparError, ProjectLockedError, StoreError, reason_of
 from mpipar.store import (
     durable,
     epoch,
@@ -39,7 +39,10 @@ def check(path: Path) -> list[str]:
     Writes nothing. What a killed run leaves is not wrong: a torn last batch in a journal,
     unfinished files, segments without a record, and a project.h5 without the newest commit.
     """
-    takeover.require_project(path)
+    try:
+        takeover.require_project(path)
+    except StoreError as error:
+        return [str(error)]
     problems = [*_claim_problems(path), *status.problems(path)]
     listed, entry_point = _entry_point(path)  # first, so that the journal is not older
     try:
@@ -99,7 +102,7 @@ def _segment_problems(path: Path, info: CommitInfo) -> list[str]:
             return [f"{segment}: is not what commit {info.number} wrote (size or sha256 differ)"]
         segments.StoredArrays(segment)
     except OSError as error:
-        return [f"{segment}: cannot be read: {error.strerror}; commit {info.number} needs it"]
+        return [f"{segment}: cannot be read: {reason_of(error)}; commit {info.number} needs it"]
     except MpiparError as error:
         return [str(error)]
     return []

@@ -12,13 +12,13 @@ import contextlib
 import errno
 import os
 import shutil
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from mpipar.errors import DiskFullError, StoreError
+from mpipar.errors import DiskFullError, StoreError, reason_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from pathlib import Path
 
 _FULL: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _NO_FOLDER_SYNC: Final = (errno.EINVAL, errno.ENOTSUP, errno.EBADF)  # some network file systems
@@ -42,7 +42,7 @@ def named_errors(path: Path, needed: int) -> Iterator[None]:
     except OSError as error:
         if is_disk_full(error):
             raise disk_full(path, needed, error) from error
-        raise StoreError(f"{path}: cannot be written: {error.strerror or error}") from error
+        raise StoreError(f"{path}: cannot be written: {reason_of(error)}") from error
 
 
 @contextlib.contextmanager
@@ -51,8 +51,12 @@ def named_read_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        where = error.filename or path
-        raise StoreError(f"{where}: cannot be read: {error.strerror or error}") from error
+        raise not_readable(Path(error.filename or path), error) from error
+
+
+def not_readable(path: Path, error: OSError) -> StoreError:
+    """Return the error to raise when the system does not let `path` be read."""
+    return StoreError(f"{path}: cannot be read: {reason_of(error)}")
 
 
 def disk_full(path: Path, needed: int, error: OSError) -> DiskFullError:

@@ -147,7 +147,7 @@ def epochs(project: Path) -> list[int]:
     except (FileNotFoundError, NotADirectoryError):
         return []
     except OSError as error:
-        raise StoreError(f"{project}: cannot be read: {error.strerror}") from error
+        raise durable.not_readable(project, error) from error
 
 
 def used_epochs(project: Path) -> list[int]:
@@ -184,7 +184,7 @@ def read_claim(project: Path, epoch: int) -> WriterClaim | None:
     except FileNotFoundError:
         return None
     except OSError as error:
-        raise StoreError(f"{project}: cannot be read: {error.strerror}") from error
+        raise durable.not_readable(project, error) from error
     except (ValueError, KeyError, TypeError, AttributeError):
         return None
 
@@ -211,6 +211,7 @@ def publish_claim(project: Path, claim: WriterClaim) -> None:
     except FileExistsError:
         raise
     except BaseException:
+        _given_up.add(claim.nonce)
         if is_own(project, claim):  # it was published, and then its folder was not synced
             with contextlib.suppress(OSError):
                 mark(project, schema.released_name(claim.epoch), claim.owner())
@@ -249,10 +250,12 @@ def mark(project: Path, name: str, by: str, journal: Pin | None = None) -> None:
 
 def is_marked(project: Path, name: str) -> bool:
     """Whether a mark is there; by open(), not stat(): over NFS only an open asks the server."""
-    try:
-        os.close(os.open(project / schema.EPOCH / name, os.O_RDONLY))
-    except FileNotFoundError:
-        return False
+    path = project / schema.EPOCH / name
+    with durable.named_read_errors(path):
+        try:
+            os.close(os.open(path, os.O_RDONLY))
+        except FileNotFoundError:
+            return False
     return True
 
 
@@ -267,7 +270,7 @@ def released_journal(project: Path, epoch: int) -> Pin | None:
     except FileNotFoundError:
         return None
     except OSError as error:
-        raise StoreError(f"{project}: cannot be read: {error.strerror}") from error
+        raise durable.not_readable(project, error) from error
     value = schema.decode_signed(data)
     kept = value.pop("journal", None)
     if not value.keys() <= _MARK_FIELDS and "identity" not in value:  # else it is the claim itself

@@ -13,9 +13,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from mpipar.errors import CorruptStoreError, StoreError
+from mpipar.errors import CorruptStoreError
+from mpipar.store import durable, journal, schema
 from mpipar.store import epoch as epochs
-from mpipar.store import journal, schema
 from mpipar.store.schema import COMMIT, JOURNAL, MANIFEST, CommitInfo, Identity, Pin
 
 if TYPE_CHECKING:
@@ -112,7 +112,7 @@ def _parse(path: Path, size: int) -> Journal:
     except FileNotFoundError:
         return journal.parse(b"")
     except OSError as error:
-        raise StoreError(f"{path}: cannot be read: {error.strerror}") from error
+        raise durable.not_readable(path, error) from error
 
 
 def _follow(

@@ -20,8 +20,8 @@ __all__ = ["latest_run"]
 
 def latest_run(project: Path) -> str:
     """Return how the latest run stands, in words; nothing is written, and nobody is waited for."""
-    newest = max(epoch.used_epochs(project), default=0)
     try:
+        newest = max(epoch.used_epochs(project), default=0)
         claim = epoch.read_claim(project, newest)
         if epoch.is_marked(project, schema.released_name(newest)):
             return _ended(project)

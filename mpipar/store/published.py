@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
+from mpipar.errors import reason_of
 from mpipar.store import schema, segments
 from mpipar.store.schema import EXPORT, EXPORTING, VERDICT_RECORD, ExportInfo
 
@@ -79,7 +80,7 @@ def export_problems(project: Path, found: History) -> list[str]:
                 lines.append(f"{path}: is missing; {_again(project, found)}")
             continue
         except OSError as error:
-            lines.append(f"{path}: cannot be read: {error.strerror}")
+            lines.append(f"{path}: cannot be read: {reason_of(error)}")
             continue
         if (sealed.size, sealed.sha256) not in [(e.size, e.sha256) for e in accepted]:
             lines.append(

@@ -15,7 +15,16 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from mpipar.errors import MpiparError, StoreError
-from mpipar.store import epoch, history, journal, project_index, schema, segments, witnesses
+from mpipar.store import (
+    durable,
+    epoch,
+    history,
+    journal,
+    project_index,
+    schema,
+    segments,
+    witnesses,
+)
 from mpipar.store.schema import COMMIT, MANIFEST, CommitInfo, Identity
 
 if TYPE_CHECKING:
@@ -86,10 +95,13 @@ def _records_of(project: Path, number: int) -> list[Record]:
     except FileNotFoundError:
         return []
     except OSError as error:
-        raise StoreError(f"{path}: cannot be read: {error.strerror}") from error
+        raise durable.not_readable(path, error) from error
     claim = epoch.read_claim(project, number)
     header = journal.frame_header(number, bytes.fromhex(claim.nonce)) if claim else data[:32]
-    return journal.all_whole_records(data, journal.seed_of(header))
+    by_serial: dict[int, Record] = {}  # the first of each: what follows may be a copy
+    for record in journal.all_whole_records(data, journal.seed_of(header)):
+        by_serial.setdefault(record.serial, record)
+    return list(by_serial.values())
 
 
 def _without_record(project: Path, base: int, records: list[tuple[str, bytes]]) -> list[CommitInfo]:

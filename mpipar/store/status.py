@@ -9,7 +9,7 @@ import threading
 import time
 from typing import TYPE_CHECKING, Any, Final
 
-from mpipar.errors import DiskFullError, ProjectLockedError, StoreError
+from mpipar.errors import DiskFullError, ProjectLockedError, StoreError, reason_of
 from mpipar.store import durable, epoch, history, published, schema
 
 if TYPE_CHECKING:
@@ -85,7 +85,7 @@ def problem(path: Path) -> list[str]:
     except ValueError:
         return [f"{path}: is damaged; the next run on this project replaces it"]
     except OSError as error:
-        return [f"{path}: cannot be read: {error.strerror}"]
+        return [f"{path}: cannot be read: {reason_of(error)}"]
     return []
 
 

@@ -13,7 +13,7 @@ import os
 from typing import TYPE_CHECKING
 
 from mpipar.errors import CorruptStoreError, StoreError
-from mpipar.store import history, project_index, schema
+from mpipar.store import durable, history, project_index, schema
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -45,9 +45,7 @@ def segment_names(project: Path) -> list[str]:
     except FileNotFoundError:
         return []
     except OSError as error:
-        raise StoreError(
-            f"{project / schema.SEGMENTS}: cannot be read: {error.strerror}"
-        ) from error
+        raise durable.not_readable(project / schema.SEGMENTS, error) from error
 
 
 def beyond_journal(
