@@ -134,13 +134,14 @@ class _TableParser:
         """Take one line."""
         if self._text is not None:
             self._take_text(number, line)
+        elif "0" <= line[:1] <= "9" and self._take_plain(line):
             return
-        if line.startswith(";") and self.blocks:
+        elif line.startswith(";") and self.blocks:
             self._text, self._text_begin = [line[1:].rstrip("\r\n")], number
-            return
-        line = line.strip(BLANKS)
-        if not line:
-            return
+        elif words := line.strip(BLANKS):
+            self._take_words(number, words)
+
+    def _take_words(self, number: int, line: str) -> None:
         if line[0] == "#":
             self._comment(number, line)
         elif match := BLOCK.match(line):
@@ -157,6 +158,17 @@ class _TableParser:
             self._label(number, line)
         else:
             self._row(number, tokens(line))
+
+    def _take_plain(self, line: str) -> bool:
+        """Take a line that is a whole row, as nearly all are; False for anything else."""
+        block = self.blocks[-1] if self.blocks else None
+        if block is None or not block.is_loop or block.ended or self._begun:
+            return False
+        cells = tokens(line)
+        if len(cells) != len(block.labels):
+            return False
+        block.rows.append(cells)
+        return True
 
     def end(self) -> None:
         """Raise InputError if something that was begun has no end."""
