@@ -100,6 +100,9 @@ class _Nowhere(io.RawIOBase):
 
 def names_in(thing: Any) -> tuple[list[str], list[Any]]:
     """Return the names in `__main__` that pickles of an object need, and functions within them."""
+    name = _name_in_main(thing) if type(thing) is types.FunctionType else None
+    if name is not None and _leads_to(name, thing):  # what most calls are
+        return [name.partition(".")[0]], []
     recorder = _Recorder(_Nowhere(), buffer_callback=lambda buffer: False)
     with suppress(Exception):  # the call itself says so
         recorder.dump(thing)

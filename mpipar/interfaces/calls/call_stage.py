@@ -57,11 +57,12 @@ DATA, ENDS, MARKS, PASSES, BUFFER = "data", "ends", "marks", "passes", "buffer"
 OPEN = "open"
 NO_KEYWORDS: dict[str, Any] = {}
 _thread = threading.local()
+_stages: list[str] = []  # that have begun in this process: without any there is no call here
 
 
 def is_in_call() -> bool:
     """Whether this thread is making a call of a user."""
-    return bool(getattr(_thread, "in_call", False))
+    return bool(_stages) and bool(getattr(_thread, "in_call", False))
 
 
 class BatchReply(NamedTuple):
@@ -234,6 +235,7 @@ class CallStage(Stage):
 
     def start(self, shared: Mapping[str, Any]) -> _WorkerSetups:
         del shared
+        _stages[:] = [type(self).__name__]
         return _WorkerSetups(self.main)
 
     def run(self, task: Task, block: Block | None, state: _WorkerSetups) -> BatchReply:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 from mpipar.interfaces.calls.definitions import MainDefinitions, as_block
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from numpy.typing import NDArray
 
@@ -30,13 +30,13 @@ class DefinitionBlocks:
         self._newest: dict[int, tuple[tuple[int, ...], int]] = {}  # by queue: versions and block
 
     def pack(
-        self, queue: int, names: Iterable[str], number: int, in_use: Collection[int]
+        self, queue: int, names: Iterable[str], number: int, in_use: Mapping[int, int | None]
     ) -> tuple[Sequence[Definition], int | None]:
         """Return the definitions to send with calls, and the block in which there are more.
 
         names    that the calls need
         number   of a block, if a new one has to be made
-        in_use   blocks of calls under way, which must be kept
+        in_use   by task under way: its block, which must be kept
         """
         found = self.definitions.needed(names)
         if sum(each.size for each in found) < LARGE:
@@ -46,8 +46,9 @@ class DefinitionBlocks:
             newest = self._newest.get(queue)
             if newest is not None and newest[0] == versions:
                 return (), newest[1]
+            kept = set(in_use.values())
             for old, (owner, _) in list(self._blocks.items()):
-                if owner == queue and old not in in_use:
+                if owner == queue and old not in kept:
                     del self._blocks[old]
             self._blocks[number] = queue, as_block(found)
             self._newest[queue] = versions, number

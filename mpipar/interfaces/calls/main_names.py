@@ -58,8 +58,10 @@ class MainNames:
         return True
 
 
-def global_names(thing: Any) -> set[str]:
+def global_names(thing: Any) -> Iterable[str]:
     """Return the global names that a function or class uses, with all that it is made of."""
+    if type(thing) is types.FunctionType and not thing.__closure__ and not thing.__dict__:
+        return _names_of_code(thing.__code__)
     names, seen, todo = set[str](), set[int](), [thing]
     while todo:
         part = todo.pop()

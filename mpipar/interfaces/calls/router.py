@@ -270,9 +270,8 @@ class CallRouter:
             names += names_needed_by([batch.calls[0][0]] if plain else batch.calls)
         if not names or self._definitions is None:
             return (), queue.block
-        in_use = {block for block in self._blocks.values() if block is not None}
         number = next(self._queue_numbers)
-        definitions, block = self._definitions.pack(queue.number, names, number, in_use)
+        definitions, block = self._definitions.pack(queue.number, names, number, self._blocks)
         return definitions, queue.block if block is None else block
 
     def deliver(self, results: Sequence[tuple[int, Any]]) -> None:
