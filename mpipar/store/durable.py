@@ -142,13 +142,17 @@ def _link_once(temporary: Path, final: Path) -> None:
         temporary.replace(final)
 
 
-def replace(temporary: Path, final: Path, *, verify: Callable[[], None] = _always) -> None:
+def replace(
+    temporary: Path, final: Path, *, sync: bool = True, verify: Callable[[], None] = _always
+) -> None:
     """Put a finished file in the place of an older one; readers see one of the two, whole.
 
+    sync     whether the rename is durable on return, and not only whole
     verify   raises if this process may no longer write; called directly before the rename
     """
     move(temporary, final, verify=verify)
-    sync_folder(final.parent)
+    if sync:
+        sync_folder(final.parent)
 
 
 def move(temporary: Path, final: Path, *, verify: Callable[[], None]) -> None:

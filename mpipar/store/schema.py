@@ -41,7 +41,10 @@ VERDICT_RECORD: Final = "@verdict"
 EXPORTING: Final = "@exporting"
 EXPORT: Final = "@export"
 VERDICTS: Final = ("done", "requeue", "failed")
-NOT_ENDED: Final = "begun, and not ended: it is running (status.json beats), or was killed"
+NOT_ENDED: Final = (
+    "begun, and no end is recorded: while status.json beats it runs; else it was killed, or could "
+    "not write"
+)
 
 _EPOCH_FILE: Final = re.compile(r"(\d{6,})\.(claim|released|unlocked|log)")
 _TEMPORARY: Final = re.compile(re.escape(TEMPORARY) + r"(\d{6,})-.+")

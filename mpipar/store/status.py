@@ -139,7 +139,8 @@ class Heartbeat:
                 "updated": time.time(),
                 "lease": claim.lease,
             }
-            _replace(self._ownership, schema.STATUS, status)
+            # whole on the disk, but an older one may come back after a power loss: it is renewed
+            _replace(self._ownership, schema.STATUS, status, sync=False)
 
     def stop(self) -> None:
         """End the thread, and wait for its end."""
@@ -181,14 +182,14 @@ def verdict_of(claim: WriterClaim, verdict: str, reason: str) -> dict[str, Any]:
 
 def write_verdict(ownership: Ownership, value: dict[str, Any]) -> None:
     """Replace verdict.json, durable."""
-    _replace(ownership, schema.VERDICT, value)
+    _replace(ownership, schema.VERDICT, value, sync=True)
 
 
-def _replace(ownership: Ownership, name: str, value: dict[str, Any]) -> None:
+def _replace(ownership: Ownership, name: str, value: dict[str, Any], *, sync: bool) -> None:
     data = schema.sign(schema.encode(value))
     path = ownership.project / name
     temporary = path.with_name(schema.temporary_name(ownership.claim.epoch, name))
     ownership.verify()
     with durable.named_errors(path, len(data)):
         durable.write_temporary(temporary, data)
-        durable.replace(temporary, path, verify=ownership.verify)
+        durable.replace(temporary, path, verify=ownership.verify, sync=sync)
