@@ -30,6 +30,7 @@ __all__ = [
     "TaskFailedError",
     "UnavailableError",
     "UsageError",
+    "counted",
     "reason_of",
 ]
 
@@ -56,6 +57,11 @@ def reason_of(error: OSError) -> str:
     reason = error.strerror or str(error)
     advice = ADVICE.get(error.errno or 0)
     return f"{reason}; {advice}" if advice else reason
+
+
+def counted(number: int, noun: str, nouns: str = "") -> str:
+    """Return "1 worker" or "3 workers"; `nouns` is a plural that is not made with an s."""
+    return f"{number} {noun if number == 1 else nouns or noun + 's'}"
 
 
 class MpiparError(Exception):

@@ -78,7 +78,7 @@ def find_launcher(around: LaunchEnvironment) -> Launcher:
     if is_own_mpi():
         return Launcher(_own_mpirun())
     found = (shutil.which(name) for name in ("mpirun", "mpiexec"))
-    launchers = [Launcher(Path(program)) for program in found if program]
+    launchers = [Launcher(_real(Path(program))) for program in found if program]
     if launchers and launchers[0].tolerates_faults:
         return launchers[0]
     srun = shutil.which("srun") if around.in_slurm else None
@@ -103,7 +103,19 @@ def _chosen(command: str) -> Launcher:
     program = str(own) if own.exists() else shutil.which(name)
     if program is None:
         raise UnavailableError(f"{CHOSEN}={command!r}: there is no program {name}")
-    return Launcher(Path(program), tuple(options))
+    path = Path(program)
+    return Launcher(path if os.sep in name else _real(path), tuple(options))
+
+
+def _real(program: Path) -> Path:
+    """Return a launcher in the folder in which it is installed, which may be behind links.
+
+    Open MPI looks for its own files beside the path by which its mpirun was called: called as
+    /bin/mpirun it would look in /lib and /share, on all hosts.
+    """
+    target = program.resolve()
+    same = target.with_name(program.name)
+    return same if same.exists() else program.parent.resolve() / program.name
 
 
 def _srun_type(srun: str) -> str:

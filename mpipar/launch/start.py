@@ -8,7 +8,7 @@ import sys
 import warnings
 from typing import TYPE_CHECKING, Final
 
-from mpipar.errors import LaunchError, OutputError, UnavailableError
+from mpipar.errors import LaunchError, OutputError, UnavailableError, counted
 from mpipar.launch.caches import make_scratch, use_scratch
 from mpipar.launch.launchers import check_library
 from mpipar.launch.mpirun import FAULT_TOLERANT, relaunch, tune_own_mpi
@@ -50,10 +50,10 @@ class Launch:
     def description(self) -> str:
         """How the job runs, in a few words for the first line of its log."""
         if self._world:
-            workers = "1 worker" if self.workers == 1 else f"{self.workers} workers"
-            return f"MPI, {self._world.size} ranks: 1 master + {workers} ({self._world.vendor})"
+            ranks, workers = counted(self._world.size, "rank"), counted(self.workers, "worker")
+            return f"MPI, {ranks}: 1 master + {workers} ({self._world.vendor})"
         if self.parallel.kind == "thread":
-            return f"1 process, {self.workers} worker thread{'s' if self.workers > 1 else ''}"
+            return f"1 process, {counted(self.workers, 'worker thread')}"
         return "1 process, 1 worker; use mpirun -n N or --parallel=thread:N for more"
 
     def confirm(self, text: str | None) -> None:
@@ -195,9 +195,7 @@ def _world(around: LaunchEnvironment) -> MpiWorld:
 
 def _check_inside_world(asked: Parallel, size: int) -> None:
     if asked.kind != "mpi" or asked.count not in (None, size):
-        raise LaunchError(
-            f"--parallel={asked} does not fit the {size} ranks that were started; leave it out"
-        )
+        raise LaunchError(f"--parallel={asked} does not fit the {_started(size)}; leave it out")
 
 
 def _mismatch(around: LaunchEnvironment, world: MpiWorld) -> LaunchError:
@@ -246,4 +244,8 @@ def _no_tolerance(around: LaunchEnvironment, world: MpiWorld) -> str:
 def _unused_slots(around: LaunchEnvironment, size: int) -> str:
     if around.slots <= size:
         return ""
-    return f"{size} ranks were started; the job was given {around.slots} places"
+    return f"{_started(size, that='')}; the job was given {around.slots} places"
+
+
+def _started(size: int, that: str = "that ") -> str:
+    return f"{counted(size, 'rank')} {that}{'was' if size == 1 else 'were'} started"

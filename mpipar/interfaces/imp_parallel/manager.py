@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from mpipar.errors import MpiparError
+from mpipar.errors import MpiparError, counted
 from mpipar.interfaces.calls import registry
 from mpipar.interfaces.calls.answers import GivenUp, Raised, SetupRaised, WorkersGone
 from mpipar.interfaces.calls.feeds import SubmittedCalls
@@ -304,6 +304,8 @@ def _exception_of(failure: CallFailure) -> Error:
             return RemoteError(exception, traceback, where)
         case GivenUp(task):
             error = Error(f"a task is set aside: {task.kind}: {task.text}")
-            return RemoteError(error, task.traceback, f"the last of {len(task.ranks)} tries")
+            return RemoteError(
+                error, task.traceback, f"the last of {counted(len(task.ranks), 'try', 'tries')}"
+            )
         case WorkersGone(error):
             return NoMoreWorkersError(str(error))

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Protocol
 
-from mpipar.errors import MpiparError
+from mpipar.errors import MpiparError, counted
 from mpipar.interfaces.calls import registry
 from mpipar.interfaces.calls.router import CallRouter
 from mpipar.interfaces.imp_parallel.imp_errors import Error, NetworkError, NoMoreWorkersError
@@ -124,7 +124,7 @@ class MpiRanks:
             self.limit = None  # the whole allocation
         if self.limit is not None and self.limit < self.router.workers:
             sys.stderr.write(
-                f"mpipar: {self.limit} workers were added to the manager, so no more of the "
+                f"mpipar: the manager has {counted(self.limit, 'worker')}, so no more of the "
                 f"{self.router.workers} of this MPI job work at once\n"
             )
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
+from mpipar.errors import counted
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
@@ -69,7 +71,7 @@ def summary(rows: Sequence[ReportRow], where: str) -> list[str]:
             f"{host:<{widths[3]}}  {seconds:>{widths[4]}}  {text}"
         )
     if len(shown) < len(rows):
-        lines.append(f"all {len(rows)} commands: {where}")
+        lines.append(f"all {counted(len(rows), 'command')}: {where}")
     return lines
 
 

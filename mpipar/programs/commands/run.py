@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from mpipar.errors import CommandsFailedError, UsageError
+from mpipar.errors import CommandsFailedError, UsageError, counted
 from mpipar.programs import run_folder
 from mpipar.programs.commands import listing, report
 from mpipar.programs.commands.command_stage import (
@@ -79,7 +79,7 @@ def run(settings: RunSettings, open_pool: OpenPool, view: View) -> None:
         _export(project, COPY, text)
         session = CommandsSession(settings, project, pool, view, commands, outcomes)
         session.run(waiting)
-        project.verdict("done", f"{len(commands)} commands done")
+        project.verdict("done", f"{counted(len(commands), 'command')} done")
     except BaseException as error:
         run_folder.close_after_error(project, error, kept, view.say)
         raise
@@ -125,14 +125,17 @@ def _describe(
     view: View,
 ) -> None:
     """Say what will be run."""
-    view.say(f"{len(commands)} commands in {settings.commands}, to be run in {settings.cwd}")
+    view.say(
+        f"{counted(len(commands), 'command')} in {settings.commands}, to be run in {settings.cwd}"
+    )
     if settings.resume:
         gone = len({outcome.key for outcome in outcomes} - {command.key for command in commands})
         changed = f"; no longer in the file: {gone}" if gone else ""
         view.say(f"{len(commands) - len(waiting)} are done, {len(waiting)} are to be run{changed}")
     if settings.check:
         limit = "no limit" if settings.seconds is None else f"at most {duration(settings.seconds)}"
-        view.say(f"{settings.tries} tries each, {limit}; if one fails: {settings.on_error}")
+        tries = counted(settings.tries, "try", "tries")
+        view.say(f"{tries} each, {limit}; if one fails: {settings.on_error}")
         for pending in waiting[:COMMANDS_LISTED]:
             view.say(f"  line {pending.command.line}: {report.one_line(pending.command)}")
         if len(waiting) > COMMANDS_LISTED:
@@ -173,13 +176,13 @@ class CommandsSession:
         spent = sum(outcome.seconds or 0.0 for outcome in self.outcomes[before:])
         done = sum(row.result == report.DONE for row in rows)
         self.view.say(
-            f"{done} of {len(rows)} commands are done; {duration(spent)} of commands in "
-            f"{duration(time.monotonic() - start)}"
+            f"{done} of {counted(len(rows), 'command')} {'is' if len(rows) == 1 else 'are'} done; "
+            f"{duration(spent)} of commands in {duration(time.monotonic() - start)}"
         )
         if done < len(rows):
             left = len(rows) - done - len(self.failed)
             raise CommandsFailedError(
-                f"{len(self.failed)} of {len(rows)} commands failed"
+                f"{len(self.failed)} of {counted(len(rows), 'command')} failed"
                 + (f", and {left} were not begun (--on-error stop)" if left else "")
                 + f"; see {self.project.path / LOGS}; --resume runs what is not done"
             )

@@ -179,6 +179,27 @@ def test_own_mpirun_comes_first(site, tmp_path):
     assert (found.program, found.is_open_mpi) == (mine, True)
 
 
+@pytest.mark.parametrize("linked", ["file", "folder", "alternatives", "other name"])
+def test_mpirun_is_called_where_it_is_installed(site, tmp_path, linked):
+    home = tmp_path / "opt" / "bin"
+    home.mkdir(parents=True)
+    if linked == "folder":  # as /bin is a link to /usr/bin
+        site.rmdir()
+        site.symlink_to(home)
+        expected = fake(home, "mpirun", OPEN_MPI)
+    elif linked == "file":
+        expected = fake(home, "mpirun", OPEN_MPI)
+        (site / "mpirun").symlink_to(expected)
+    else:  # as Debian does it
+        name = "orterun" if linked == "other name" else "mpirun"
+        expected = site / "mpirun" if linked == "other name" else home / "mpirun"
+        (tmp_path / "alternatives").symlink_to(fake(home, name, OPEN_MPI))
+        (site / "mpirun").symlink_to(tmp_path / "alternatives")
+    fake(home, "ompi_info", "FT MPI support: yes")
+    found = find_launcher(LaunchEnvironment.read({}))
+    assert (found.program, found.is_open_mpi, found.tolerates_faults) == (expected, True, True)
+
+
 @pytest.mark.parametrize(
     ("library", "offered", "options"),
     [

@@ -151,6 +151,29 @@ def test_resume_tells_of_lines_that_are_gone(here):
     assert "1 are done, 0 are to be run; no longer in the file: 1" in said
 
 
+def test_each_command_has_a_log_of_its_own_also_on_a_line_that_was_edited(here):
+    here.write("echo first; false", "echo other; false")
+    here.run(retries=0)
+    here.write("echo edited", "echo other; false")
+    for _ in range(2):
+        here.run(resume=True, retries=0)
+    logs = {log.name: log.read_text() for log in (here.path / "logs").iterdir()}
+    assert sorted(logs) == ["000001-2.log", "000001.log", "000002.log"]
+    assert [logs["000001.log"].count(word) for word in ("first", "edited")] == [2, 0]
+    assert [logs["000001-2.log"].count(word) for word in ("first", "edited")] == [0, 2]
+    assert logs["000002.log"].count("try") == 3
+    named = {row["command"]: row["log"] for row in here.table()}
+    assert named["echo edited"] == "logs/000001-2.log"
+    assert named["echo other; false"] == "logs/000002.log"
+
+
+def test_one_command_is_no_commands(here):
+    here.write("true")
+    said, _ = here.run()
+    assert "1 command in" in said
+    assert "1 of 1 command is done" in said
+
+
 def test_resume_without_a_file_takes_that_of_the_run(here):
     here.write("echo x >>a; false")
     here.run(retries=0)
