@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from mpipar.cryoem.resolution import GOLD_STANDARD, resolution_of
@@ -71,8 +72,10 @@ def write_all(
     with project.export("fsc.txt") as path:
         path.write_text(fsc_table(maps, inputs.box, pixel_size), encoding="utf-8")
     with project.export("settings.toml") as path:
+        # without the folder, which is taken: used again, they make another run
+        again = replace(settings, path=None, resume=False)
         # names that are not UTF-8 are written as they are
-        path.write_text(settings.to_toml(), encoding="utf-8", errors="surrogateescape")
+        path.write_text(again.to_toml(), encoding="utf-8", errors="surrogateescape")
     with project.export("fsc.png") as path:
         _draw(path, maps, volumes["map.mrc"], inputs)
 

@@ -187,6 +187,17 @@ def test_check_refuses_a_folder_that_is_taken(tmp_path: Path) -> None:
     assert [entry.name for entry in (tmp_path / "taken").iterdir()] == ["notes.txt"]
 
 
+def test_the_settings_of_a_run_make_another_run(tmp_path: Path) -> None:
+    made = refine_input.make_input(tmp_path / "input", count=COUNT)
+    words = made.words("--iter", 1, "--path", "out")
+    done = refine_runs.run_here(words, tmp_path)
+    assert done.returncode == 0, done.stderr
+    done = refine_runs.run_here(
+        ["mpipar", "refine", "--settings", "out/settings.toml", "--check"], tmp_path
+    )
+    assert done.returncode == 0, done.stderr
+
+
 def empty_image(made: refine_input.Input) -> None:
     """An image that is not among those which are read first."""
     images = refine_input.demo_images(COUNT)

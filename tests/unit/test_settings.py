@@ -58,6 +58,7 @@ def test_text_becomes_the_declared_type():
         ({"apix": -1.0}, "--apix -1.0: must be at least 0.01 A"),
         ({"input": ""}, "--input '': must be a path"),
         ({"input": 3}, "--input 3: must be a path"),
+        ({"path": "a\0b"}, r"--path 'a\x00b': must be a path, which has no zero bytes"),
         ({"resume": "yes"}, "--resume 'yes': must be true or false"),
     ],
 )

@@ -92,6 +92,7 @@ def test_settings_are_read_back(written: tuple[Small, Maps, Path]) -> None:
     made, _, path = written
     again = RefineSettings.from_mapping(read_settings_file(path / "settings.toml", "refine"))
     assert again.to_mapping() == made.settings.to_mapping()
+    assert again.path is None, "the folder of the run is taken"
 
 
 def test_fsc_table_is_numbers_under_a_resolution(written: tuple[Small, Maps, Path]) -> None:
