@@ -205,3 +205,19 @@ def test_a_write_that_is_lost_is_found_out(tmp_path, monkeypatch):
             assert all(same_bits(kept[name], array) for name, array in given_arrays.items())
             (tmp_path / "s.h5").unlink()
     assert found_out > 5
+
+
+def test_a_file_of_the_first_version_has_no_checksum_after_its_end(tmp_path):
+    def fill(file):
+        file["x"] = np.arange(1000)
+        file.attrs["epoch"] = 1
+
+    for signed in (False, True):
+        path = tmp_path / f"{signed}.h5"
+        segments.write_hdf5(path, fill, lambda _: True, 0, signed=signed)
+        segments.require_signed(path)
+        for change in (b"", b"\0", b"more"):
+            data = path.read_bytes()
+            (tmp_path / "changed.h5").write_bytes(data + change if change else data[:-1])
+            with pytest.raises(CorruptStoreError, match="is damaged"):
+                segments.require_signed(tmp_path / "changed.h5")
