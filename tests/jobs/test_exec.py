@@ -234,7 +234,10 @@ class Point:
 def seen(x: int):
     names = [os.environ.get(name) for name in ("AT_TOP", "LATER", "GONE")]
     ours = [__name__, Point.__module__, seen.__annotations__["x"].__name__, __file__]
-    return [x**options.power, text, sys.argv, os.getcwd(), sys.getrecursionlimit(), *names, *ours]
+    mask = os.umask(0o77)
+    os.umask(mask)
+    there = [os.getcwd(), sys.getrecursionlimit(), mask]
+    return [x**options.power, text, sys.argv, *there, *names, *ours]
 
 if __name__ == "__main__":
     os.chdir("work")
@@ -242,6 +245,7 @@ if __name__ == "__main__":
     os.environ["LATER"] = "set"
     del os.environ["GONE"]
     sys.setrecursionlimit(4321)
+    os.umask(0o27)
     with Executor(2) as executor:
         print(*executor.submit(seen, 2).result())
         print(type(executor.submit(Point, 1).result()) is Point)

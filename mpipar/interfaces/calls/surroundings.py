@@ -18,7 +18,7 @@ __all__ = ["BEGIN", "Surroundings"]
 
 @dataclass(frozen=True)
 class Surroundings:
-    """Arguments, folder, environment and recursion limit of a process."""
+    """Arguments, folder, environment, recursion limit and umask of a process."""
 
     argv: tuple[str, ...]
     cwd: str
@@ -28,6 +28,7 @@ class Surroundings:
 
     Not all variables: ranks have some of their own, from the launcher and their host."""
     moved: bool = False  # whether the program has changed its folder since it began
+    umask: int | None = None  # None: as it was when the program began
 
     @classmethod
     def here(cls, begin: Surroundings | None = None) -> Surroundings:
@@ -41,12 +42,15 @@ class Surroundings:
         if begin is None:
             _environment.clear()
             _environment.update(os.environ)
+            _umask_at_begin[:] = [_umask()]
             return cls(argv, cwd, limit)
         now = dict(os.environ)
         names = {*_environment, *now}
         _changed_ever.update(name for name in names if now.get(name) != _environment.get(name))
         changed = tuple((name, now.get(name)) for name in sorted(_changed_ever))
-        return cls(argv, cwd, limit, changed, cwd != begin.cwd)
+        umask = _umask()
+        new = umask if [umask] != _umask_at_begin else None
+        return cls(argv, cwd, limit, changed, cwd != begin.cwd, new)
 
     def enter(self) -> None:
         """Let this process, a worker, have these surroundings.
@@ -61,6 +65,11 @@ class Surroundings:
         for name, value in self.variables:
             _changed_here[name] = os.environ.get(name)
             _set(name, value)
+        if self.umask is not None:
+            usual = os.umask(self.umask)
+            _umask_here[:] = _umask_here or [usual]
+        elif _umask_here:
+            os.umask(_umask_here.pop())
         self._enter_folder()
 
     def _enter_folder(self) -> None:
@@ -73,8 +82,21 @@ class Surroundings:
 
 
 _environment: Final = dict[str, str]()  # of this process when the user's program began
+_umask_at_begin: Final = list[int]()
 _changed_ever: Final = set[str]()  # names; a worker may have been started at any time
+_umask_here: Final = list[int]()  # that of this process, if `enter` has set another
 _changed_here: Final = dict[str, str | None]()  # what `enter` has set; the values before
+
+
+def _umask() -> int:
+    """Return what this process takes from the rights of its new files."""
+    try:  # without changing it, which another thread would see
+        lines = Path("/proc/self/status").read_text(encoding="utf-8", errors="replace")
+        return int(lines.partition("Umask:")[2].split()[0], 8)
+    except (OSError, ValueError, IndexError):
+        mask = os.umask(0o77)
+        os.umask(mask)
+        return mask
 
 
 def _set(name: str, value: str | None) -> None:

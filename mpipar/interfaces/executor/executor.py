@@ -59,6 +59,7 @@ class Executor(futures.Executor):
         *,
         parallel: str | None = None,
         isolate: bool | None = None,
+        **of_processes: Any,
     ) -> None:
         """Open an executor; any number of them share the workers.
 
@@ -66,7 +67,11 @@ class Executor(futures.Executor):
         initializer   called with initargs once on each worker, before its first call
         parallel      serial or thread:N; None: what the script was started with, or N processes
         isolate       run calls in supervised child processes; None: if parallel is thread:N
+        of_processes  mp_context and max_tasks_per_child of ProcessPoolExecutor: without effect,
+                      because the workers are there already, and stay
         """
+        for name in of_processes.keys() - {"mp_context", "max_tasks_per_child"}:
+            raise TypeError(f"Executor() has no argument {name!r}; see docs/executor.md")
         if max_workers is not None and max_workers <= 0:
             raise ValueError("max_workers must be greater than 0")
         if initializer is not None and not callable(initializer):

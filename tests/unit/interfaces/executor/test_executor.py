@@ -222,6 +222,13 @@ def test_large_callable_object_that_no_worker_can_read_breaks_nothing(monkeypatc
         assert executor.submit(functions.square, 3).result(PATIENCE) == 9
 
 
+def test_arguments_of_the_standard_library_s_executor_are_taken():
+    with Executor(mp_context=None, max_tasks_per_child=3) as executor:
+        assert executor.submit(functions.square, 3).result(PATIENCE) == 9
+    with pytest.raises(TypeError, match="no argument 'max_worker'"):
+        Executor(max_worker=3)
+
+
 def test_executor_whose_workers_are_gone_is_broken(installed):
     with Executor() as executor:
         assert executor.submit(functions.square, 2).result(PATIENCE) == 4
