@@ -173,7 +173,9 @@ def toml_values(text: str, command: str, source: str) -> dict[str, Any]:
     try:
         document = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
-        raise InputError(f"{source} is not valid TOML: {error}") from error
+        raise InputError(
+            f"{source} is not valid TOML: {error}; it has lines such as key = 1"
+        ) from error
     values = {name: value for name, value in document.items() if not isinstance(value, dict)}
     return {**values, **document.get(command, {})}
 

@@ -47,7 +47,10 @@ def file_program(name: str) -> MainProgram:
     try:
         source = path.read_bytes() if name != "-" else sys.stdin.buffer.read()
     except OSError as error:
-        raise MissingInputError(f"the script {name} cannot be read: {error.strerror}") from error
+        raise MissingInputError(
+            f"the script {name} cannot be read: {error.strerror}; give its path as seen from the "
+            "current folder"
+        ) from error
     file = str(path.absolute()) if name != "-" else "<stdin>"
     try:
         # `dont_inherit`: without it the script would have the future statements of this module

@@ -41,7 +41,9 @@ def read(path: Path) -> tuple[list[Command], bytes]:
     except OSError as error:
         target = link_to_nowhere(path)
         leads = f" (it is a link to {target})" if target else ""
-        raise MissingInputError(f"{path}: {error.strerror}{leads}") from error
+        raise MissingInputError(
+            f"{path}: {error.strerror}{leads}; name a file with one shell command per line"
+        ) from error
     commands = parse(data, str(path))
     if not commands:
         raise InputError(f"{path}: there is no command in it; write one shell command per line")

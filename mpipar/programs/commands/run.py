@@ -92,7 +92,7 @@ def _working_folder(settings: RunSettings) -> Path:
     """Return where the commands run; saved with the run, so a resumed run uses the same folder."""
     cwd = (settings.cwd or Path.cwd()).absolute()
     if not cwd.is_dir():
-        raise UsageError(f"--cwd {cwd}: is not a folder")
+        raise UsageError(f"--cwd {cwd}: is not a folder; make it, or name another")
     return cwd
 
 
