@@ -214,7 +214,7 @@ def _convert(flag: str, value: Any, kind: type) -> Any:
     if kind in (str, Path) and (value == "" or not isinstance(value, str | Path)):
         raise UsageError(f"{flag} {value!r}: must be {_KINDS[kind]}")
     if kind is Path and "\0" in str(value):
-        raise UsageError(f"{flag} {value!r}: must be a path, which has no zero bytes")
+        raise UsageError(f"{flag} {str(value)!r}: must be a path, which has no zero bytes")
     try:
         return kind(value)
     except (TypeError, ValueError):
