@@ -236,7 +236,9 @@ def _check_images(
     look = look_at_all(inputs, geometry, lowpassed, cutoff, settings, measure)
     for note in look.notes:
         view.say(f"note: {note}")
-    for line in needs(inputs, geometry, operators, settings, pool.workers):
+    threads_only = not pool.description.startswith("mpi")
+    workers = pool.workers
+    for line in needs(inputs, geometry, operators, settings, workers, threads_only=threads_only):
         view.say(line)
 
 

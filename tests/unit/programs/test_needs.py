@@ -24,3 +24,16 @@ def test_needs_are_said_for_rank_0_workers_disk_and_time(tmp_path: Path) -> None
         )
         assert re.match(r"disk: about \d+ MB for the results", disk)
         assert re.match(r"time: about .* for each iteration over all orientations", time)
+
+
+def test_workers_that_are_threads_share_one_process(tmp_path: Path) -> None:
+    made = small(tmp_path)
+    memory, _, _ = needs(
+        made.inputs,
+        made.data.geometry,
+        operators("c1"),
+        made.settings,
+        4,
+        threads_only=True,
+    )
+    assert re.fullmatch(r"memory: about \d+ MB", memory)
