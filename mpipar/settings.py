@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -171,6 +172,14 @@ examples:
         group=RUNNING,
         changeable=True,
     )
+    gpu: str | None = option(
+        None,
+        help="align on GPUs: auto (all there are, or the processors if there are none) or numbers, "
+        "as in 0,1; workers of a node are dealt to them in turn",
+        default_text="the processors",
+        metavar="WHICH",
+        group=RUNNING,
+    )
     cache: int = option(
         4096,
         help="memory for particle images on each worker",
@@ -187,6 +196,10 @@ examples:
         for name in ("input", "model"):
             if getattr(self, name) is None and not self.resume:
                 raise UsageError(f"{self.flag(name)} is required (or --resume to go on with a run)")
+        if self.gpu is not None and not re.fullmatch(r"auto|\d+(,\d+)*", self.gpu):
+            raise UsageError(
+                f"--gpu={self.gpu}: give auto, or the numbers of GPUs, counted from 0: --gpu 0,1"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

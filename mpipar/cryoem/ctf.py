@@ -37,13 +37,14 @@ class CtfParameters:
 def electron_wavelength(voltage: NDArray[np.float64]) -> NDArray[np.float64]:
     """Return the relativistic wavelength in Angstrom of electrons of `voltage` kV, (p,)."""
     v = voltage * 1e3
-    return np.asarray(12.2643247 / np.sqrt(v * (1.0 + v * 0.978466e-6)))
+    wavelength: NDArray[np.float64] = 12.2643247 / np.sqrt(v * (1.0 + v * 0.978466e-6))
+    return wavelength
 
 
 def contrast_transfer(
     parameters: CtfParameters, frequencies: NDArray[np.floating], box: int, pixel_size: float
 ) -> NDArray[np.float32]:
-    """Return the contrast transfer of each particle at each frequency.
+    """Return the contrast transfer of each particle at each frequency, where the arrays are.
 
     sin(pi L dz q^2 - pi/2 Cs L^3 q^4 + phase shift + asin(Q0)),  dz = (U + V)/2 + (U - V)/2 cos
                                                                   2(direction - angle),
@@ -70,4 +71,5 @@ def contrast_transfer(
     phase = np.pi * wavelength * squared * (defocus - 0.5 * aberration * wavelength**2 * squared)
     phase += np.radians(p.phase_shift)[:, None] + np.arcsin(p.amplitude_contrast)[:, None]
     envelope = p.scale[:, None] * np.exp(-0.25 * p.b_factor[:, None] * squared)
-    return np.asarray(np.sin(phase) * envelope, np.float32)
+    contrast: NDArray[np.float64] = np.sin(phase) * envelope
+    return contrast.astype(np.float32)

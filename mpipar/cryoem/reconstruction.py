@@ -50,13 +50,18 @@ def fixed_point(largest_value: float, largest_weight: float, particles: int) -> 
     return FixedPoint(scale(largest_value), scale(largest_weight))
 
 
+def sums_shape(radius: int) -> tuple[int, int, int, int]:
+    """Return the shape (d, d, h, 3) of sums for slices out to `radius` cycles per box."""
+    reach = OVERSAMPLING * radius + 2
+    return 2 * reach + 1, 2 * reach + 1, reach + 2, 3
+
+
 def empty_sums(radius: int) -> NDArray[np.int64]:
     """Return zero sums for slices out to `radius` cycles per box.
 
     returns  (d, d, h, 3) int64, see `kernels.insertion`
     """
-    reach = OVERSAMPLING * radius + 2
-    return np.zeros((2 * reach + 1, 2 * reach + 1, reach + 2, 3), np.int64)
+    return np.zeros(sums_shape(radius), np.int64)
 
 
 def insert(

@@ -10,7 +10,7 @@ import math
 
 import numpy as np
 
-from mpipar.kernels.interpolation import trilinear
+from mpipar.kernels.interpolation import point_of, trilinear
 from mpipar.kernels.jit import kernel
 
 
@@ -35,13 +35,10 @@ def insert_slices(values, rotations, frequencies, scales, sums):
     one, two = np.uint64(1), np.uint64(2)
     for m in range(values.shape[0]):
         r = rotations[m]
+        columns = r[0, 0], r[0, 1], r[1, 0], r[1, 1], r[2, 0], r[2, 1]
         for v in range(frequencies.shape[0]):
-            kx, ky = frequencies[v, 0], frequencies[v, 1]
-            x = r[0, 0] * kx + r[0, 1] * ky
-            sign = 1.0 if x >= 0 else -1.0
-            x *= sign
-            y = sign * (r[1, 0] * kx + r[1, 1] * ky) + centre
-            z = sign * (r[2, 0] * kx + r[2, 1] * ky) + centre
+            frequency = frequencies[v, 0], frequencies[v, 1]
+            x, y, z, sign = point_of(columns, frequency, 1.0, centre)
             real = values[m, v, 0] * scales[0]
             imaginary = sign * values[m, v, 1] * scales[0]
             weight = values[m, v, 2] * scales[1]

@@ -83,37 +83,61 @@ def shift_data(image, frequencies, table, start, stop, fields):
 
 
 @kernel()
+def gradient_terms(point, data, frequency, turn):
+    """Return what one component adds to cross, quadratic term, and their first derivatives.
+
+    point      from `slices.sample_gradient`
+    data       real and imaginary part of the image's data, moved back, and CTF^2 / noise
+    turn       2 pi / box
+    returns    cross, quadratic; derivative of cross by 3 rotations and 2 shifts; half that of the
+               quadratic term by 3 rotations
+    """
+    pr, pi, xr, xi, yr, yi, zr, zi = point
+    dr, di, e = data
+    kx, ky = frequency
+    r0, i0 = ky * zr, ky * zi
+    r1, i1 = -kx * zr, -kx * zi
+    r2, i2 = kx * yr - ky * xr, kx * yi - ky * xi
+    odd = turn * (pr * di - pi * dr)
+    return (
+        pr * dr + pi * di,
+        e * (pr * pr + pi * pi),
+        r0 * dr + i0 * di,
+        r1 * dr + i1 * di,
+        r2 * dr + i2 * di,
+        kx * odd,
+        ky * odd,
+        e * (r0 * pr + i0 * pi),
+        e * (r1 * pr + i1 * pi),
+        e * (r2 * pr + i2 * pi),
+    )
+
+
+@kernel()
+def fields_of(f, v):
+    """Return the sample and its gradient in column v of `fields`."""
+    return f[0, v], f[1, v], f[2, v], f[3, v], f[4, v], f[5, v], f[6, v], f[7, v]
+
+
+@kernel()
 def add_gradients(f, count, turn, system):
     """Add the score's terms and their first derivatives: rows 5, 6 and 8 of `system`."""
     zero = np.float32(0.0)
-    cross, quadratic, s0, s1, s2, s3, s4, m0, m1, m2 = (
-        zero,
-        zero,
-        zero,
-        zero,
-        zero,
-        zero,
-        zero,
-        zero,
-        zero,
-        zero,
-    )
+    cross, quadratic, s0, s1, s2 = zero, zero, zero, zero, zero
+    s3, s4, m0, m1, m2 = zero, zero, zero, zero, zero
     for v in range(count):
-        pr, pi, dr, di, e, kx, ky = f[0, v], f[1, v], f[8, v], f[9, v], f[10, v], f[11, v], f[12, v]
-        r0, i0 = ky * f[6, v], ky * f[7, v]
-        r1, i1 = -kx * f[6, v], -kx * f[7, v]
-        r2, i2 = kx * f[4, v] - ky * f[2, v], kx * f[5, v] - ky * f[3, v]
-        odd = turn * (pr * di - pi * dr)
-        cross += pr * dr + pi * di
-        quadratic += e * (pr * pr + pi * pi)
-        s0 += r0 * dr + i0 * di
-        s1 += r1 * dr + i1 * di
-        s2 += r2 * dr + i2 * di
-        s3 -= kx * odd
-        s4 -= ky * odd
-        m0 += e * (r0 * pr + i0 * pi)
-        m1 += e * (r1 * pr + i1 * pi)
-        m2 += e * (r2 * pr + i2 * pi)
+        data, frequency = (f[8, v], f[9, v], f[10, v]), (f[11, v], f[12, v])
+        terms = gradient_terms(fields_of(f, v), data, frequency, turn)
+        cross += terms[0]
+        quadratic += terms[1]
+        s0 += terms[2]
+        s1 += terms[3]
+        s2 += terms[4]
+        s3 -= terms[5]
+        s4 -= terms[6]
+        m0 += terms[7]
+        m1 += terms[8]
+        m2 += terms[9]
     system[8, 0] += cross
     system[8, 1] += quadratic
     system[5, 0] += s0
@@ -223,9 +247,11 @@ def factorise(system, scale, damping, low):
 
 
 @kernel()
-def solve_step(system, scale, damping):
-    """Put the damped step into row 7; False if the normal matrix is not positive definite."""
-    low = np.zeros((5, 5))
+def solve_step(system, scale, damping, low):
+    """Put the damped step into row 7; False if the normal matrix is not positive definite.
+
+    low  (5, 5) float64: room for the matrix's factor
+    """
     if not factorise(system, scale, damping, low):
         return False
     step = system[7]
@@ -277,7 +303,9 @@ def limited(step, longest_turn, longest_move):
     """Shorten a step, in place, until it neither turns nor moves too far."""
     turn = math.sqrt(step[0] * step[0] + step[1] * step[1] + step[2] * step[2])
     move = math.sqrt(step[3] * step[3] + step[4] * step[4])
-    step *= min(1.0, longest_turn / max(turn, TINY), longest_move / max(move, TINY))
+    factor = min(1.0, longest_turn / max(turn, TINY), longest_move / max(move, TINY))
+    for i in range(5):
+        step[i] *= factor
 
 
 @kernel(
@@ -309,7 +337,7 @@ def climb(reference, frequencies, image, options, rotations, shifts, scores):
     for v in range(frequencies.shape[0]):
         half = max(half, int(abs(frequencies[v, 0])), int(abs(frequencies[v, 1])))
     scratch = np.empty((2, 2 * half + 1, 2), np.float32), np.empty((13, CHUNK), np.float32)
-    system, trial = np.empty((9, 5)), np.empty((9, 5))
+    system, trial, low = np.empty((9, 5)), np.empty((9, 5)), np.empty((5, 5))
     rotation, shift = np.empty((3, 3)), np.empty(2)
     for k in range(rotations.shape[0]):
         normal_equations(
@@ -320,7 +348,7 @@ def climb(reference, frequencies, image, options, rotations, shifts, scores):
         x, y = shifts[k]
         widest = max(options.largest_shift * options.largest_shift, x * x + y * y)
         for _ in range(options.steps):
-            if not solve_step(system, best_scale(system, free), damping):
+            if not solve_step(system, best_scale(system, free), damping, low):
                 break
             step = system[7]
             limited(step, options.longest_turn, options.longest_move)

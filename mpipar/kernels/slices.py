@@ -9,8 +9,27 @@ from __future__ import annotations
 
 import numpy as np
 
-from mpipar.kernels.interpolation import trilinear
+from mpipar.kernels.interpolation import point_of, trilinear
 from mpipar.kernels.jit import kernel
+
+
+@kernel()
+def sample(flat, side, height, columns, frequency):
+    """Interpolate one component of a slice; return its real and imaginary part.
+
+    flat          the reference as one flat array, float32
+    side, height  d and h of the reference
+    columns       see `point_of`, float32; frequency in voxels of the reference
+    """
+    two, row, plane = np.uint64(2), np.uint64(2 * height), np.uint64(2 * height * side)
+    x, y, z, sign = point_of(columns, frequency, np.float32(1.0), np.float32(side // 2))
+    # shifted by the centre both are positive, so that cutting off the fraction is the floor
+    i, j, k = int(x), int(y), int(z)
+    fractions = x - np.float32(i), y - np.float32(j), z - np.float32(k)
+    at = np.uint64(((k * side + j) * height + i) * 2)
+    real = trilinear(flat, at, two, row, plane, fractions)
+    imaginary = trilinear(flat, at + np.uint64(1), two, row, plane, fractions)
+    return real, sign * imaginary
 
 
 @kernel("void(float32[:,:,:,::1], float32[:,:,::1], float32[:,::1], float32[:,::1])", changes=(3,))
@@ -25,24 +44,14 @@ def extract_slices(reference, rotations, frequencies, slices):
     """
     flat = reference.reshape(-1)
     side, height = reference.shape[0], reference.shape[2]
-    centre = np.float32(side // 2)
-    two, row, plane = np.uint64(2), np.uint64(2 * height), np.uint64(2 * height * side)
     for m in range(rotations.shape[0]):
         r = rotations[m]
+        columns = r[0, 0], r[0, 1], r[1, 0], r[1, 1], r[2, 0], r[2, 1]
         for v in range(frequencies.shape[0]):
-            kx, ky = frequencies[v, 0], frequencies[v, 1]
-            x = r[0, 0] * kx + r[0, 1] * ky
-            sign = np.float32(1.0) if x >= 0 else np.float32(-1.0)
-            x *= sign
-            # shifted by the centre both are positive, so that cutting off the fraction is the floor
-            y = sign * (r[1, 0] * kx + r[1, 1] * ky) + centre
-            z = sign * (r[2, 0] * kx + r[2, 1] * ky) + centre
-            i, j, k = int(x), int(y), int(z)
-            fx, fy, fz = x - np.float32(i), y - np.float32(j), z - np.float32(k)
-            at = np.uint64(((k * side + j) * height + i) * 2)
-            for part in range(2):
-                value = trilinear(flat, at + np.uint64(part), two, row, plane, (fx, fy, fz))
-                slices[m, 2 * v + part] = value if part == 0 else sign * value
+            frequency = frequencies[v, 0], frequencies[v, 1]
+            real, imaginary = sample(flat, side, height, columns, frequency)
+            slices[m, 2 * v] = real
+            slices[m, 2 * v + 1] = imaginary
 
 
 @kernel()

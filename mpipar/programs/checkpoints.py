@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mpipar.cryoem.alignment import Poses
-from mpipar.errors import CorruptStoreError, InputError
+from mpipar.errors import CorruptStoreError, InputError, UnavailableError
 from mpipar.programs.convergence import FinishedIteration
 from mpipar.programs.dataset import ImageConstants
 from mpipar.programs.iteration import Maps, RefineState
@@ -42,9 +42,14 @@ def fingerprint(inputs: RefineInputs) -> str:
     return digest.hexdigest()
 
 
-def environment() -> dict[str, str]:
-    """Return what the bits of a result depend on besides input and settings, as name: version."""
+def environment(device: str = "") -> dict[str, str]:
+    """Return what the bits of a result depend on besides input and settings, as name: version.
+
+    device   the GPU and its libraries, if one aligns
+    """
     own = {"cpu": _cpu(), "python": platform.python_version(), "mpipar": __version__}
+    if device:
+        own["device"] = device
     return own | {name: version(name) for name in LIBRARIES}
 
 
@@ -57,11 +62,21 @@ def _cpu() -> str:
     return platform.machine()
 
 
-def changed_environment(project: Project) -> list[str]:
-    """Return what of `environment` has changed since the run began: "numpy was 2.1, is 2.2"."""
+def changed_environment(project: Project, device: str = "") -> list[str]:
+    """Return what of `environment` has changed since the run began: "numpy was 2.1, is 2.2".
+
+    raises   UnavailableError if the run began on a GPU and has none now, or the other way round
+    """
     with _understood(project):
         then = project.load(project.commits()[0]).attributes["environment"]
-    now = environment()
+        before = then.get("device", "")
+    if bool(before) != bool(device):
+        raise UnavailableError(
+            f"{project.path} was begun on {before or 'processors'}, and now there is "
+            f"{device or 'no GPU'}: the two do not give the same bits; resume it on what it was "
+            "begun on, or begin a new run"
+        )
+    now = environment(device)
     return [
         f"{name} was {then.get(name, 'not recorded')}, is {value}"
         for name, value in now.items()
@@ -70,11 +85,16 @@ def changed_environment(project: Project) -> list[str]:
 
 
 def commit_first(
-    project: Project, constants: ImageConstants, state: RefineState, input_hash: str
+    project: Project,
+    constants: ImageConstants,
+    state: RefineState,
+    input_hash: str,
+    device: str = "",
 ) -> None:
     """Commit 0: what stays the same, and the state before the first iteration.
 
     input_hash   of `fingerprint`
+    device       the GPU and its libraries, if one aligns
     """
     arrays: dict[str, NDArray[Any]] = {
         "half": constants.half,
@@ -87,7 +107,7 @@ def commit_first(
         **_state_attributes(state),
         "normalised": constants.normalised,
         "input": input_hash,
-        "environment": environment(),
+        "environment": environment(device),
         "history": [],
     }
     project.commit(0, arrays, attributes)

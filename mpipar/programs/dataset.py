@@ -10,11 +10,12 @@ import numpy as np
 
 from mpipar.cryoem import masks, noise
 from mpipar.cryoem.ctf import CtfParameters
+from mpipar.cryoem.device.device_memory import LARGEST_DEVICE_BLOCK
 from mpipar.cryoem.fourier import components, filter_shells, largest_radius, lowpass_gain
 from mpipar.cryoem.search_plan import Sampling, finer_for
 from mpipar.errors import InputError
 from mpipar.programs import copies
-from mpipar.programs.stages import MASK_EDGE, ImageGeometry, MeasuredRows
+from mpipar.programs.block_rows import MASK_EDGE, ImageGeometry, MeasuredRows
 from mpipar.runtime.stage import Task
 
 if TYPE_CHECKING:
@@ -23,12 +24,14 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from mpipar.formats.particles import ParticleSet
+    from mpipar.programs.devices import DeviceChoice
     from mpipar.programs.inputs import RefineInputs
     from mpipar.programs.stages import ImageStatistics
     from mpipar.settings import RefineSettings
 
 BLOCKS_WANTED = 128  # at least, if that does not make them too small
 SMALLEST_BLOCK, LARGEST_BLOCK = 8, 64  # particles
+DEVICE_BLOCKS = 16  # at least, if that does not make them smaller than a processor's
 NORMALISED = 0.25
 """How far backgrounds may be from mean 0 and deviation 1 before images count as not normalised."""
 
@@ -70,12 +73,15 @@ def half_sets(particles: ParticleSet, seed: int) -> NDArray[np.int8]:
     return copies.together(drawn, first)
 
 
-def blocks_of(half: NDArray[np.int8]) -> tuple[NDArray[np.int64], ...]:
+def blocks_of(half: NDArray[np.int8], *, on_devices: bool = False) -> tuple[NDArray[np.int64], ...]:
     """Cut each half set into blocks of particle indices.
 
-    The blocks depend on the half sets only, not on the number of workers.
+    The blocks depend on the half sets and the kind of device only, not on the number of workers.
+    A GPU is filled by many images at once.
     """
     size = min(LARGEST_BLOCK, max(SMALLEST_BLOCK, math.ceil(len(half) / BLOCKS_WANTED)))
+    if on_devices:
+        size = min(LARGEST_DEVICE_BLOCK, max(LARGEST_BLOCK, math.ceil(len(half) / DEVICE_BLOCKS)))
     blocks: list[NDArray[np.int64]] = []
     for number in (1, 2):
         rows = np.flatnonzero(half == number)
@@ -143,6 +149,7 @@ class Dataset:
     largest         (s,) bound on any amplitude of a shell, gains applied
     largest_ctf     bound on any contrast transfer
     blocks          particle indices of each block, all of one half set
+    devices         the GPUs that align; None: the processors
     """
 
     geometry: ImageGeometry
@@ -157,6 +164,7 @@ class Dataset:
     largest_ctf: float
     blocks: tuple[NDArray[np.int64], ...]
     seed: int
+    devices: DeviceChoice | None = None
 
 
 @dataclass(frozen=True)
@@ -239,6 +247,7 @@ def make_dataset(
     geometry: ImageGeometry,
     operators: NDArray[np.float64],
     constants: ImageConstants,
+    devices: DeviceChoice | None = None,
 ) -> Dataset:
     """Put together what stays the same through a refinement."""
     box, pixel_size = inputs.box, inputs.pixel_size
@@ -256,8 +265,9 @@ def make_dataset(
         gain=constants.gain,
         largest=constants.largest,
         largest_ctf=largest_contrast(ctf_of(inputs.particles), pixel_size),
-        blocks=blocks_of(constants.half),
+        blocks=blocks_of(constants.half, on_devices=devices is not None),
         seed=settings.seed,
+        devices=devices,
     )
 
 

@@ -12,17 +12,19 @@ from mpipar.cryoem.fourier import shell_means
 from mpipar.cryoem.masks import soft_sphere
 from mpipar.formats.tables import row_list
 from mpipar.programs import contrast, copies, dataset
-from mpipar.programs.stages import MASK_EDGE, MeasureStage
+from mpipar.programs.block_rows import MASK_EDGE
+from mpipar.programs.stages import MeasureStage
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from numpy.typing import NDArray
 
+    from mpipar.programs.block_rows import ImageGeometry
     from mpipar.programs.dataset import ImageConstants
     from mpipar.programs.images import StackSource
     from mpipar.programs.inputs import RefineInputs
-    from mpipar.programs.stages import ImageGeometry, ImageStatistics
+    from mpipar.programs.stages import ImageStatistics
     from mpipar.runtime.stage import Task
     from mpipar.settings import RefineSettings
 

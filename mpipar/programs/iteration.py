@@ -12,8 +12,9 @@ from mpipar.cryoem import alignment, noise, reconstruction, resolution, rotation
 from mpipar.cryoem.alignment import Poses, SearchPlan
 from mpipar.cryoem.fourier import components, filter_shells, lowpass_gain
 from mpipar.cryoem.solvent import solvent_mask
+from mpipar.programs.block_rows import ParticleRows
 from mpipar.programs.dataset import first_shifts
-from mpipar.programs.stages import AlignStage, ParticleRows
+from mpipar.programs.stages import AlignStage
 from mpipar.runtime.stage import Task
 
 if TYPE_CHECKING:
@@ -121,7 +122,7 @@ def align_stage(
 ) -> AlignStage:
     """Return the iteration's stage; `complete`: every shell up to Nyquist is back-projected."""
     radius = data.sampling.insertion_radius(plan.radius, complete)
-    return AlignStage(data.geometry, plan, radius, fixed_point(data, state))
+    return AlignStage(data.geometry, plan, radius, fixed_point(data, state), data.devices)
 
 
 def shared_arrays(

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 
 from mpipar.cryoem.alignment import shift_grid
+from mpipar.cryoem.device.device_memory import LARGEST_DEVICE_BLOCK, device_bytes
 from mpipar.cryoem.fourier import components, largest_radius
 from mpipar.cryoem.reconstruction import empty_sums
 from mpipar.cryoem.rotations import orientation_grid
@@ -23,8 +24,8 @@ from mpipar.views.progress import duration
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from mpipar.programs.block_rows import ImageGeometry
     from mpipar.programs.inputs import RefineInputs
-    from mpipar.programs.stages import ImageGeometry
     from mpipar.settings import RefineSettings
 
 MEGABYTE: Final = 1e6
@@ -75,11 +76,28 @@ def needs(
     memory = f"{_bytes(master)} on rank 0, {_bytes(worker)} on each of {workers} workers"
     if threads_only:
         memory = _bytes(master + images * workers + 2 * sums * (workers - 1))
-    return [
+    lines = [
         f"memory: about {memory}",
         f"disk: about {_bytes(results)} for the results and {_bytes(commit)} for each iteration",
         f"time: about {duration(seconds)} for each iteration over all orientations; often 5 to 10",
     ]
+    if settings.gpu is not None:
+        device = _bytes(device_need(inputs, symmetry, settings.seed))
+        lines.append(f"GPU memory: about {device} for each worker; the time is that of processors")
+    return lines
+
+
+def device_need(inputs: RefineInputs, symmetry: NDArray[np.float64], seed: int) -> float:
+    """Return the bytes that a worker takes of its GPU in the largest iteration.
+
+    symmetry   (g, 3, 3)
+    """
+    box, finest = inputs.box, largest_radius(inputs.box)
+    sampling = Sampling(box, 0.7 * box, finest, len(symmetry))
+    plan = plan_search(sampling, finest, exhaustive=True, free_scale=True)
+    grid = orientation_grid(plan.step, symmetry, np.random.SeedSequence(seed))
+    images = min(inputs.particles.count, LARGEST_DEVICE_BLOCK)
+    return device_bytes(box, plan, finest, len(grid), images)
 
 
 def _speed(values: int) -> float:

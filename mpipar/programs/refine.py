@@ -12,11 +12,11 @@ from mpipar.cryoem import symmetry
 from mpipar.cryoem.fourier import filter_shells, largest_radius, lowpass_gain
 from mpipar.cryoem.search_plan import plan_search
 from mpipar.cryoem.symmetry_check import CONVINCING, fitting_setting
-from mpipar.programs import checkpoints, dataset, exports, iteration, run_folder
+from mpipar.programs import checkpoints, dataset, devices, exports, iteration, run_folder
 from mpipar.programs.convergence import FinishedIteration, NextIteration, decide
 from mpipar.programs.first_look import look_at_all
 from mpipar.programs.inputs import RefineInputs, read_inputs
-from mpipar.programs.needs import needs
+from mpipar.programs.needs import device_need, needs
 from mpipar.programs.volumes import centre_notes
 from mpipar.runtime.process import signals
 from mpipar.runtime.reports import CANNOT_REPLACE
@@ -27,11 +27,13 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from mpipar.cryoem.alignment import SearchPlan
+    from mpipar.programs.block_rows import ImageGeometry
     from mpipar.programs.dataset import Dataset
+    from mpipar.programs.devices import DeviceChoice
     from mpipar.programs.first_look import FirstLook
     from mpipar.programs.images import StackSource
     from mpipar.programs.iteration import Maps, RefineState
-    from mpipar.programs.stages import ImageGeometry, ImageStatistics, MeasureStage
+    from mpipar.programs.stages import ImageStatistics, MeasureStage
     from mpipar.runtime.pool import Pool
     from mpipar.runtime.reports import PoolStatistics, RunResult
     from mpipar.runtime.stage import Stage, Task
@@ -60,7 +62,7 @@ class Clock:
 
 @dataclass
 class RefineSession:
-    """One run: its settings, input, project folder, pool, view, and history."""
+    """One run: its settings, input, project folder, pool, view, history, and GPUs."""
 
     settings: RefineSettings
     inputs: RefineInputs
@@ -69,6 +71,8 @@ class RefineSession:
     view: View
     clock: Clock
     history: list[FinishedIteration] = field(default_factory=list)
+    devices: DeviceChoice | None = None
+    device: str = ""
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
@@ -130,6 +134,7 @@ def run(settings: RefineSettings, open_pool: OpenPool, view: View) -> None:
         if settings.replace_lost and not pool.replace_lost():
             view.say(f"note: {CANNOT_REPLACE}")
         session = RefineSession(settings, inputs, project, pool, view, clock)
+        session.devices, session.device = _devices(session, operators)
         data, state = _prepare(session, operators)
         _refine(session, data, state)
         project.verdict("done", "refinement finished")
@@ -179,6 +184,22 @@ def _describe(inputs: RefineInputs, notes: list[str], view: View) -> None:
         view.say(f"note: {note}")
 
 
+def _devices(
+    session: RefineSession, operators: NDArray[np.float64]
+) -> tuple[DeviceChoice | None, str]:
+    """Return the GPUs that align and their name; None and nothing: the processors align."""
+    settings, inputs = session.settings, session.inputs
+    if settings.gpu is None:
+        return None, ""
+    needed = device_need(inputs, operators, settings.seed)
+    choice, found = devices.choose(session.pool, settings.gpu, needed)
+    if choice is None:
+        session.view.say(f"note: {found}; the processors align")
+        return None, ""
+    session.view.say(f"aligning on {found}")
+    return choice, found
+
+
 def _prepare(session: RefineSession, operators: Any) -> tuple[Dataset, RefineState]:
     """Return the data set, and the state to go on from: the last commit's, or a first one."""
     settings, inputs, project = session.settings, session.inputs, session.project
@@ -186,20 +207,24 @@ def _prepare(session: RefineSession, operators: Any) -> tuple[Dataset, RefineSta
     lowpassed, cutoff, geometry = _lowpassed(inputs, settings, operators, session.view)
     if project.commits():
         constants = checkpoints.load_constants(project, input_hash)
-        for change in checkpoints.changed_environment(project):
+        for change in checkpoints.changed_environment(project, session.device):
             session.view.say(f"note: the bits may differ from an undisturbed run's: {change}")
         session.history = checkpoints.load_history(project)
-        session.pool.serve(inputs.stacks.divided(dataset.blocks_of(constants.half)))
-        data = dataset.make_dataset(inputs, settings, geometry, operators, constants)
+        data = dataset.make_dataset(
+            inputs, settings, geometry, operators, constants, session.devices
+        )
+        session.pool.serve(inputs.stacks.divided(data.blocks))
         return data, checkpoints.load_state(project)
     look = _first_look(session, geometry, lowpassed, cutoff)
     constants = look.constants
     for note in look.notes:
         session.view.say(f"note: {note}")
-    data = dataset.make_dataset(inputs, settings, geometry, operators, constants)
+    data = dataset.make_dataset(inputs, settings, geometry, operators, constants, session.devices)
+    if session.devices is not None:
+        session.pool.serve(inputs.stacks.divided(data.blocks))
     state = iteration.first_state(inputs, data, look.spectra, lowpassed, cutoff)
     with session.phase("saving"), signals.postponed():
-        checkpoints.commit_first(project, constants, state, input_hash)
+        checkpoints.commit_first(project, constants, state, input_hash, session.device)
     return data, state
 
 

@@ -11,9 +11,10 @@ import numpy as np
 
 from mpipar.cryoem import alignment, masks, noise, reconstruction
 from mpipar.cryoem.alignment import GridSearch, Poses, Reference, SearchPlan
-from mpipar.cryoem.ctf import CtfParameters, contrast_transfer
+from mpipar.cryoem.ctf import contrast_transfer
 from mpipar.cryoem.fourier import Components, components, image_components, largest_radius
 from mpipar.cryoem.signatures import signatures
+from mpipar.programs.block_rows import MASK_EDGE, ImageGeometry, MeasuredRows, ParticleRows
 from mpipar.runtime.stage import Block, Stage, Task
 
 if TYPE_CHECKING:
@@ -21,46 +22,11 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-MASK_EDGE = 5.0
-"""Width in pixels of the soft edge of the disc that images are masked with for alignment."""
+    from mpipar.programs.device_block import DeviceAligner
+    from mpipar.programs.devices import DeviceChoice
 
 MODERATE = (1e-10, 1e10)
 """Grey values within these bounds have squares and sums that fit float32."""
-
-
-@dataclass(frozen=True)
-class ImageGeometry:
-    """What stages know of the images."""
-
-    box: int  # pixels
-    pixel_size: float  # A
-    radius: float  # of the particle, pixels
-
-
-@dataclass(frozen=True)
-class ParticleRows:
-    """The payload of AlignStage's tasks: the particles of a block, one row each.
-
-    half           half set of all of them, 1 or 2
-    offset, gain   (b,) an image is used as (image - offset) * gain
-    poses          the last ones
-    settled        (b,) whether a search over all orientations has confirmed the pose
-    """
-
-    half: int
-    ctf: CtfParameters
-    offset: NDArray[np.float64]
-    gain: NDArray[np.float64]
-    poses: Poses
-    settled: NDArray[np.bool_]
-
-
-@dataclass(frozen=True)
-class MeasuredRows:
-    """The payload of MeasureStage's tasks: CTF and shifts (b, 2) in pixels of a block's images."""
-
-    ctf: CtfParameters
-    shifts: NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -172,6 +138,7 @@ class AlignState:
     lock: threading.Lock = field(default_factory=threading.Lock)
     grids: dict[int, GridSearch] = field(default_factory=dict)
     sums: dict[str, NDArray[np.int64]] = field(default_factory=dict)
+    aligner: DeviceAligner | None = None
 
 
 class AlignStage(Stage):
@@ -179,6 +146,8 @@ class AlignStage(Stage):
 
     Shared arrays: ``reference1, reference2`` (transforms), ``noise`` (2, s) and, for an exhaustive
     search, ``orientations`` (o, 3, 3).
+
+    devices  the GPUs that do it; None: the processors
     """
 
     def __init__(
@@ -187,18 +156,30 @@ class AlignStage(Stage):
         plan: SearchPlan,
         insertion_radius: int,
         scales: reconstruction.FixedPoint,
+        devices: DeviceChoice | None = None,
     ) -> None:
         self.geometry = geometry
         self.plan = plan
         self.insertion_radius = insertion_radius
         self.scales = scales
+        self.devices = devices
 
     def start(self, shared: Mapping[str, Any]) -> AlignState:
-        return AlignState(shared, components(self.geometry.box, self.insertion_radius))
+        state = AlignState(shared, components(self.geometry.box, self.insertion_radius))
+        if self.devices is not None:
+            from mpipar.programs.device_block import DeviceAligner
+
+            accelerator, plan = self.devices.open(), self.plan
+            state.aligner = DeviceAligner(
+                accelerator, self.geometry, plan, self.insertion_radius, self.scales, shared
+            )
+        return state
 
     def run(self, task: Task, block: Block | None, state: AlignState) -> AlignResult:
         assert block is not None
         rows: ParticleRows = task.payload
+        if state.aligner is not None:
+            return AlignResult(*state.aligner.align(rows, block["images"]))
         wanted, half = state.wanted, rows.half
         images = (block["images"] - rows.offset[:, None, None].astype(np.float32)) * rows.gain[
             :, None, None
@@ -221,7 +202,7 @@ class AlignStage(Stage):
         return AlignResult(found, residual)
 
     def partial(self, state: AlignState) -> dict[str, NDArray[np.int64]]:
-        return state.sums
+        return state.sums if state.aligner is None else state.aligner.sums()
 
     def _grid(self, state: AlignState, half: int, reference: Reference) -> GridSearch | None:
         if not self.plan.exhaustive:

@@ -21,6 +21,7 @@ __all__ = [
     "FAULT_TOLERANCE",
     "FAULT_TOLERANT_MPI4PY",
     "GRID_ENGINE_HOSTS",
+    "LOCAL_RANKS",
     "RANK_UNDER_PMIX",
     "RELAUNCHED",
     "SIZE_AND_RANK",
@@ -42,6 +43,13 @@ SIZE_AND_RANK: Final = (
     ("PMI_SIZE", "PMI_RANK"),
 )
 """Number of ranks and own rank, as MPI launchers say them."""
+LOCAL_RANKS: Final = (
+    "OMPI_COMM_WORLD_LOCAL_RANK",
+    "MPI_LOCALRANKID",
+    "MV2_COMM_WORLD_LOCAL_RANK",
+    "SLURM_LOCALID",
+)
+"""Own number among the ranks of the node, as launchers say it."""
 SLURM_STEP: Final = ("SLURM_STEP_NUM_TASKS", "SLURM_PROCID", "SLURM_STEP_ID")
 """Number of tasks, own task and number of the step, as srun says them."""
 RANK_UNDER_PMIX: Final = "PMIX_RANK"

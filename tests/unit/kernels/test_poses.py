@@ -185,7 +185,7 @@ def test_step_solves_the_damped_normal_equations():
     root = random.normal(size=(5, 7))
     system = np.zeros((9, 5))
     system[:5], system[5:7] = root @ root.T, random.normal(size=(2, 5))
-    assert poses.solve_step(system, 0.7, 0.1)
+    assert poses.solve_step(system, 0.7, 0.1, np.empty((5, 5)))
     matrix = root @ root.T * 0.49
     matrix[np.diag_indices(5)] *= 1.1
     right = 0.7 * system[5] - 0.49 * system[6]
@@ -193,7 +193,7 @@ def test_step_solves_the_damped_normal_equations():
 
 
 def test_no_step_where_the_matrix_is_singular():
-    assert not poses.solve_step(np.zeros((9, 5)), 1.0, 0.1)
+    assert not poses.solve_step(np.zeros((9, 5)), 1.0, 0.1, np.empty((5, 5)))
 
 
 @pytest.mark.parametrize("step", [(0, 0, 0), (1e-9, 0, 0), (0.3, -0.2, 0.5), (0, 0, 3.0)])

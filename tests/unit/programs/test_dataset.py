@@ -15,7 +15,8 @@ from mpipar.cryoem.fourier import components, image_components
 from mpipar.errors import InputError
 from mpipar.formats.star import read_particles
 from mpipar.programs import dataset, iteration
-from mpipar.programs.stages import ImageGeometry, MeasureStage
+from mpipar.programs.block_rows import ImageGeometry
+from mpipar.programs.stages import MeasureStage
 from mpipar.runtime.stage import Task
 from tests.support.blocks import write_particle_input
 from tests.support.small_refinement import Small, small

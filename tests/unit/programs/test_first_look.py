@@ -233,7 +233,8 @@ def test_a_set_of_one_image_many_times_is_refused(tmp_path: Path) -> None:
 
 def measure_alone(found: FirstLook) -> NDArray[np.float64]:
     """The largest amplitudes of images that are read in the blocks which were cut anew."""
-    from mpipar.programs.stages import ImageGeometry, MeasureStage
+    from mpipar.programs.block_rows import ImageGeometry
+    from mpipar.programs.stages import MeasureStage
 
     images = found.source.images(np.arange(COUNT))
     half = found.constants.half

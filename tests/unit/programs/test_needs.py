@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from mpipar.cryoem.symmetry import operators
@@ -37,3 +38,10 @@ def test_workers_that_are_threads_share_one_process(tmp_path: Path) -> None:
         threads_only=True,
     )
     assert re.fullmatch(r"memory: about \d+ MB", memory)
+
+
+def test_the_memory_of_a_gpu_is_said_if_one_is_asked_for(tmp_path: Path) -> None:
+    made = small(tmp_path)
+    settings = replace(made.settings, gpu="auto")
+    *_, device = needs(made.inputs, made.data.geometry, operators("c1"), settings, 2)
+    assert re.match(r"GPU memory: about \d\.\d GB for each worker", device)

@@ -18,14 +18,8 @@ from mpipar.cryoem.fourier import components
 from mpipar.cryoem.resolution import fourier_shell_correlation
 from mpipar.cryoem.rotations import angle_between, orientation_grid
 from mpipar.cryoem.search_plan import Sampling, plan_search
-from mpipar.programs.stages import (
-    AlignResult,
-    AlignStage,
-    AlignState,
-    ImageGeometry,
-    MeasureStage,
-    ParticleRows,
-)
+from mpipar.programs.block_rows import ImageGeometry, ParticleRows
+from mpipar.programs.stages import AlignResult, AlignStage, AlignState, MeasureStage
 from mpipar.runtime.stage import Task
 
 if TYPE_CHECKING:

@@ -1,0 +1,40 @@
+"""How much of a GPU's memory an alignment takes: by a formula, before anything is on the card."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import numpy as np
+
+from mpipar.cryoem.alignment import SearchPlan, shift_grid
+from mpipar.cryoem.fourier import components
+from mpipar.cryoem.reconstruction import sums_shape
+
+ROWS_PER_PRODUCT: Final = 8192
+"""Rows of one matrix product of the grid search, images times shifts: enough that starting it takes
+no time beside it. The products of 15,000 orientations then take 500 MB."""
+LARGEST_DEVICE_BLOCK: Final = 512  # images: enough to fill a card
+LIBRARIES: Final = 700e6  # bytes: the context, cuBLAS, cuFFT, compiled kernels
+
+
+def device_bytes(box: int, plan: SearchPlan, radius: int, orientations: int, images: int) -> float:
+    """Return about how many bytes a worker takes of its card.
+
+    radius   cycles per box that are back-projected
+    images   of one block
+    """
+    voxels = int(np.prod(sums_shape(plan.radius)[:3]))
+    halves = 2.0 * (8 * voxels + 8 * int(np.prod(sums_shape(radius))))
+    coarse = len(components(box, plan.coarse_radius).shell)
+    shifts = len(shift_grid(plan.shift_range, plan.shift_step))
+    search = 2.0 * 12 * orientations * coarse
+    products = 4.0 * ROWS_PER_PRODUCT * orientations + 8.0 * images * shifts * coarse
+    scores = 10.0 * images * orientations
+    pixels = 32.0 * images * box * box  # the images, discs and their temporary arrays
+    values = 100.0 * images * len(components(box, radius).shell)
+    return (
+        LIBRARIES
+        + halves
+        + (search + products + scores if plan.exhaustive else 0)
+        + max(pixels, values)
+    )

@@ -1,0 +1,142 @@
+"""What AlignStage does with a block of images on a GPU, where references and sums stay."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mpipar.cryoem import noise, reconstruction
+from mpipar.cryoem.alignment import Poses
+from mpipar.cryoem.device import device_alignment, device_images
+from mpipar.cryoem.device.device_alignment import DeviceGridSearch, DeviceReference
+from mpipar.cryoem.fourier import components
+from mpipar.programs.block_rows import MASK_EDGE
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from numpy.typing import NDArray
+
+    from mpipar.cryoem.alignment import SearchPlan
+    from mpipar.cryoem.device.accelerator import Accelerator
+    from mpipar.cryoem.device.device_alignment import DevicePoses
+    from mpipar.cryoem.reconstruction import FixedPoint
+    from mpipar.programs.block_rows import ImageGeometry, ParticleRows
+
+
+ONE_AT_A_TIME = threading.Lock()
+"""Threads of a process compute one after the other; meanwhile others copy their next block."""
+
+
+@dataclass
+class DeviceHalf:
+    """What the device holds for one half set."""
+
+    reference: DeviceReference
+    weights: Any
+    search: DeviceGridSearch | None
+    sums: Any
+
+
+@dataclass
+class DeviceAligner:
+    """Aligns and inserts blocks of images on one GPU, in one iteration.
+
+    shared   the arrays that AlignStage names
+    """
+
+    accelerator: Accelerator
+    geometry: ImageGeometry
+    plan: SearchPlan
+    insertion_radius: int
+    scales: FixedPoint
+    shared: Mapping[str, Any]
+    halves: dict[int, DeviceHalf] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        wanted = components(self.geometry.box, self.insertion_radius)
+        self.wanted = device_images.components_on(self.accelerator, wanted)
+        self.shape = reconstruction.sums_shape(self.insertion_radius)
+
+    def half(self, number: int) -> DeviceHalf:
+        """Return what the device holds for a half set, put there when first needed."""
+        if number not in self.halves:
+            on, wanted = self.accelerator, self.wanted
+            transform = self.shared[f"reference{number}"]
+            reference = device_alignment.reference_on(on, transform, self.geometry.box)
+            weights = on.to_device(noise.weights(self.shared["noise"][number - 1], wanted.host))
+            search = None
+            if self.plan.exhaustive:
+                orientations = self.shared["orientations"]
+                search = DeviceGridSearch(reference, orientations, self.plan, wanted)
+            sums = on.xp.zeros(int(np.prod(self.shape)), np.int64)
+            self.halves[number] = DeviceHalf(reference, weights, search, sums)
+        return self.halves[number]
+
+    def align(
+        self, rows: ParticleRows, pixels: NDArray[np.float32]
+    ) -> tuple[Poses, NDArray[np.float64]]:
+        """Return the new poses of a block, and the power per shell (s,) that these leave."""
+        with self.accelerator.active():
+            there = self.accelerator.upload(pixels)
+            with ONE_AT_A_TIME:
+                return self._align(rows, there)
+
+    def _align(self, rows: ParticleRows, pixels: Any) -> tuple[Poses, NDArray[np.float64]]:
+        on, wanted, box = self.accelerator, self.wanted, self.geometry.box
+        half = self.half(rows.half)
+        offset, gain = (
+            on.to_device(values.astype(np.float32))[:, None, None]
+            for values in (rows.offset, rows.gain)
+        )
+        images = (pixels - offset) * gain
+        frequencies = wanted.frequencies
+        ctf = device_images.contrast_on(on, rows.ctf, frequencies, box, self.geometry.pixel_size)
+        centres = on.to_device(np.rint(rows.poses.shifts))
+        discs = device_images.soft_discs(on, box, centres, self.geometry.radius, MASK_EDGE)
+        masked = device_images.image_components(on, images * discs, wanted)
+        data = device_images.weigh(on, masked, ctf, half.weights)
+        data[:, 0] = 0.0  # zero frequency holds the background's offset, not the particle
+        search = None if half.search is None else (half.search, ~rows.settled)
+        found = device_alignment.find_poses(
+            half.reference, wanted, data, rows.poses, self.plan, search
+        )
+        residual = self._residual(half, masked, ctf, found)
+        self._insert(half, device_images.image_components(on, images, wanted), ctf, found)
+        values = (found.rotations, found.shifts, found.score)
+        return Poses(*map(on.to_host, values)), wanted.host.shell_sums(on.to_host(residual))
+
+    def sums(self) -> dict[str, NDArray[np.int64]]:
+        """Return the sums of all blocks so far, as AlignStage.partial does."""
+        return {
+            f"half{number}": self.accelerator.to_host(half.sums).reshape(self.shape)
+            for number, half in self.halves.items()
+        }
+
+    def _residual(self, half: DeviceHalf, masked: Any, ctf: Any, found: DevicePoses) -> Any:
+        """Return the power of images minus reference, (v,) float64: see AlignStage."""
+        on, plan = self.accelerator, self.plan
+        residual = masked.copy()
+        count = 0 if plan.free_scale else self.wanted.host.within(plan.radius)
+        if count:
+            frequencies = self.wanted.frequencies[:count]
+            model = device_alignment.slices_of(half.reference, found.rotations, frequencies)
+            factors = device_images.phases(on, found.shifts, frequencies, self.geometry.box)
+            residual[:, :count] -= model * ctf[:, :count] * factors.conj()
+        power = residual.real.astype(np.float64) ** 2 + residual.imag.astype(np.float64) ** 2
+        return power.sum(axis=0)
+
+    def _insert(self, half: DeviceHalf, images: Any, ctf: Any, found: DevicePoses) -> None:
+        """Add the block's slices to the sums on the device."""
+        on, wanted = self.accelerator, self.wanted
+        moved = images * device_images.phases(
+            on, found.shifts, wanted.frequencies, self.geometry.box
+        )
+        values = device_images.weigh(on, moved, ctf, half.weights)
+        values[:, 0] *= np.float32(0.5)  # zero frequency is its own Friedel mate
+        device_images.insert(
+            half.sums, self.shape, values, found.rotations, wanted.frequencies, self.scales
+        )

@@ -1,0 +1,80 @@
+"""A block of images on a simulated GPU, against the same block on the processor."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from scipy.spatial.transform import Rotation
+
+from mpipar.cryoem import alignment, reconstruction, rotations, symmetry
+from mpipar.cryoem.alignment import Poses, SearchPlan
+from mpipar.cryoem.ctf import CtfParameters
+from mpipar.programs.block_rows import ImageGeometry, ParticleRows
+from mpipar.programs.stages import AlignStage
+from mpipar.runtime.stage import Task
+from tests.support.naive import blobs
+from tests.support.simulated import FETCHED, only_simulated, simulated_device
+
+pytestmark = only_simulated
+
+BOX, IMAGES = 16, 3
+GEOMETRY = ImageGeometry(BOX, 3.0, 7.0)
+MOLECULE = blobs(BOX)
+TURNS = Rotation.random(IMAGES, random_state=3).as_matrix()
+
+
+def block() -> tuple[np.ndarray, CtfParameters]:
+    random = np.random.default_rng(0)
+    shifts = random.uniform(-1, 1, (IMAGES, 2))
+    images = np.array(
+        [MOLECULE.image(BOX, r, tuple(s)) for r, s in zip(TURNS, shifts, strict=True)]
+    )
+    images += random.normal(0, 0.01, images.shape)
+    one, zero = np.ones(IMAGES), np.zeros(IMAGES)
+    ctf = CtfParameters(
+        8000 * one, 7000 * one, 20 * one, 300 * one, one, one * 0.9, zero, zero, one
+    )
+    return images.astype(np.float32), ctf
+
+
+@pytest.mark.parametrize(
+    ("exhaustive", "free_scale"), [(True, True), (True, False), (False, False)]
+)
+def test_block_has_the_processors_poses_residual_and_sums(exhaustive, free_scale):
+    from mpipar.programs.device_block import DeviceAligner
+
+    images, ctf = block()
+    plan = SearchPlan(4, 5, 6, 60.0, 1.0, 1.0, 4, 2, free_scale, exhaustive)
+    known = Poses(
+        TURNS @ Rotation.from_rotvec([0.1, 0, 0]).as_matrix(),
+        np.zeros((IMAGES, 2)),
+        np.zeros(IMAGES),
+    )
+    if free_scale:  # the first iteration
+        known = Poses(known.rotations, known.shifts, np.full(IMAGES, -np.inf))
+    settled = np.array([False, not free_scale, False])
+    zero, one = np.zeros(IMAGES), np.ones(IMAGES)
+    rows = ParticleRows(1, ctf, zero, one, known, settled)
+    seed = np.random.SeedSequence(1)
+    shared = {
+        "noise": np.full((2, 9), 0.03),
+        "reference1": alignment.make_reference(MOLECULE.volume(BOX), plan.radius).transform,
+        "orientations": rotations.orientation_grid(60.0, symmetry.operators("C1"), seed),
+    }
+    stage = AlignStage(GEOMETRY, plan, 7, reconstruction.fixed_point(1e5, 1e4, IMAGES))
+    state = stage.start(shared)
+    expected = stage.run(Task(0, 0, rows), {"images": images}, state)
+    aligner = DeviceAligner(simulated_device(), GEOMETRY, plan, 7, stage.scales, shared)
+    poses, residual = aligner.align(rows, images)
+    assert [shape[0] for shape in FETCHED] == [
+        IMAGES,
+        IMAGES,
+        IMAGES,
+        len(aligner.wanted.host.shell),
+    ]
+    assert rotations.angle_between(poses.rotations, expected.poses.rotations).max() < 0.1
+    np.testing.assert_allclose(poses.shifts, expected.poses.shifts, atol=0.02)
+    np.testing.assert_allclose(poses.score, expected.poses.score, rtol=1e-4)
+    np.testing.assert_allclose(residual, expected.residual, rtol=0.02)
+    sums, usual = aligner.sums()["half1"], stage.partial(state)["half1"]
+    assert np.abs(sums - usual).max() < 0.02 * np.abs(usual).max()

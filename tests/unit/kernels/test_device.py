@@ -1,0 +1,41 @@
+"""Kernels for a GPU, without one: simulated, and compiled to its assembly language."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[3]
+FOLDERS = ["tests/unit/kernels/device", "tests/unit/cryoem/device"]
+
+
+def test_kernels_and_alignment_on_a_simulated_gpu():
+    """The simulator is chosen when numba is imported, so a process of its own runs these tests."""
+    environment = {**os.environ, "NUMBA_ENABLE_CUDASIM": "1"}
+    for name in ("COVERAGE_PROCESS_START", "NUMBA_DISABLE_JIT"):
+        environment.pop(name, None)
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *FOLDERS]
+    done = subprocess.run(
+        command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "skipped" not in done.stdout.splitlines()[-1]
+
+
+@pytest.mark.skipif(find_spec("numba_cuda") is None, reason="numba-cuda is not installed")
+@pytest.mark.parametrize("capability", ["8.0", "9.0"])
+def test_kernels_compile_for_gpus(capability):
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-m", "tests.support.device_assembly", capability],
+        cwd=ROOT, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.split() == [
+        "extract_slices", "insert_slices", "shift_images", "best_over_shifts", "pick_distinct",
+        "keep_best", "best_of_starts", "climb",
+    ]  # fmt: skip
