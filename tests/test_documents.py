@@ -7,6 +7,7 @@ renaming cannot leave a document behind.
 from __future__ import annotations
 
 import importlib.util
+import json
 import re
 import shlex
 from pathlib import Path
@@ -194,3 +195,24 @@ def test_the_version_stands_in_citation_and_changelog() -> None:
 
 def text_of(path: Path) -> str:
     return path.read_text(encoding="utf-8")
+
+
+def test_rates_of_the_gpu_are_those_that_were_measured() -> None:
+    measured = json.loads((ROOT / "docs" / "gpu.json").read_text(encoding="utf-8"))
+    rates = {key: item for key, item in measured.items() if isinstance(item, float)}
+    rates |= {
+        key: item["images_per_s"]
+        for key, item in measured.items()
+        if "core" in key and isinstance(item, dict)
+    }
+    rows = re.findall(
+        r"^\| (\d+) \| (search|local).*? \| ([\d,]+) \| ([\d,]*) ?\| ([\d,]+) \|",
+        text_of(ROOT / "docs" / "gpu.md"),
+        re.MULTILINE,
+    )
+    assert len(rows) == 5
+    for box, kind, *numbers in rows:
+        blocks = next(key for key in rates if key.startswith(f"{box} {kind} gpu"))
+        keys = (blocks, f"{box} {kind} one core", f"{box} {kind} 16 cores")
+        for key, number in zip(keys, numbers, strict=True):
+            assert number == (f"{rates[key]:,.0f}" if key in rates else "")

@@ -23,6 +23,7 @@ import sys
 import tempfile
 import time
 import traceback
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -265,12 +266,15 @@ def align_rate(
     rows = problem.rows if exhaustive else problem.near
     parts = [slice(s, s + size) for s in range(0, len(problem.images), size)]
     blocks = [(part_of(rows, part), problem.images[part]) for part in parts]
+    threads = 2 if accelerator.xp is not np else 1  # one copies while the other's block is computed
+    while len(blocks) < 2 * threads:
+        blocks *= 2
     aligner.align(*blocks[0])
     begin, done = time.perf_counter(), 0
-    while done == 0 or time.perf_counter() - begin < seconds:
-        for block in blocks:
-            aligner.align(*block)
-            done += len(block[1])
+    with ThreadPoolExecutor(threads) as pool:
+        while done == 0 or time.perf_counter() - begin < seconds:
+            for _ in pool.map(lambda block: aligner.align(*block), blocks):
+                done += size
     return done / (time.perf_counter() - begin)
 
 
@@ -410,7 +414,7 @@ def table(found: dict[str, Any]) -> str:
         if isinstance(value, dict):
             text = "  ".join(
                 f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {str(v)[-200:]}"
-                for k, v in value.items()
+                for k, v in without_poses(value).items()
             )
         else:
             text = f"{value:.5g}" if isinstance(value, float) else str(value)

@@ -35,3 +35,13 @@ def simulated_device() -> CountedTransfers:
     """A device whose arrays are numpy's."""
     FETCHED.clear()
     return CountedTransfers(np, "simulated", 1 << 40)
+
+
+@pytest.fixture
+def few_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A block of simulated threads is that many threads of Python: take few."""
+    from mpipar.cryoem.device import device_alignment
+    from mpipar.kernels.device import device_scores
+
+    monkeypatch.setattr(device_scores, "PICKERS", 32)
+    monkeypatch.setattr(device_alignment, "FEW_THREADS", 32)

@@ -28,7 +28,8 @@ def device_bytes(box: int, plan: SearchPlan, radius: int, orientations: int, ima
     coarse = len(components(box, plan.coarse_radius).shell)
     shifts = len(shift_grid(plan.shift_range, plan.shift_step))
     search = 2.0 * 12 * orientations * coarse
-    products = 4.0 * ROWS_PER_PRODUCT * orientations + 8.0 * images * shifts * coarse
+    # cupy keeps the products of a shorter last group beside those of a full one
+    products = 8.0 * ROWS_PER_PRODUCT * orientations + 8.0 * images * shifts * coarse
     scores = 10.0 * images * orientations
     pixels = 32.0 * images * box * box  # the images, discs and their temporary arrays
     values = 100.0 * images * len(components(box, radius).shell)

@@ -32,7 +32,9 @@ def shift_images(data, centres, grid, frequencies, box, rows):
         s = row - b * shifts
         along = (centres[b, 0] + grid[s, 0]) * frequencies[v, 0]
         along += (centres[b, 1] + grid[s, 1]) * frequencies[v, 1]
-        angle = 2.0 * math.pi / box * along
+        turns = along / box
+        # less than half a turn is left, for which float32 is accurate
+        angle = np.float32(2.0 * math.pi * (turns - math.floor(turns + 0.5)))
         cr, ci = np.float32(math.cos(angle)), np.float32(math.sin(angle))
         real, imaginary = data[b, v, 0], data[b, v, 1]
         rows[b, s, v, 0] = real * cr - imaginary * ci

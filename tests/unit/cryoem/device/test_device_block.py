@@ -13,9 +13,11 @@ from mpipar.programs.block_rows import ImageGeometry, ParticleRows
 from mpipar.programs.stages import AlignStage
 from mpipar.runtime.stage import Task
 from tests.support.naive import blobs
-from tests.support.simulated import FETCHED, only_simulated, simulated_device
+from tests.support.simulated import FETCHED, few_threads, only_simulated, simulated_device
 
-pytestmark = only_simulated
+__all__ = ["few_threads"]
+
+pytestmark = [only_simulated, pytest.mark.usefixtures("few_threads")]
 
 BOX, IMAGES = 16, 3
 GEOMETRY = ImageGeometry(BOX, 3.0, 7.0)

@@ -13,9 +13,11 @@ from mpipar.cryoem.alignment import Poses, SearchPlan
 from mpipar.cryoem.fourier import components
 from mpipar.kernels import scores
 from tests.support.naive import blobs
-from tests.support.simulated import only_simulated, simulated_device
+from tests.support.simulated import few_threads, only_simulated, simulated_device
 
-pytestmark = only_simulated
+__all__ = ["few_threads"]
+
+pytestmark = [only_simulated, pytest.mark.usefixtures("few_threads")]
 
 BOX, RADIUS = 16, 6
 WANTED = components(BOX, RADIUS)
