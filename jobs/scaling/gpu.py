@@ -118,7 +118,7 @@ def aligner_of(accelerator: Accelerator, problem: Problem) -> DeviceAligner:
 def seconds_of(accelerator: Accelerator, work: Callable[[], Any], repeat: int = 5) -> float:
     """Return the median time of some work on the device; the first time is not counted."""
     xp = accelerator.xp
-    if xp is np:
+    if not accelerator.is_real:
         begin = time.perf_counter()
         work()
         return time.perf_counter() - begin
@@ -193,7 +193,7 @@ def kernels(accelerator: Accelerator, problem: Problem) -> dict[str, float]:
     from mpipar.cryoem.device.device_alignment import DevicePoses
     from mpipar.cryoem.device.device_memory import ROWS_PER_PRODUCT, device_bytes
 
-    if accelerator.xp is not np:
+    if accelerator.is_real:
         accelerator.xp.get_default_memory_pool().free_all_blocks()
     on, stage, images, rows = accelerator, problem.stage, problem.images, problem.rows
     aligner = aligner_of(on, problem)
@@ -249,7 +249,7 @@ def kernels(accelerator: Accelerator, problem: Problem) -> dict[str, float]:
         size[0], shift_count, size[1] // 2,
     )  # fmt: skip
     del score, which
-    if xp is not np:
+    if accelerator.is_real:
         plan_bytes = device_bytes(geometry.box, plan, stage.insertion_radius, size[0], count)
         result["predicted_gb"] = plan_bytes / 1e9
         result["pool_gb"] = xp.get_default_memory_pool().total_bytes() / 1e9
@@ -266,7 +266,7 @@ def align_rate(
     rows = problem.rows if exhaustive else problem.near
     parts = [slice(s, s + size) for s in range(0, len(problem.images), size)]
     blocks = [(part_of(rows, part), problem.images[part]) for part in parts]
-    threads = 2 if accelerator.xp is not np else 1  # one copies while the other's block is computed
+    threads = 2 if accelerator.is_real else 1  # one copies while the other's block is computed
     while len(blocks) < 2 * threads:
         blocks *= 2
     aligner.align(*blocks[0])

@@ -191,8 +191,9 @@ def _devices(
     settings, inputs = session.settings, session.inputs
     if settings.gpu is None:
         return None, ""
-    needed = device_need(inputs, operators, settings.seed)
-    choice, found = devices.choose(session.pool, settings.gpu, needed)
+    with session.phase("getting the GPUs ready"):
+        needed = device_need(inputs, operators, settings.seed)
+        choice, found = devices.choose(session.pool, settings.gpu, needed)
     if choice is None:
         session.view.say(f"note: {found}; the processors align")
         return None, ""

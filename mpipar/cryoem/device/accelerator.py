@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 class Accelerator:
     """A device and the module of its arrays.
 
-    xp      cupy; a test gives numpy, and lets the kernels be simulated
+    xp      cupy; a test gives a stand-in made of numpy, and lets the kernels be simulated
     name    of the device and of the libraries that decide about its bits
     memory  bytes that were free when it was opened
     number  of the device, among those that the process sees
@@ -34,9 +34,14 @@ class Accelerator:
     memory: int
     number: int = 0
 
+    @property
+    def is_real(self) -> bool:
+        """Whether it is a GPU: a test's device is not."""
+        return hasattr(self.xp, "cuda")
+
     def active(self) -> AbstractContextManager[Any]:
         """Make it the calling thread's current device, for as long as the context lasts."""
-        if self.xp is np:
+        if not self.is_real:
             return nullcontext()
         device: AbstractContextManager[Any] = self.xp.cuda.Device(self.number)
         return device
@@ -47,7 +52,7 @@ class Accelerator:
 
     def upload(self, array: NDArray[Any]) -> Any:
         """Return a copy on the device, made while the device computes something else."""
-        if self.xp is np:
+        if not self.is_real:
             return self.to_device(array)
         import cupyx
 
@@ -68,16 +73,13 @@ class Accelerator:
 
         Only for the grid search, whose best candidates are scored again.
         """
-        with _rounded_products(self.xp):
+        with _rounded_products() if self.is_real else nullcontext():
             return self.xp.matmul(left, right)
 
 
 @contextmanager
-def _rounded_products(xp: Any) -> Iterator[None]:
+def _rounded_products() -> Iterator[None]:
     """Let cupy's float32 products run on the units for TF32."""
-    if xp is np:
-        yield
-        return
     from cupy._core import _routines_linalg as products
 
     before = products.get_compute_type(np.float32)

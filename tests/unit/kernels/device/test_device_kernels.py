@@ -50,32 +50,43 @@ def noisy_data(wanted) -> np.ndarray:
 def test_slices_are_those_of_the_processor_and_padding_is_zero(there):
     from mpipar.cryoem.device import device_alignment
 
-    _, reference, wanted = there
-    count = len(WANTED.shell)
-    found = device_alignment.slices_of(reference, TURNS, wanted.frequencies, count + 3)
-    expected = alignment.slices_of(REFERENCE, TURNS, wanted.frequencies).view(np.complex64)
+    on, reference, wanted = there
+    count, turns = len(WANTED.shell), on.to_device(TURNS)
+    found = on.to_host(device_alignment.slices_of(reference, turns, wanted.frequencies, count + 3))
+    expected = alignment.slices_of(REFERENCE, TURNS, wanted.host.frequencies).view(np.complex64)
     np.testing.assert_allclose(found[:, :count], expected, atol=1e-5 * np.abs(expected).max())
     assert not found[:, count:].any()
+
+
+def test_stand_in_for_cupy_refuses_arrays_of_the_host(there):
+    on, _, _ = there
+    mine = on.xp.ones(2)
+    for mix in (lambda: mine + np.ones(2), lambda: on.xp.where(mine > 0, np.ones(2), mine)):
+        with pytest.raises(TypeError, match="an array of the host"):
+            mix()
+    with pytest.raises(AssertionError, match="waits"):
+        bool(mine.sum(keepdims=True) > 0)
 
 
 def test_components_are_the_same_in_each_shell(there):
     _, _, wanted = there
     for shell in range(RADIUS + 1):
-        mine = wanted.frequencies[WANTED.shell == shell]
+        mine = wanted.host.frequencies[WANTED.shell == shell]
         assert set(map(tuple, mine)) == set(map(tuple, WANTED.frequencies[WANTED.shell == shell]))
 
 
 def test_inserted_sums_are_those_of_the_processor(there):
     from mpipar.cryoem.device import device_images
 
-    _, _, wanted = there
+    on, _, wanted = there
     values = noisy_data(wanted.host)
     scales = reconstruction.fixed_point(10.0, 10.0, 3)
     expected = reconstruction.empty_sums(RADIUS)
     reconstruction.insert(expected, values, TURNS, wanted.host, scales)
-    sums = np.zeros(expected.size, np.int64)
-    device_images.insert(sums, expected.shape, values, TURNS, wanted.frequencies, scales)
-    difference = np.abs(sums.reshape(expected.shape) - expected).max()
+    sums = on.xp.zeros(expected.size, np.int64)
+    there_too = on.to_device(values), on.to_device(TURNS)
+    device_images.insert(sums, expected.shape, *there_too, wanted.frequencies, scales)
+    difference = np.abs(on.to_host(sums).reshape(expected.shape) - expected).max()
     assert difference <= 1e-12 * np.abs(expected).max()
 
 
@@ -129,14 +140,15 @@ def test_climb_ends_where_the_processors_ends(there, free_scale):
     from mpipar.cryoem.device import device_alignment
     from mpipar.cryoem.device.device_alignment import DevicePoses
 
-    _, reference, wanted = there
+    on, reference, wanted = there
     plan = replace(PLAN, free_scale=free_scale)
     data = noisy_data(wanted.host)
     near = TURNS @ Rotation.from_rotvec([0.1, -0.05, 0.08]).as_matrix()
     shifts = np.full((3, 2), 0.4)
     owners = np.array([0, -1, 2], np.int32)
-    found = DevicePoses(near.copy(), shifts.copy(), np.zeros(3), owners)
-    device_alignment.climb(reference, wanted, data, found, plan, (RADIUS, 10))
+    poses = DevicePoses(*map(on.to_device, (near.copy(), shifts.copy(), np.zeros(3), owners)))
+    device_alignment.climb(reference, wanted, on.to_device(data), poses, plan, (RADIUS, 10))
+    found = Poses(*map(on.to_host, (poses.rotations, poses.shifts, poses.score)))
     assert found.score[1] == -math.inf
     np.testing.assert_array_equal(found.rotations[1], near[1])
     for b in (0, 2):
