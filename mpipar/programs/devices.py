@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 
 from mpipar.errors import UnavailableError
@@ -30,10 +30,12 @@ class DeviceChoice:
     """The GPUs that the user allows: numbers among those that a process sees; empty: all.
 
     needed   bytes of memory that a worker takes
+    name     of the GPU and its libraries that all workers have; empty: not known yet
     """
 
     cards: tuple[int, ...]
     needed: float = 0.0
+    name: str = ""
 
     @classmethod
     def parse(cls, text: str) -> DeviceChoice:
@@ -43,12 +45,18 @@ class DeviceChoice:
     def open(self) -> Accelerator:
         """Return this worker's GPU. Workers of one node are dealt to its GPUs in turn.
 
-        raises  UnavailableError without such a GPU, or if it has too little memory
+        raises  UnavailableError without such a GPU, or if it is not as the others
         """
         from mpipar.cryoem.device.accelerator import device_count, open_accelerator
 
         cards = self.cards or tuple(range(device_count()))
-        return open_accelerator(cards[_number_on_node() % len(cards)])
+        accelerator = open_accelerator(cards[_number_on_node() % len(cards)])
+        if self.name and accelerator.name != self.name:
+            raise UnavailableError(
+                f"--gpu: a worker has {accelerator.name} where the others have {self.name}, which "
+                "give different bits"
+            )
+        return accelerator
 
     def require_memory(self, accelerator: Accelerator) -> None:
         """Raise UnavailableError if the GPU has less free memory than will be needed."""
@@ -111,4 +119,5 @@ def choose(pool: Pool, text: str, needed: float) -> tuple[DeviceChoice | None, s
             "--gpu: the workers have different GPUs or libraries, which give different bits: "
             f"{'; '.join(sorted(found))}"
         )
-    return choice, found.pop()
+    name = found.pop()
+    return replace(choice, name=name), name

@@ -81,7 +81,12 @@ def test_too_little_memory_is_said_with_both_numbers(cards):
 def test_one_kind_of_card_is_chosen_and_two_are_refused(cards, monkeypatch):
     with open_pool(1) as pool:
         choice, found = devices.choose(pool, "1", 5e8)
-    assert (choice, found) == (DeviceChoice((1,), 5e8), "card 1, libraries")
+    assert (choice, found) == (DeviceChoice((1,), 5e8, found), "card 1, libraries")
+    assert choice.open().name == found
+    with pytest.raises(
+        UnavailableError, match=r"a worker has card 1.* where the others have card 2"
+    ):
+        DeviceChoice((1,), 5e8, "card 2, libraries").open()
     monkeypatch.setattr(devices, "_number_on_node", iter([0, 1]).__next__)
     with open_pool(2) as pool, pytest.raises(UnavailableError, match="different GPUs"):
         devices.choose(pool, "0,1", 5e8)

@@ -10,6 +10,7 @@ from mpipar.cryoem import alignment, reconstruction, rotations, symmetry
 from mpipar.cryoem.alignment import Poses, SearchPlan
 from mpipar.cryoem.ctf import CtfParameters
 from mpipar.programs.block_rows import ImageGeometry, ParticleRows
+from mpipar.programs.devices import DeviceChoice
 from mpipar.programs.stages import AlignStage
 from mpipar.runtime.stage import Task
 from tests.support.naive import blobs
@@ -23,6 +24,13 @@ BOX, IMAGES = 16, 3
 GEOMETRY = ImageGeometry(BOX, 3.0, 7.0)
 MOLECULE = blobs(BOX)
 TURNS = Rotation.random(IMAGES, random_state=3).as_matrix()
+
+
+class Simulated(DeviceChoice):
+    """A choice without a GPU."""
+
+    def open(self):
+        return simulated_device()
 
 
 def block() -> tuple[np.ndarray, CtfParameters]:
@@ -43,8 +51,6 @@ def block() -> tuple[np.ndarray, CtfParameters]:
     ("exhaustive", "free_scale"), [(True, True), (True, False), (False, False)]
 )
 def test_block_has_the_processors_poses_residual_and_sums(exhaustive, free_scale):
-    from mpipar.programs.device_block import DeviceAligner
-
     images, ctf = block()
     plan = SearchPlan(4, 5, 6, 60.0, 1.0, 1.0, 4, 2, free_scale, exhaustive)
     known = Poses(
@@ -66,17 +72,19 @@ def test_block_has_the_processors_poses_residual_and_sums(exhaustive, free_scale
     stage = AlignStage(GEOMETRY, plan, 7, reconstruction.fixed_point(1e5, 1e4, IMAGES))
     state = stage.start(shared)
     expected = stage.run(Task(0, 0, rows), {"images": images}, state)
-    aligner = DeviceAligner(simulated_device(), GEOMETRY, plan, 7, stage.scales, shared)
-    poses, residual = aligner.align(rows, images)
+    there = AlignStage(GEOMETRY, plan, 7, stage.scales, Simulated(()))
+    device_state = there.start(shared)
+    found = there.run(Task(0, 0, rows), {"images": images}, device_state)
+    poses, residual = found.poses, found.residual
     assert [shape[0] for shape in FETCHED] == [
         IMAGES,
         IMAGES,
         IMAGES,
-        len(aligner.wanted.host.shell),
+        len(state.wanted.shell),
     ]
     assert rotations.angle_between(poses.rotations, expected.poses.rotations).max() < 0.1
     np.testing.assert_allclose(poses.shifts, expected.poses.shifts, atol=0.02)
     np.testing.assert_allclose(poses.score, expected.poses.score, rtol=1e-4)
     np.testing.assert_allclose(residual, expected.residual, rtol=0.02)
-    sums, usual = aligner.sums()["half1"], stage.partial(state)["half1"]
+    sums, usual = there.partial(device_state)["half1"], stage.partial(state)["half1"]
     assert np.abs(sums - usual).max() < 0.02 * np.abs(usual).max()
