@@ -76,15 +76,23 @@ def needs(
     memory = f"{_bytes(master)} on rank 0, {_bytes(worker)} on each of {workers} workers"
     if threads_only:
         memory = _bytes(master + images * workers + 2 * sums * (workers - 1))
-    lines = [
+    return [
         f"memory: about {memory}",
         f"disk: about {_bytes(results)} for the results and {_bytes(commit)} for each iteration",
         f"time: about {duration(seconds)} for each iteration over all orientations; often 5 to 10",
+        *_device_lines(inputs, symmetry, settings),
     ]
-    if settings.gpu is not None:
-        device = _bytes(device_need(inputs, symmetry, settings.seed))
-        lines.append(f"GPU memory: about {device} for each worker; the time is that of processors")
-    return lines
+
+
+def _device_lines(
+    inputs: RefineInputs, symmetry: NDArray[np.float64], settings: RefineSettings
+) -> list[str]:
+    if settings.gpu is None:
+        return []
+    device = device_need(inputs, symmetry, settings.seed)
+    return [
+        f"GPU memory: about {_bytes(device)} for each worker; the time above is that of processors"
+    ]
 
 
 def device_need(inputs: RefineInputs, symmetry: NDArray[np.float64], seed: int) -> float:

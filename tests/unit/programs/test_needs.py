@@ -27,6 +27,13 @@ def test_needs_are_said_for_rank_0_workers_disk_and_time(tmp_path: Path) -> None
         assert re.match(r"time: about .* for each iteration over all orientations", time)
 
 
+def test_the_memory_of_a_gpu_is_said_if_one_is_asked_for(tmp_path: Path) -> None:
+    made = small(tmp_path)
+    settings = replace(made.settings, gpu="auto")
+    *_, device = needs(made.inputs, made.data.geometry, operators("c1"), settings, 2)
+    assert re.match(r"GPU memory: about \d\.\d GB for each worker", device)
+
+
 def test_workers_that_are_threads_share_one_process(tmp_path: Path) -> None:
     made = small(tmp_path)
     memory, _, _ = needs(
@@ -38,10 +45,3 @@ def test_workers_that_are_threads_share_one_process(tmp_path: Path) -> None:
         threads_only=True,
     )
     assert re.fullmatch(r"memory: about \d+ MB", memory)
-
-
-def test_the_memory_of_a_gpu_is_said_if_one_is_asked_for(tmp_path: Path) -> None:
-    made = small(tmp_path)
-    settings = replace(made.settings, gpu="auto")
-    *_, device = needs(made.inputs, made.data.geometry, operators("c1"), settings, 2)
-    assert re.match(r"GPU memory: about \d\.\d GB for each worker", device)
