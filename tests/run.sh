@@ -70,7 +70,8 @@ unit() {
     relion
     covered tests "$bin/python" unit -m "not crash and not slow" \
         tests/test_*.py tests/unit tests/stateful
-    NUMBA_DISABLE_JIT=1 covered tests "$bin/python" kernels tests/unit/kernels
+    NUMBA_DISABLE_JIT=1 covered tests "$bin/python" kernels --ignore=tests/unit/kernels/device \
+        --ignore=tests/unit/kernels/test_device.py tests/unit/kernels
 }
 
 # The other Pythons that setup.cfg allows.
