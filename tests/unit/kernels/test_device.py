@@ -14,12 +14,13 @@ ROOT = Path(__file__).parents[3]
 FOLDERS = ["tests/unit/kernels/device", "tests/unit/cryoem/device"]
 
 
-def test_kernels_and_alignment_on_a_simulated_gpu():
+def test_kernels_and_alignment_on_a_simulated_gpu(pytestconfig):
     """The simulator is chosen when numba is imported, so a process of its own runs these tests."""
     environment = {**os.environ, "NUMBA_ENABLE_CUDASIM": "1"}
     for name in ("COVERAGE_PROCESS_START", "NUMBA_DISABLE_JIT"):
         environment.pop(name, None)
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *FOLDERS]
+    warnings = [f"-W{rule}" for rule in pytestconfig.getoption("pythonwarnings") or []]
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *warnings, *FOLDERS]
     done = subprocess.run(
         command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False
     )
