@@ -10,7 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.jobs import patience
+
 ROOT = Path(__file__).parents[3]
+LIMIT = 300.0  # seconds; the simulator is slow
 FOLDERS = ["tests/unit/kernels/device", "tests/unit/cryoem/device"]
 
 
@@ -21,9 +24,10 @@ def test_kernels_and_alignment_on_a_simulated_gpu(pytestconfig):
         environment.pop(name, None)
     warnings = [f"-W{rule}" for rule in pytestconfig.getoption("pythonwarnings") or []]
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *warnings, *FOLDERS]
-    done = subprocess.run(
-        command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False
-    )
+    with patience(LIMIT):
+        done = subprocess.run(
+            command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False
+        )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "skipped" not in done.stdout.splitlines()[-1]
 
@@ -31,10 +35,9 @@ def test_kernels_and_alignment_on_a_simulated_gpu(pytestconfig):
 @pytest.mark.skipif(find_spec("numba_cuda") is None, reason="numba-cuda is not installed")
 @pytest.mark.parametrize("capability", ["8.0", "9.0"])
 def test_kernels_compile_for_gpus(capability):
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-m", "tests.support.device_assembly", capability],
-        cwd=ROOT, capture_output=True, text=True, check=False,
-    )  # fmt: skip
+    command = [sys.executable, "-W", "ignore", "-m", "tests.support.device_assembly", capability]
+    with patience(LIMIT):
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.split() == [
         "extract_slices", "insert_slices", "shift_images", "best_over_shifts", "pick_distinct",
