@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 import mrcfile
 import numpy as np
 
-from mpipar.errors import InputError
+from mpipar.errors import InputError, counted
 from mpipar.formats.mrc_header import HEADER_BYTES, USUAL_AXES, Header, header_of, read_header
 from mpipar.formats.reading import opened, reading
 
@@ -161,7 +161,9 @@ class Stack:
         wanted = np.asarray(indices, dtype=np.int64)
         if wanted.size and (wanted.min() < 0 or wanted.max() >= self.count):
             beyond = int(wanted.max() if wanted.max() >= self.count else wanted.min())
-            raise InputError(f"{self.path} has {self.count} images; there is no image {beyond + 1}")
+            raise InputError(
+                f"{self.path} has {counted(self.count, 'image')}; there is no image {beyond + 1}"
+            )
         images = np.empty((wanted.size, self.box, self.box), np.float32)
         with self._lock:
             for places in self._runs(wanted):

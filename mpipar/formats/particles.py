@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn
 import numpy as np
 import pandas as pd
 
-from mpipar.errors import InputError, MissingInputError
+from mpipar.errors import InputError, MissingInputError, counted
 from mpipar.formats.mrc import STACK_MARK
 from mpipar.formats.reading import link_to_nowhere, reading
 from mpipar.formats.tables import row_list
@@ -164,9 +164,9 @@ def _refuse_missing(path: Path, files: Sequence[str], needed: NDArray[np.bool_])
     packed = _packed(_places(path, files[0]))
     unpack = f"{packed} is there: decompress it, or " if packed else ""
     raise MissingInputError(
-        f"{path}: image stack {files[0]}{others} not found, needed by {rows.size} particles (rows "
-        f"{row_list(rows)}); looked for{tried}\n{unpack}run from the folder that the names are "
-        "relative to, or correct rlnImageName"
+        f"{path}: image stack {files[0]}{others} not found, needed by "
+        f"{counted(rows.size, 'particle')} (rows {row_list(rows)}); looked for{tried}\n"
+        f"{unpack}run from the folder that the names are relative to, or correct rlnImageName"
     )
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 import pandas as pd
 
-from mpipar.errors import InputError
+from mpipar.errors import InputError, counted
 from mpipar.formats.optics import (
     MOVED_COLUMNS,
     fill_image_size,
@@ -157,7 +157,7 @@ def _contents(tables: Mapping[str, pd.DataFrame], most: int = 3, most_columns: i
         labels = [str(label) for label in table.columns]
         more = f" and {len(labels) - most_columns} more" * (len(labels) > most_columns)
         shown = ", ".join(labels[:most_columns]) or "(none)"
-        parts.append(f"data_{name} with {len(table)} rows and the columns {shown}{more}")
+        parts.append(f"data_{name} with {counted(len(table), 'row')} and the columns {shown}{more}")
     more = f"; and {len(tables) - most} more tables" * (len(tables) > most)
     return "; ".join(parts) + more
 
@@ -185,7 +185,7 @@ def _enabled(path: Path, table: pd.DataFrame, warnings: list[str]) -> pd.DataFra
         )
     if off.any():
         warnings.append(
-            f"{off.sum()} particles are left out, because their rlnEnabled is 0 or less (rows "
+            f"left out: {counted(int(off.sum()), 'particle')}, whose rlnEnabled is 0 or less (rows "
             f"{row_list(np.flatnonzero(off))}); other messages count rows without them"
         )
     enabled: pd.DataFrame = table[~off].reset_index(drop=True)

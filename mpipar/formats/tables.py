@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 import pandas as pd
 
-from mpipar.errors import InputError
+from mpipar.errors import InputError, counted
 from mpipar.formats.kinds import HEAD_BYTES, kind_of
 from mpipar.formats.reading import UNDECODED, decoded, encoding_of, opened
 
@@ -196,8 +196,8 @@ class _TableParser:
             if block.spread
         ]
         return spread + [
-            f"{len(block.hidden)} lines of data_{block.name} begin with # and are taken for "
-            f"comments, though each has one value per column (lines "
+            f"taken for comments in data_{block.name}: {counted(len(block.hidden), 'line')} "
+            f"with # in front, though each has one value per column (lines "
             f"{row_list(np.array(block.hidden) - 1)}); if they are rows, quote the first value"
             for block in self.blocks
             if block.hidden
@@ -340,7 +340,7 @@ class _TableParser:
             if width > 1 and found % width == 0:
                 advice = "each row needs a line of its own"
         return self._broken_rule(
-            number, f"{found} values for the {width} columns of data_{name}; {advice}"
+            number, f"{counted(found, 'value')} for the {width} columns of data_{name}; {advice}"
         )
 
     def _broken_rule(self, number: int, what: str) -> InputError:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from mpipar.cryoem.outliers import without_fill, without_hot_pixels
-from mpipar.errors import InputError, MpiparError
+from mpipar.errors import InputError, MpiparError, counted
 from mpipar.formats.mrc import Stack
 
 if TYPE_CHECKING:
@@ -51,8 +51,9 @@ def open_stacks(particles: ParticleSet) -> tuple[Stack, ...]:
         row = int(beyond[0])
         raise InputError(
             f"particle {row + 1} of {particles.path} is image {particles.slice[row] + 1} of "
-            f"{particles.stacks[particles.stack[row]]}, which has only {counts[row]} images "
-            f"({beyond.size} such particles); is it the stack that belongs to this STAR file?"
+            f"{particles.stacks[particles.stack[row]]}, which has only "
+            f"{counted(counts[row], 'image')} ({beyond.size} such particles); is it the stack that "
+            "belongs to this STAR file?"
         )
     return tuple(stacks)
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 import pandas as pd
 
-from mpipar.errors import InputError
+from mpipar.errors import InputError, counted
 from mpipar.formats.optics import PIXEL_COLUMNS
 from mpipar.formats.tables import row_list
 
@@ -90,7 +90,8 @@ def _out_of_bounds(
     below = label in ("rlnDefocusU", "rlnDefocusV") and bool((values[odd] < 0).all())
     why = "overfocus; is the sign of the defocus turned?" if below else "is that right?"
     value = f"{values[odd[0]]:g}{bounds.unit}"
-    return [f"{label} is unusual in {odd.size} particles (rows {row_list(odd)}): {value}; {why}"]
+    where = f"{counted(odd.size, 'particle')} (rows {row_list(odd)})"
+    return [f"{label} is unusual in {where}: {value}; {why}"]
 
 
 def _require_amplification(particles: ParticleSet) -> None:
@@ -140,8 +141,9 @@ def _units(particles: ParticleSet) -> Iterator[str]:
     if stretched.size:
         row = int(stretched[0])
         yield (
-            f"rlnDefocusU and rlnDefocusV are far apart in {stretched.size} particles (rows "
-            f"{row_list(stretched)}): {u[row]:g} and {v[row]:g} A; is one of the two not set?"
+            f"rlnDefocusU and rlnDefocusV are far apart in "
+            f"{counted(stretched.size, 'particle')} (rows {row_list(stretched)}): {u[row]:g} and "
+            f"{v[row]:g} A; is one of the two not set?"
         )
     if 0 < np.abs(particles.phase_shift).max() < RADIANS:
         yield (
@@ -188,7 +190,7 @@ def origin_notes(particles: ParticleSet, width: float) -> list[str]:
     if not odd.size:
         return []
     note = (
-        f"origins are far from the centres of {odd.size} images (rows {row_list(odd)}): "
+        f"origins are far from the centres of {counted(odd.size, 'image')} (rows {row_list(odd)}): "
         f"{far[odd[0]]:g} A of {width:g} A; are they of this box and pixel size?"
     )
     return [note]

@@ -19,6 +19,7 @@ from mpipar.cryoem.fourier import components, largest_radius
 from mpipar.cryoem.reconstruction import empty_sums
 from mpipar.cryoem.rotations import orientation_grid
 from mpipar.cryoem.search_plan import Sampling, plan_search
+from mpipar.errors import counted
 from mpipar.views.progress import duration
 
 if TYPE_CHECKING:
@@ -73,7 +74,7 @@ def needs(
     work = 2.0 * count * len(grid) * shifts * values
     seconds = BESIDE_PRODUCTS * work / _speed(values) / (workers * settings.threads)
     seconds += SECONDS_PER_BYTE * sums
-    memory = f"{_bytes(master)} on rank 0, {_bytes(worker)} on each of {workers} workers"
+    memory = f"{_bytes(master)} on rank 0, {_bytes(worker)} on each of {counted(workers, 'worker')}"
     if threads_only:
         memory = _bytes(master + images * workers + 2 * sums * (workers - 1))
     return [

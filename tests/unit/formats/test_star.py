@@ -199,7 +199,7 @@ def test_rows_may_stand_on_several_lines() -> None:
         ("1@a 1\n2@a 2\n", "line 6 has 2 values for the 3 columns of data_; a value is missing"),
         ("1@a 1\n2@a 2 3\n", "line 6 has 2 values for the 3 columns"),
         ("1@a 1\n2 3 4\n", "line 6 has 2 values"),
-        ("1@a\n2@a\n3\n", "line 6 has 1 values"),
+        ("1@a\n2@a\n3\n", "line 6 has 1 value"),
         ("1@a 1 2\n2@a 2", "line 7 has 2 values"),
         ("1@a b c 1 2\n", "line 6 has 5 values .*; a value with blanks needs quotes"),
         ("1@a 1 2 2@a 1 2\n", "line 6 has 6 values .*; each row needs a line of its own"),
@@ -279,7 +279,7 @@ def test_a_comment_that_looks_like_a_row_is_said_aloud() -> None:
     path.write_text(rows.replace("000002@", "#000002@"))
     particles = read_particles(path)
     assert particles.count == 3
-    assert "1 lines of data_ begin with # and are taken for comments" in particles.warnings[0]
+    assert "taken for comments in data_: 1 line with # in front" in particles.warnings[0]
     path.write_text(rows.replace("000002@", "# 000002@"))
     assert read_particles(path).warnings == ()
 
@@ -288,7 +288,7 @@ def test_rows_that_are_switched_off_are_left_out() -> None:
     particles = read_particles(new_star(rlnEnabled=[1, -1, 1, 0]))
     assert particles.slice.tolist() == [0, 2]
     (warning,) = particles.warnings
-    assert warning.startswith("2 particles are left out, because their rlnEnabled is 0 or less")
+    assert warning.startswith("left out: 2 particles, whose rlnEnabled is 0 or less")
     assert "(rows 2, 4)" in warning
     with pytest.raises(InputError, match="switches all 4 particles off"):
         read_particles(new_star(rlnEnabled=[0] * 4))
@@ -605,13 +605,13 @@ def test_what_is_not_used_is_said_aloud() -> None:
         ("data_\n", "no 'data_' block"),
         ("data_\nloop_\n_rlnImageName #1\n_rlnDefocusU #2\n", "lists no particles"),
         ("data_\nloop_\n_rlnMicrographName #1\nm.mrc\n", "list of another kind: it has rlnMicro"),
-        ("data_x\nloop_\n_rlnVoltage #1\n300\n", "found data_x with 1 rows and the columns rlnVol"),
+        ("data_x\nloop_\n_rlnVoltage #1\n300\n", "found data_x with 1 row and the columns rlnVol"),
         ("data_\nloop_\n_rlnImageName #1\n_rlnB #2\n1@a 1 2\n", "line 5 has 3 values for the 2"),
         (
             "data_x\nloop_\n_rlnImageName #1\n_rlnB #2\n1@a 1\n1@a\n",
-            "line 6 has 1 values for the 2",
+            "line 6 has 1 value for the 2",
         ),
-        ("data_x\n_rlnImageName 1@a\n1@a\n", "line 3 has 1 values"),
+        ("data_x\n_rlnImageName 1@a\n1@a\n", "line 3 has 1 value "),
         ("data_x\n_rlnImageName\n", "line 2 has no value after _rlnImageName"),
         ("data_x\nloop_\n_rlnB\n_rlnB\n", "line 4 has the label _rlnB twice"),
         ("data_x\nloop_\n_rlnB\nloop_\n", "line 4 has a second loop in data_x"),

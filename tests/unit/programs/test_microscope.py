@@ -84,9 +84,9 @@ def test_what_no_microscope_gives_is_refused(
         ({"rlnDefocusU": [1.5] * COUNT}, "rlnDefocusU is .* micrometres"),
         ({"rlnDefocusV": [1.2] * COUNT}, "rlnDefocusV is .* micrometres"),
         ({"rlnDefocusU": [0.0] * COUNT, "rlnDefocusV": [0.0] * COUNT}, "are 0 for all particles"),
-        ({"rlnDefocusU": one(20000.0, 3e5)}, r"rlnDefocusU .* 1 particles \(rows 6\)"),
+        ({"rlnDefocusU": one(20000.0, 3e5)}, r"rlnDefocusU .* 1 particle \(rows 6\)"),
         ({"rlnDefocusV": [0.0] * COUNT}, "rlnDefocusV .* not set"),
-        ({"rlnDefocusV": one(20000.0, 50000.0)}, r"far apart in 1 particles \(rows 6\)"),
+        ({"rlnDefocusV": one(20000.0, 50000.0)}, r"far apart in 1 particle \(rows 6\)"),
         ({"rlnPhaseShift": [1.57] * COUNT}, "rlnPhaseShift .* radians"),
         ({"rlnPhaseShift": one(90.0, 900.0)}, "rlnPhaseShift is unusual in 1"),
         ({"rlnCtfBfactor": one(0.0, 5000.0)}, r"rlnCtfBfactor .* \(rows 6\)"),
@@ -124,7 +124,7 @@ def test_origins_outside_of_their_images_are_refused(tmp_path: Path) -> None:
 
     assert notes(5.0) == []
     (note,) = notes(-20.0)
-    assert note.startswith("origins are far from the centres of 1 images (rows 6): 20 A of 32 A")
+    assert note.startswith("origins are far from the centres of 1 image (rows 6): 20 A of 32 A")
     for far in (40.0, 1e30):
         with pytest.raises(InputError, match=r"^particle 6 .* has its origin"):
             notes(far)
