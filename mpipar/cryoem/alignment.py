@@ -256,6 +256,19 @@ def grid_score(
     return np.asarray(np.float32(0.5) * positive * positive)
 
 
+def climb_options(plan: SearchPlan, box: int, steps: int) -> ClimbOptions:
+    """Return how far a climb may go in one step and in all, in at most so many steps."""
+    return ClimbOptions(
+        oversampling=OVERSAMPLING,
+        box=box,
+        steps=steps,
+        free_scale=plan.free_scale,
+        longest_turn=math.radians(max(plan.step, 1.0)) * 0.7,
+        longest_move=float(plan.shift_step),
+        largest_shift=1.5 * plan.shift_range + 2.0,
+    )
+
+
 def climb(
     reference: Reference,
     wanted: Components,
@@ -276,15 +289,7 @@ def climb(
     rotations = np.array(start.rotations, np.float64, order="C")
     shifts = np.array(start.shifts, np.float64, order="C")
     result = np.empty((len(rotations), 3))
-    options = ClimbOptions(
-        oversampling=OVERSAMPLING,
-        box=reference.box,
-        steps=steps,
-        free_scale=plan.free_scale,
-        longest_turn=math.radians(max(plan.step, 1.0)) * 0.7,
-        longest_move=float(plan.shift_step),
-        largest_shift=1.5 * plan.shift_range + 2.0,
-    )
+    options = climb_options(plan, reference.box, steps)
     image = np.ascontiguousarray(data[:count])
     poses.climb(
         reference.transform, wanted.frequencies[:count], image, options, rotations, shifts, result

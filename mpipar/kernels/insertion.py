@@ -10,7 +10,7 @@ import math
 
 import numpy as np
 
-from mpipar.kernels.interpolation import point_of, trilinear
+from mpipar.kernels.interpolation import columns_of, point_of, trilinear
 from mpipar.kernels.jit import kernel
 
 
@@ -34,8 +34,7 @@ def insert_slices(values, rotations, frequencies, scales, sums):
     three, row, plane = np.uint64(3), np.uint64(3 * height), np.uint64(3 * height * side)
     one, two = np.uint64(1), np.uint64(2)
     for m in range(values.shape[0]):
-        r = rotations[m]
-        columns = r[0, 0], r[0, 1], r[1, 0], r[1, 1], r[2, 0], r[2, 1]
+        columns = columns_of(rotations[m])
         for v in range(frequencies.shape[0]):
             frequency = frequencies[v, 0], frequencies[v, 1]
             x, y, z, sign = point_of(columns, frequency, 1.0, centre)

@@ -14,10 +14,23 @@ from mpipar.kernels.jit import kernel
 
 
 @kernel()
+def columns_of(rotation):
+    """Return the first two columns of a rotation (3, 3): what places a slice's components."""
+    return (
+        rotation[0, 0],
+        rotation[0, 1],
+        rotation[1, 0],
+        rotation[1, 1],
+        rotation[2, 0],
+        rotation[2, 1],
+    )
+
+
+@kernel()
 def point_of(columns, frequency, one, centre):
     """Return where a component of a slice lies in a half transform: x, y, z, and a sign.
 
-    columns    the first two columns of the rotation: (r00, r01, r10, r11, r20, r21)
+    columns    of the rotation, from `columns_of`
     frequency  kx, ky of the component
     one        1 in the type of the result
     centre     index of zero frequency along y and z

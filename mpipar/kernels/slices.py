@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from mpipar.kernels.interpolation import point_of, trilinear
+from mpipar.kernels.interpolation import columns_of, point_of, trilinear
 from mpipar.kernels.jit import kernel
 
 
@@ -45,8 +45,7 @@ def extract_slices(reference, rotations, frequencies, slices):
     flat = reference.reshape(-1)
     side, height = reference.shape[0], reference.shape[2]
     for m in range(rotations.shape[0]):
-        r = rotations[m]
-        columns = r[0, 0], r[0, 1], r[1, 0], r[1, 1], r[2, 0], r[2, 1]
+        columns = columns_of(rotations[m])
         for v in range(frequencies.shape[0]):
             frequency = frequencies[v, 0], frequencies[v, 1]
             real, imaginary = sample(flat, side, height, columns, frequency)

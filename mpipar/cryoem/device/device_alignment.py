@@ -13,13 +13,18 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mpipar.cryoem.alignment import SURVIVORS_BEHIND, Poses, SearchPlan, shift_grid
+from mpipar.cryoem.alignment import (
+    SURVIVORS_BEHIND,
+    Poses,
+    SearchPlan,
+    climb_options,
+    shift_grid,
+)
 from mpipar.cryoem.device.device_images import THREADS
 from mpipar.cryoem.device.device_memory import ROWS_PER_PRODUCT
 from mpipar.cryoem.fourier import OVERSAMPLING
 from mpipar.kernels.device import device_climb, device_scores, device_slices
 from mpipar.kernels.device.device_code import blocks_for, launch
-from mpipar.kernels.poses import ClimbOptions
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -205,15 +210,7 @@ def climb(
     """
     radius, steps = depth
     count = wanted.host.within(radius)
-    options = ClimbOptions(
-        oversampling=OVERSAMPLING,
-        box=reference.box,
-        steps=steps,
-        free_scale=plan.free_scale,
-        longest_turn=math.radians(max(plan.step, 1.0)) * 0.7,
-        longest_move=float(plan.shift_step),
-        largest_shift=1.5 * plan.shift_range + 2.0,
-    )
+    options = climb_options(plan, reference.box, steps)
     threads = FEW_THREADS if count <= FEW_COMPONENTS else MANY_THREADS
     launch(
         device_climb.climb,

@@ -7,9 +7,10 @@ import math
 from numba import cuda
 
 from mpipar.kernels.device.device_code import on_device
-from mpipar.kernels.interpolation import point_of
+from mpipar.kernels.interpolation import columns_of, point_of
 
 located = on_device(point_of)
+first_columns = on_device(columns_of)
 
 
 @cuda.jit(device=True)
@@ -47,14 +48,7 @@ def insert_slices(values, rotations, frequencies, scales, shape, sums):
         m = place // count
         v = place - m * count
         side, height = shape
-        columns = (
-            rotations[m, 0, 0],
-            rotations[m, 0, 1],
-            rotations[m, 1, 0],
-            rotations[m, 1, 1],
-            rotations[m, 2, 0],
-            rotations[m, 2, 1],
-        )
+        columns = first_columns(rotations[m])
         frequency = frequencies[v, 0], frequencies[v, 1]
         x, y, z, sign = located(columns, frequency, 1.0, side // 2)
         data = (

@@ -7,10 +7,11 @@ from numba import cuda
 
 from mpipar.kernels import slices
 from mpipar.kernels.device.device_code import on_device
-from mpipar.kernels.interpolation import point_of
+from mpipar.kernels.interpolation import columns_of, point_of
 
 sample = on_device(slices.sample)
 located = on_device(point_of)
+first_columns = on_device(columns_of)
 
 
 @cuda.jit(device=True)
@@ -82,14 +83,7 @@ def extract_slices(flat, shape, rotations, frequencies, out):
     if place < rotations.shape[0] * count:
         m = place // count
         v = place - m * count
-        columns = (
-            rotations[m, 0, 0],
-            rotations[m, 0, 1],
-            rotations[m, 1, 0],
-            rotations[m, 1, 1],
-            rotations[m, 2, 0],
-            rotations[m, 2, 1],
-        )
+        columns = first_columns(rotations[m])
         frequency = frequencies[v, 0], frequencies[v, 1]
         real, imaginary = sample(flat, shape[0], shape[1], columns, frequency)
         out[m, v, 0] = real
