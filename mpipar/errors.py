@@ -8,7 +8,10 @@ message tells what is wrong, where, and what to do about it. It is printed once,
 from __future__ import annotations
 
 import errno
-from typing import ClassVar, Final
+from typing import TYPE_CHECKING, ClassVar, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 __all__ = [
     "ADVICE",
@@ -52,10 +55,10 @@ ADVICE: Final = {
 """What a user can do about what the system refuses, by the error's number."""
 
 
-def reason_of(error: OSError) -> str:
+def reason_of(error: OSError, advices: Mapping[int, str] = ADVICE) -> str:
     """Return why the system refused, and what can be done about that if it is known."""
     reason = error.strerror or str(error)
-    advice = ADVICE.get(error.errno or 0)
+    advice = advices.get(error.errno or 0)
     return f"{reason}; {advice}" if advice else reason
 
 

@@ -15,7 +15,7 @@ import zlib
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final, cast
 
-from mpipar.errors import InputError, MissingInputError
+from mpipar.errors import ADVICE, InputError, MissingInputError, reason_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -40,14 +40,12 @@ MARKS: Final = {
     codecs.BOM_UTF16_LE: "utf-16",
     codecs.BOM_UTF16_BE: "utf-16",
 }
-ADVICE: Final = {
+READING_ADVICE: Final = {
+    **ADVICE,
     errno.EACCES: "ask its owner for the right to read it, and to enter the folders above it",
     errno.EPERM: "ask its owner for the right to read it",
     errno.ENAMETOOLONG: "give it a shorter name",
-    errno.ELOOP: "its symbolic links lead in a circle: correct them",
-    errno.EMFILE: "raise the limit of open files: ulimit -n",
     errno.EIO: "the disk or the connection to it fails: copy the file from elsewhere",
-    errno.ESTALE: "the file server has lost it: mount the folder again",
 }
 
 
@@ -88,9 +86,7 @@ def link_to_nowhere(path: Path) -> str:
 
 def unreadable(path: Path, error: OSError) -> MissingInputError:
     """Return the error of a file that the operating system does not let us read."""
-    reason = error.strerror or str(error)
-    advice = ADVICE.get(error.errno or 0)
-    return MissingInputError(f"{path} cannot be read: {reason}" + (f"; {advice}" if advice else ""))
+    return MissingInputError(f"{path} cannot be read: {reason_of(error, READING_ADVICE)}")
 
 
 def compression_of(head: bytes) -> tuple[str, str] | None:
