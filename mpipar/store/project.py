@@ -74,8 +74,9 @@ class _Writer:
         try:
             remove_temporaries(path, claim.epoch)  # first: an owner that wakes up finds none
             # read after claiming: all that the older owner acknowledged is on disk by now
-            pins = witnesses.read_agreeing(path).pins
-            manifest = schema.manifest_to_json(claim.identity, pins)
+            found = witnesses.read_agreeing(path)
+            self.accepted = found.commits
+            manifest = schema.manifest_to_json(claim.identity, found.pins)
             with durable.named_errors(journal, len(manifest)):
                 self.journal = JournalWriter(
                     journal, claim.epoch, bytes.fromhex(claim.nonce), self.ownership.verify
@@ -162,14 +163,15 @@ class Project:
     @classmethod
     def _begin(cls, path: Path, claim: WriterClaim) -> Self:
         """Start to write under a claim."""
-        project = cls(path, claim.identity, _Writer(path, claim))
+        writer = _Writer(path, claim)
+        project = cls(path, claim.identity, writer)
+        project._commits = list(writer.accepted)
         try:
             # what stands there for good if this run is killed
             project.verdict("requeue", schema.NOT_ENDED)
             commits = project.commits()
             remove_leftovers(path, claim.epoch, {info.segment for info in commits})
-            ownership = project._require_writer().ownership
-            with project_index.prepared(ownership, claim.identity, commits) as publish:
+            with project_index.prepared(writer.ownership, claim.identity, commits) as publish:
                 project._index_is_old = not publish()
         except BaseException:
             project.close()
