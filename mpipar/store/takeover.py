@@ -52,14 +52,15 @@ def take_next_epoch(
         decision = _judge(path, newest, older, own, say)
         if decision.verdict is Verdict.REFUSE:
             raise ProjectLockedError(_refusal(path, older, newest, decision))
-        if agreeing:
-            _say_what_is_cut_off(path, _agreeing(path), say)  # before anything is written
+        found = _agreeing(path) if agreeing else None  # before anything is written
         log.info("epoch %d may be passed over: %s", newest, decision.reason)
         try:
             with durable.named_errors(path, schema.SMALL_FILE):
                 _publish(path, own)
         except _TakenError:
             continue  # another process was faster; it lives, and the error will name it
+        if found is not None:  # not before: what a living writer is just writing is not cut off
+            _say_what_is_cut_off(path, found, say)
         return own
 
 
