@@ -54,7 +54,11 @@ def angle_between(first: NDArray[np.floating], second: NDArray[np.floating]) -> 
 
 
 def orientation_grid(
-    step: float, symmetry: NDArray[np.float64], seed: np.random.SeedSequence
+    step: float,
+    symmetry: NDArray[np.float64],
+    seed: np.random.SeedSequence,
+    *,
+    half_turn: bool = False,
 ) -> NDArray[np.float32]:
     """Return orientations about `step` degrees apart that cover one asymmetric unit.
 
@@ -64,6 +68,7 @@ def orientation_grid(
 
     step      degrees
     symmetry  (g, 3, 3) operators of the point group
+    half_turn whether to leave out those half a turn in the image plane from another
     returns   (o, 3, 3) float32
     """
     import healpy
@@ -71,6 +76,9 @@ def orientation_grid(
     resolution = max(1, round(math.degrees(math.sqrt(4 * math.pi / 12)) / step))
     tilt, rot = healpy.pix2ang(resolution, np.arange(12 * resolution**2))
     turns = max(1, round(360.0 / step))
+    whole = 2.0 * math.pi
+    if half_turn:
+        turns, whole = max(1, round(180.0 / step)), math.pi
     random = np.random.default_rng(seed)
     axis = random.normal(size=3)
     jitter = Rotation.from_rotvec(
@@ -79,7 +87,7 @@ def orientation_grid(
     views = from_euler(np.degrees(np.stack([rot, tilt, np.zeros_like(rot)], axis=1)))
     views = jitter @ views
     views = views[_without_gaps(views[:, :, 2], symmetry, step)]
-    psi = (np.arange(turns) + random.uniform()) * 2.0 * math.pi / turns
+    psi = (np.arange(turns) + random.uniform()) * whole / turns
     spin = Rotation.from_rotvec(psi[:, None] * np.array([0.0, 0.0, 1.0])).as_matrix()
     return np.ascontiguousarray((views[:, None] @ spin[None]).reshape(-1, 3, 3), dtype=np.float32)
 

@@ -1,0 +1,190 @@
+"""The posterior over a grid and the expected sums, against a slow twin that visits each pose."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+
+from mpipar.cryoem import alignment
+from mpipar.cryoem.alignment import Reference, make_reference, phases, shift_grid, slices_of
+from mpipar.cryoem.fourier import components
+from mpipar.cryoem.posterior import HALF_TURN, GridPosterior, SoftPlan
+from mpipar.cryoem.rotations import angle_between, orientation_grid
+from mpipar.cryoem.symmetry import operators
+from tests.support import naive
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+BOX, COUNT = 24, 3
+PLAN = SoftPlan(
+    radius=5,
+    insertion_radius=7,
+    step=40.0,
+    reach=2.0,
+    shift_step=1.0,
+    spread=1.5,
+    free_scale=False,
+)
+WANTED = components(BOX, PLAN.insertion_radius)
+CENTRES = np.array([[0.0, 0.0], [0.5, -1.0], [-2.0, 1.0]])
+GRID = orientation_grid(PLAN.step, operators("c1"), np.random.SeedSequence(4), half_turn=True)
+NOISE = 400.0
+
+
+@pytest.fixture(scope="module")
+def reference() -> Reference:
+    return make_reference(naive.blobs(BOX, seed=1).volume(BOX), PLAN.insertion_radius)
+
+
+@pytest.fixture(scope="module")
+def data(reference: Reference) -> NDArray[np.float32]:
+    """Noisy slices in poses near those of the grid."""
+    random = np.random.default_rng(5)
+    turns = GRID[[3, 8, 20]].astype(np.float64)
+    turns[1] = turns[1] @ HALF_TURN
+    values = slices_of(reference, turns, WANTED.frequencies).view(np.complex64)
+    values = values * phases(CENTRES + np.array([1.0, 0.0]), WANTED.frequencies, BOX).conj()
+    noise = random.normal(scale=np.sqrt(NOISE / 2), size=(*values.shape, 2))
+    ctf = np.linspace(0.4, 1.0, values.shape[1], dtype=np.float32) * np.ones((COUNT, 1), np.float32)
+    images = (ctf * values + noise[..., 0] + 1j * noise[..., 1]).astype(np.complex64)
+    weights = np.full(values.shape[1], 1 / NOISE, np.float32)
+    return alignment.weigh(images, ctf, weights)
+
+
+def twin(
+    reference: Reference, data: NDArray[np.float32], plan: SoftPlan
+) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+    """Log-likelihoods with prior (b, o, s); sums (o, v, 3) in the frame of each orientation."""
+    turns = np.concatenate([GRID, GRID @ HALF_TURN.astype(np.float32)])
+    count = WANTED.within(plan.radius)
+    slices = slices_of(reference, turns, WANTED.frequencies).view(np.complex64)
+    slices = slices.astype(np.complex128)
+    slices[:, 0] = 0.0
+    shifts = shift_grid(plan.reach, plan.shift_step)
+    prior = np.exp(-(shifts**2).sum(axis=1) / (2 * plan.spread**2))
+    prior = np.log(prior / prior.sum())
+    images = data[..., 0].astype(np.float64) + 1j * data[..., 1]
+    likely = np.empty((COUNT, len(turns), len(shifts)))
+    moved = np.empty((COUNT, len(shifts), images.shape[1]), complex)
+    for b in range(COUNT):
+        moved[b] = images[b] * phases(CENTRES[b] + shifts, WANTED.frequencies, BOX)
+        for o, one in enumerate(slices):
+            cross = (one[:count].conj() * moved[b][:, :count]).real.sum(axis=1)
+            power = (np.abs(one[:count]) ** 2 * data[b, :count, 2]).sum()
+            fitted = np.maximum(cross, 0) ** 2 / power
+            likely[b, o] = (fitted if plan.free_scale else 2 * cross - power) + prior
+    weights = np.exp(likely - likely.max(axis=(1, 2), keepdims=True))
+    weights /= weights.sum(axis=(1, 2), keepdims=True)
+    values = np.einsum("bos,bsv->ov", weights, moved)
+    contrast = np.einsum("bos,bv->ov", weights, data[..., 2])
+    return likely, weights, np.stack([values.real, values.imag, contrast], axis=2)
+
+
+@pytest.mark.parametrize("free_scale", [False, True])
+def test_everything_is_as_a_visit_to_each_pose_gives_it(
+    reference: Reference, data: NDArray[np.float32], free_scale: bool
+) -> None:
+    plan = replace(PLAN, free_scale=free_scale)
+    likely, weights, sums = twin(reference, data, plan)
+    found = GridPosterior(reference, GRID, plan, WANTED).expect(data, CENTRES)
+    half = len(GRID)
+    # the half-turned slice is the conjugate: both are inserted as one
+    merged = sums[:half].copy()
+    merged += sums[half:] * [1, -1, 1]
+    whole = np.zeros_like(merged)
+    rows = [
+        int(np.flatnonzero((turn.astype(np.float32) == GRID).all(axis=(1, 2)))[0])
+        for turn in found.rotations
+    ]
+    whole[rows] = found.values
+    scale = np.abs(merged).max(axis=(0, 1))
+    np.testing.assert_allclose(whole / scale, merged / scale, atol=0.02)
+    np.testing.assert_allclose(
+        found.values[..., 2].sum(axis=0), data[..., 2].sum(axis=0), rtol=0.02
+    )
+    best = weights.sum(axis=2).argmax(axis=1)
+    turns = np.concatenate([GRID, GRID @ HALF_TURN.astype(np.float32)])
+    assert angle_between(found.found.poses.rotations, turns[best]).max() < 0.1
+    np.testing.assert_allclose(found.found.peak, weights.max(axis=(1, 2)), rtol=1e-3)
+    evidence = np.log(np.exp(likely).sum(axis=(1, 2)) / (2 * half))
+    np.testing.assert_allclose(found.found.evidence, evidence, rtol=1e-3)
+    squared = (shift_grid(plan.reach, plan.shift_step) ** 2).sum(axis=1)
+    np.testing.assert_allclose(found.found.offset, weights.sum(axis=1) @ squared, rtol=1e-3)
+    place = weights[np.arange(COUNT), best].argmax(axis=1)
+    shifts = shift_grid(plan.reach, plan.shift_step)
+    np.testing.assert_allclose(found.found.poses.shifts, CENTRES + shifts[place])
+    prior = -(shifts**2).sum(axis=1) / (2 * plan.spread**2)
+    prior -= np.log(np.exp(prior).sum())
+    score = 0.5 * (likely[np.arange(COUNT), best, place] - prior[place])
+    np.testing.assert_allclose(found.found.poses.score, score, rtol=1e-3)
+
+
+def test_explained_power_is_that_of_the_expected_slices(
+    reference: Reference, data: NDArray[np.float32]
+) -> None:
+    _, weights, _ = twin(reference, data, PLAN)
+    turns = np.concatenate([GRID, GRID @ HALF_TURN.astype(np.float32)])
+    count = WANTED.within(PLAN.radius)
+    slices = slices_of(reference, turns, WANTED.frequencies[:count]).view(np.complex64)
+    slices = slices.astype(np.complex128)
+    slices[:, 0] = 0.0
+    shifts = shift_grid(PLAN.reach, PLAN.shift_step)
+    expected = np.zeros(count)
+    for b in range(COUNT):
+        image = data[b, :count, 0].astype(np.float64) + 1j * data[b, :count, 1]
+        moved = image * phases(CENTRES[b] + shifts, WANTED.frequencies[:count], BOX)
+        cross = np.einsum("os,ov,sv->v", weights[b], slices.conj(), moved).real
+        power = np.einsum("os,ov->v", weights[b], np.abs(slices) ** 2) * data[b, :count, 2]
+        expected += 2 * cross - power
+    found = GridPosterior(reference, GRID, PLAN, WANTED).expect(data, CENTRES)
+    np.testing.assert_allclose(found.explained, expected, atol=0.02 * np.abs(expected).max())
+
+
+def test_evidence_alone_is_the_same(reference: Reference, data: NDArray[np.float32]) -> None:
+    grid = GridPosterior(reference, GRID, PLAN, WANTED)
+    found = grid.evidence(data, CENTRES)
+    np.testing.assert_array_equal(found, grid.expect(data, CENTRES).found.evidence)
+
+
+def test_groups_of_images_change_nothing(
+    reference: Reference, data: NDArray[np.float32], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    grid = GridPosterior(reference, GRID, PLAN, WANTED)
+    at_once = grid.expect(data, CENTRES)
+    monkeypatch.setattr("mpipar.cryoem.posterior.COLUMNS_PER_PRODUCT", 1)
+    monkeypatch.setattr("mpipar.cryoem.posterior.ROWS_PER_PRODUCT", 7)
+    one_by_one = grid.expect(data, CENTRES)
+    np.testing.assert_allclose(one_by_one.found.evidence, at_once.found.evidence, rtol=1e-5)
+    found, expected = (part.values.sum(axis=0, dtype=np.float64) for part in (one_by_one, at_once))
+    np.testing.assert_allclose(found, expected, atol=0.04 * np.abs(expected).max())
+
+
+def test_evidence_of_noise_is_below_zero_on_average(reference: Reference) -> None:
+    """Its exponential has the mean 1 whatever the reference, so its mean is below 0 (Jensen)."""
+    random = np.random.default_rng(6)
+    shape = (400, len(WANTED.shell), 2)
+    noise = random.normal(scale=np.sqrt(NOISE / 2), size=shape).astype(np.float32)
+    ones = np.ones(shape[:2], np.float32)
+    weights = np.full(shape[1], 1 / NOISE, np.float32)
+    data = alignment.weigh(noise.view(np.complex64)[..., 0], ones, weights)
+    # a strong reference would need more images than can be had to meet a likely one
+    weak = Reference(reference.transform * np.float32(0.3), reference.radius, reference.box)
+    evidence = GridPosterior(weak, GRID, PLAN, WANTED).evidence(data, np.zeros((400, 2)))
+    assert evidence.mean() < 0
+    assert abs(np.exp(evidence).mean() - 1.0) < 0.15
+
+
+def test_half_turn_grid_is_half_of_a_grid() -> None:
+    seed = np.random.SeedSequence(1)
+    whole = orientation_grid(20.0, operators("d2"), seed)
+    half = orientation_grid(20.0, operators("d2"), seed, half_turn=True)
+    assert len(whole) == 2 * len(half)
+    both = np.concatenate([half, half @ HALF_TURN.astype(np.float32)])
+    gaps = [angle_between(both, one).min() for one in whole]
+    assert max(gaps) < 20.0
+    apart = [np.sort(angle_between(both, one))[1] for one in both[:50]]
+    assert min(apart) > 8.0
