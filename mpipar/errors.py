@@ -24,6 +24,7 @@ __all__ = [
     "LaunchError",
     "MissingInputError",
     "MpiparError",
+    "NoSignalError",
     "OutputError",
     "ProjectLockedError",
     "ProtocolError",
@@ -104,6 +105,12 @@ class ProtocolError(MpiparError):
     """
 
     exit_code = 70
+
+
+class NoSignalError(MpiparError):
+    """A refinement found nothing in the images beyond its start. Its results are kept, marked."""
+
+    exit_code = 79
 
 
 class TaskFailedError(MpiparError):

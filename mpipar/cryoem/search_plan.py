@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from mpipar.cryoem.alignment import SearchPlan
 from mpipar.cryoem.fourier import largest_radius
+from mpipar.cryoem.posterior import SoftPlan
 
 COARSE_DETAIL = 8.0
 """The grid search uses detail down to diameter / 8: enough to tell orientations from each other,
@@ -19,6 +20,10 @@ GRID_STEP = 10.0
 detail diameter / 8."""
 MOST_REFINED = 2.0
 """How much finer, at most, the grid search of a symmetric particle is."""
+SOFT_DETAIL = 9.4
+"""Soft iterations use detail down to diameter / 9.4."""
+COARSEST_STEP = 12.0
+"""Degrees between orientations of a soft iteration, at most."""
 SHIFT_RANGE = 0.085
 """Search range for the centre, as a fraction of the box."""
 
@@ -62,7 +67,12 @@ class Sampling:
 
 
 def plan_search(
-    sampling: Sampling, resolved_shell: int, *, exhaustive: bool, free_scale: bool
+    sampling: Sampling,
+    resolved_shell: int,
+    *,
+    exhaustive: bool,
+    free_scale: bool,
+    doubtful: bool = False,
 ) -> SearchPlan:
     """Return the plan of one iteration.
 
@@ -70,21 +80,49 @@ def plan_search(
     exhaustive      search all orientations; else climb from the previous poses
     free_scale      fit the grey scale of the reference to each image, because that of a first model
                     is arbitrary
+    doubtful        the images say little: a finer grid, and more candidates from it
     """
     radius = sampling.alignment_radius(resolved_shell)
     finer = finer_for(sampling.symmetry_order)
-    detail = COARSE_DETAIL * finer
+    detail = (SOFT_DETAIL if doubtful else COARSE_DETAIL) * finer
     coarse = min(radius, LARGEST_COARSE, round(detail * sampling.box / sampling.diameter))
     reach = max(3.0, SHIFT_RANGE * sampling.box)
     return SearchPlan(
         coarse_radius=coarse,
         middle_radius=min(radius, round(1.5 * coarse)),
         radius=radius,
-        step=GRID_STEP / finer,
+        step=GRID_STEP * COARSE_DETAIL / detail,
         shift_range=reach,
         shift_step=min(reach / 2.5, sampling.box / (4.0 * coarse)),
-        candidates=24,
-        survivors=4,
+        candidates=48 if doubtful else 24,
+        survivors=10 if doubtful else 4,
         free_scale=free_scale,
         exhaustive=exhaustive,
+    )
+
+
+def plan_soft(
+    sampling: Sampling, resolved_shell: int, *, spread: float | None, free_scale: bool
+) -> SoftPlan:
+    """Return the plan of one soft iteration.
+
+    All shells of the grid's detail are back-projected from the first iteration on, and used as soon
+    as the reference has them: images that are matched at the start's resolution only keep to the
+    first poses that they find.
+
+    spread   standard deviation of the shifts along one axis, pixels; None: not known yet
+    """
+    widest = sampling.box / sampling.diameter
+    finest = round(SOFT_DETAIL * finer_for(sampling.symmetry_order) * widest)
+    finest = min(finest, LARGEST_COARSE, sampling.finest_shell)
+    radius = min(sampling.alignment_radius(resolved_shell), finest)
+    reach = max(3.0, SHIFT_RANGE * sampling.box)
+    return SoftPlan(
+        radius=radius,
+        insertion_radius=finest,
+        step=min(COARSEST_STEP, GRID_STEP * COARSE_DETAIL * widest / radius),
+        reach=reach,
+        shift_step=min(reach / 2.5, sampling.box / (4.0 * radius)),
+        spread=reach / 2.0 if spread is None else min(max(spread, reach / 5.0), reach),
+        free_scale=free_scale,
     )

@@ -102,11 +102,14 @@ def _require_cube(header: Header) -> None:
         raise InputError(f"{path} has the impossible axis order MAPC, MAPR, MAPS = {header.axes}")
 
 
-def write_volume(path: Path, data: NDArray[np.floating[Any]], pixel_size: float) -> None:
+def write_volume(
+    path: Path, data: NDArray[np.floating[Any]], pixel_size: float, label: str = ""
+) -> None:
     """Write a volume as MRC2014 float32; the same input always gives the same bytes.
 
     data         (n, n, n), axes z y x
     pixel_size   A
+    label        of the header, at most 80 characters
     """
     with mrcfile.new(path, overwrite=True) as file:
         file.set_data(np.ascontiguousarray(data, dtype="<f4"))
@@ -114,6 +117,8 @@ def write_volume(path: Path, data: NDArray[np.floating[Any]], pixel_size: float)
         file.voxel_size = pixel_size
         file.header.label = b""  # mrcfile's label carries the date
         file.header.nlabl = 0
+        if label:
+            file.add_label(label)
 
 
 class Stack:

@@ -138,6 +138,8 @@ def _state_arrays(state: RefineState) -> dict[str, NDArray[Any]]:
         "noise": state.noise,
         "fsc": state.correlation,
         "settled": state.settled,
+        "before": state.before,
+        "peak": state.peak,
     }
 
 
@@ -147,6 +149,8 @@ def _state_attributes(state: RefineState) -> dict[str, Any]:
         "resolution": state.resolution,
         "resolved_shell": state.resolved_shell,
         "jumped": state.jumped,
+        "evidence": state.evidence,
+        "spread": state.spread,
     }
 
 
@@ -214,6 +218,10 @@ def load_state(project: Project) -> RefineState:
             resolved_shell=attributes["resolved_shell"],
             settled=arrays["settled"],
             jumped=attributes["jumped"],
+            before=arrays["before"],
+            peak=arrays["peak"],
+            evidence=attributes["evidence"],
+            spread=attributes["spread"],
         )
 
 

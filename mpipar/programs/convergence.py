@@ -8,7 +8,15 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-FEWEST_EXHAUSTIVE = 3  # iterations that search all orientations, at least
+SOFT, SEARCH, LOCAL = "soft", "all", "local"
+"""Kinds of iterations: all poses of a grid, each with its weight; the best pose of all; the best
+pose near the last one."""
+FEWEST_SOFT, MOST_SOFT = 3, 16  # soft iterations
+CALM = 0.08
+"""They end when at most this fraction of particles still change their orientation in one,"""
+SMALLEST_RISE = 0.008
+"""or when the evidence per particle rises by less than this fraction in one."""
+FEWEST_EXHAUSTIVE = 2  # iterations that search all orientations, at least
 MOST_EXHAUSTIVE = 8  # and at most
 SETTLED = 0.02
 """The search ends when at most this fraction of particles still change their orientation."""
@@ -24,8 +32,9 @@ class FinishedIteration:
 
     resolution: float  # Angstrom
     jumped: float  # fraction of particles whose orientation changed by more than a grid step
-    exhaustive: bool  # whether all orientations were searched
+    kind: str  # SOFT, SEARCH or LOCAL
     complete: bool  # whether every shell up to Nyquist was back-projected
+    evidence: float  # mean log-likelihood ratio per particle to no particle; of soft iterations
 
 
 @dataclass(frozen=True)
@@ -33,7 +42,7 @@ class NextIteration:
     """The decision: stop, or do another iteration of this kind."""
 
     stop: bool
-    exhaustive: bool  # search all orientations
+    kind: str  # SOFT, SEARCH or LOCAL
     complete: bool  # back-project every shell up to Nyquist
     reason: str  # for the user
 
@@ -47,24 +56,42 @@ def decide(
     """
     last_allowed = len(history) + 1 >= most_iterations
     if not history:
-        return NextIteration(
-            stop=False, exhaustive=True, complete=last_allowed, reason="first iteration"
-        )
+        kind = SEARCH if last_allowed else SOFT
+        return NextIteration(stop=False, kind=kind, complete=last_allowed, reason="first iteration")
     last = history[-1]
     reason = _reason_to_stop(history, most_iterations, target)
     if reason and (last.complete or len(history) >= most_iterations):
-        return NextIteration(stop=True, exhaustive=False, complete=True, reason=reason)
+        return NextIteration(stop=True, kind=LOCAL, complete=True, reason=reason)
     if reason:
         return NextIteration(
             stop=False,
-            exhaustive=False,
+            kind=LOCAL,
             complete=True,
             reason=f"{reason}; last iteration with all data",
         )
-    exhaustive = last.exhaustive and _must_search_again(history)
-    return NextIteration(
-        stop=False, exhaustive=exhaustive, complete=last_allowed, reason="going on"
-    )
+    kind = _next_kind(history)
+    if kind == SOFT and last_allowed:  # soft iterations do not go out to Nyquist
+        kind = SEARCH
+    return NextIteration(stop=False, kind=kind, complete=last_allowed, reason="going on")
+
+
+def _next_kind(history: Sequence[FinishedIteration]) -> str:
+    if history[-1].kind == SOFT:
+        return SOFT if _still_rising(history) else SEARCH
+    return SEARCH if history[-1].kind == SEARCH and _must_search_again(history) else LOCAL
+
+
+def _still_rising(history: Sequence[FinishedIteration]) -> bool:
+    """Whether soft iterations still find something. Single ones vary with their random grids."""
+    if len(history) < FEWEST_SOFT:
+        return True
+    if len(history) >= MOST_SOFT or history[-1].jumped <= CALM:
+        return False
+    if len(history) < 4:  # noqa: PLR2004 - two and two are compared
+        return True
+    parts = history[-4:-2], history[-2:]
+    before, recent = (sum(step.evidence for step in part) for part in parts)
+    return recent > before * (1.0 + SMALLEST_RISE) ** 2
 
 
 def _reason_to_stop(
@@ -74,7 +101,7 @@ def _reason_to_stop(
         return f"{most_iterations} iteration{'s' if most_iterations > 1 else ''} done"
     if target is not None and history[-1].resolution <= target * (1 + SMALLEST_GAIN):
         return f"target resolution of {target:g} A reached"
-    local = [number for number, step in enumerate(history) if not step.exhaustive]
+    local = [number for number, step in enumerate(history) if step.kind == LOCAL]
     if len(local) < PATIENCE:
         return ""
     best_before = min(step.resolution for step in history[:-PATIENCE])
@@ -85,7 +112,7 @@ def _reason_to_stop(
 
 
 def _must_search_again(history: Sequence[FinishedIteration]) -> bool:
-    searched = [step for step in history if step.exhaustive]
+    searched = [step for step in history if step.kind == SEARCH]
     if len(searched) < FEWEST_EXHAUSTIVE:
         return True
     if len(searched) >= MOST_EXHAUSTIVE or searched[-1].jumped <= SETTLED:

@@ -102,6 +102,28 @@ def geometry_of(
     )
 
 
+@dataclass(frozen=True)
+class Start:
+    """What a refinement starts from.
+
+    model        (n, n, n) the initial model, filtered
+    resolution   A, that it is filtered to
+    geometry     of the images
+    """
+
+    model: NDArray[np.float32]
+    resolution: float
+    geometry: ImageGeometry
+
+
+def start_of(inputs: RefineInputs, settings: RefineSettings, symmetry_order: int) -> Start:
+    """Return the low-passed model and what follows from it."""
+    cutoff = lowpass_of(inputs, settings, symmetry_order)
+    gain = lowpass_gain(inputs.box, inputs.box * inputs.pixel_size / cutoff)
+    model = filter_shells(inputs.model, gain)
+    return Start(model, cutoff, geometry_of(inputs, settings, model))
+
+
 def lowpass_of(inputs: RefineInputs, settings: RefineSettings, symmetry_order: int) -> float:
     """Return the resolution in A to filter the model to.
 
@@ -149,6 +171,7 @@ class Dataset:
     largest         (s,) bound on any amplitude of a shell, gains applied
     largest_ctf     bound on any contrast transfer
     blocks          particle indices of each block, all of one half set
+    start_shell     the shell that the model is filtered to
     devices         the GPUs that align; None: the processors
     """
 
@@ -164,6 +187,7 @@ class Dataset:
     largest_ctf: float
     blocks: tuple[NDArray[np.int64], ...]
     seed: int
+    start_shell: int
     devices: DeviceChoice | None = None
 
 
@@ -244,12 +268,13 @@ def _unlike(
 def make_dataset(
     inputs: RefineInputs,
     settings: RefineSettings,
-    geometry: ImageGeometry,
+    start: Start,
     operators: NDArray[np.float64],
     constants: ImageConstants,
     devices: DeviceChoice | None = None,
 ) -> Dataset:
     """Put together what stays the same through a refinement."""
+    geometry = start.geometry
     box, pixel_size = inputs.box, inputs.pixel_size
     finest = largest_radius(box)
     if settings.targetres is not None:
@@ -267,6 +292,7 @@ def make_dataset(
         largest_ctf=largest_contrast(ctf_of(inputs.particles), pixel_size),
         blocks=blocks_of(constants.half, on_devices=devices is not None),
         seed=settings.seed,
+        start_shell=max(2, min(round(box * pixel_size / start.resolution), finest)),
         devices=devices,
     )
 

@@ -59,7 +59,7 @@ def write_all(
     }
     for name, volume in volumes.items():
         with project.export(name) as path:
-            write_volume(path, volume, pixel_size)
+            write_volume(path, volume, pixel_size, maps.mark)
     with project.export("particles.star") as path:
         write_particles(
             path,
@@ -85,7 +85,9 @@ def fsc_table(maps: Maps, box: int, pixel_size: float) -> str:
     inside, everywhere = resolutions(maps, box, pixel_size)
     lines = [
         "# FSC of the half maps",
-        f"# resolution at 0.143: {inside:.2f} A inside the mask, {everywhere:.2f} A without one",
+        f"# resolution at 0.143: {inside:.2f} A inside the mask, {everywhere:.2f} A without one"
+        if not maps.mark
+        else f"# {maps.mark}",
         "# shell  1/A  A  unmasked  masked  corrected (phase-randomised, Chen et al. 2013)",
     ]
     for shell in range(1, len(maps.unmasked)):

@@ -20,8 +20,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from mpipar.programs.block_rows import ImageGeometry
-    from mpipar.programs.dataset import ImageConstants
+    from mpipar.programs.dataset import ImageConstants, Start
     from mpipar.programs.images import StackSource
     from mpipar.programs.inputs import RefineInputs
     from mpipar.programs.stages import ImageStatistics
@@ -52,24 +51,21 @@ class FirstLook:
 
 
 def look_at_all(
-    inputs: RefineInputs,
-    geometry: ImageGeometry,
-    lowpassed: NDArray[np.float32],
-    cutoff: float,
-    settings: RefineSettings,
-    measure: Measure,
+    inputs: RefineInputs, start: Start, settings: RefineSettings, measure: Measure
 ) -> FirstLook:
     """Look at all images once.
 
-    lowpassed   (n, n, n) the model, filtered to `cutoff` in A
-    raises      InputError for images that cannot be used
+    raises   InputError for images that cannot be used
     """
+    geometry = start.geometry
     half = dataset.half_sets(inputs.particles, settings.seed)
     copies.require_two_halves(inputs.particles, half)
     source = inputs.stacks.divided(dataset.blocks_of(half))
     sphere = soft_sphere(inputs.box, geometry.radius, MASK_EDGE)
-    last = max(2, min(round(inputs.box * inputs.pixel_size / cutoff) + 1, inputs.box // 2))
-    profile = shell_means(lowpassed * sphere)[: last + 1]
+    last = max(
+        2, min(round(inputs.box * inputs.pixel_size / start.resolution) + 1, inputs.box // 2)
+    )
+    profile = shell_means(start.model * sphere)[: last + 1]
     tasks = dataset.measure_tasks(source.blocks, inputs.particles)
     looks = measure(source, MeasureStage(geometry, profile), tasks)
     notes = [*_hot_notes(source), *_rim_notes(source)]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
@@ -13,6 +13,7 @@ from mpipar.cryoem.alignment import Poses, SearchPlan
 from mpipar.cryoem.fourier import components, filter_shells, lowpass_gain
 from mpipar.cryoem.solvent import solvent_mask
 from mpipar.programs.block_rows import ParticleRows
+from mpipar.programs.convergence import SETTLED
 from mpipar.programs.dataset import first_shifts
 from mpipar.programs.stages import AlignStage
 from mpipar.runtime.stage import Task
@@ -24,21 +25,21 @@ if TYPE_CHECKING:
 
     from mpipar.cryoem.ctf import CtfParameters
     from mpipar.cryoem.reconstruction import FixedPoint, HalfSums
-    from mpipar.programs.dataset import Dataset
+    from mpipar.programs.dataset import Dataset, Start
     from mpipar.programs.inputs import RefineInputs
+    from mpipar.programs.soft_stage import SoftResult
     from mpipar.programs.stages import AlignResult
     from mpipar.runtime.reports import RunResult
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-JOINED_RESOLUTION = 40.0
-"""Angstrom; both references share coarser detail, so that they stay aligned (as in RELION)."""
-
 JUMP = 1.5
 """Grid steps by which an orientation must change to count as changed."""
-SETTLING_ITERATION = 4
-"""The first iteration whose search may confirm a pose: earlier references look like the model."""
+CLEAR = 0.8
+"""Mean probability of the most probable poses from which on these are searched for quickly."""
+UNSETTLED = 2
+"""Searches over all orientations that cannot confirm a pose: poses still change with the map."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,12 @@ class RefineState:
     resolved_shell   the shell of that resolution
     settled          (p,) whether a search over all orientations has confirmed the pose
     jumped           fraction of particles whose orientation changed by more than a grid step
+    before           (2, n, n, n) the references of the iteration before, while iterations are soft;
+                     else (0,)
+    peak             (p,) probability of each particle's most probable pose, in the last soft
+                     iteration
+    evidence         mean log-likelihood ratio per particle to no particle, in that iteration
+    spread           pixels: standard deviation of the shifts along one axis; None: not known yet
     """
 
     iteration: int
@@ -64,6 +71,10 @@ class RefineState:
     resolved_shell: int
     settled: NDArray[np.bool_]
     jumped: float
+    before: NDArray[np.float32]
+    peak: NDArray[np.float64]
+    evidence: float
+    spread: float | None
 
 
 @dataclass(frozen=True)
@@ -76,6 +87,7 @@ class Maps:
     unmasked    (s,) FSC without a mask
     masked      (s,) FSC inside the mask
     corrected   (s,) FSC inside the mask, corrected for the mask's own correlation
+    mark        what everybody who sees the maps must know; empty: nothing
     """
 
     halves: NDArray[np.float32]
@@ -84,28 +96,36 @@ class Maps:
     unmasked: NDArray[np.float64]
     masked: NDArray[np.float64]
     corrected: NDArray[np.float64]
+    mark: str = field(default="", kw_only=True)
 
 
 def first_state(
-    inputs: RefineInputs,
-    data: Dataset,
-    spectra: NDArray[np.float64],
-    lowpassed: NDArray[np.float32],
-    resolution: float,
+    inputs: RefineInputs, data: Dataset, spectra: NDArray[np.float64], start: Start
 ) -> RefineState:
     """Return the state before the first iteration: no pose is known, both references are the model.
 
-    spectra      (2, s) first noise spectra
-    lowpassed    (n, n, n) the model, filtered to `resolution` in A
+    spectra   (2, s) first noise spectra
     """
     count, box = inputs.particles.count, inputs.box
     shifts = first_shifts(inputs.particles)
     poses = Poses(np.broadcast_to(np.eye(3), (count, 3, 3)).copy(), shifts, np.full(count, -np.inf))
-    shell = max(2, min(round(box * inputs.pixel_size / resolution), data.sampling.finest_shell))
-    references = np.stack([lowpassed * data.sphere] * 2)
+    shell = data.start_shell
+    references = np.stack([start.model * data.sphere] * 2)
     correlation = lowpass_gain(box, shell).astype(np.float64)
     return RefineState(
-        0, poses, references, spectra, correlation, resolution, shell, np.zeros(count, bool), 1.0
+        iteration=0,
+        poses=poses,
+        references=references,
+        noise=spectra,
+        correlation=correlation,
+        resolution=start.resolution,
+        resolved_shell=shell,
+        settled=np.zeros(count, bool),
+        jumped=1.0,
+        before=np.zeros(0, np.float32),
+        peak=np.zeros(count),
+        evidence=0.0,
+        spread=None,
     )
 
 
@@ -158,17 +178,17 @@ def align_tasks(data: Dataset, ctf: CtfParameters, state: RefineState) -> list[T
     return tasks
 
 
-def collect_poses(data: Dataset, results: list[AlignResult], state: RefineState) -> Poses:
-    """Return the new poses of all particles, in the order of the particle list."""
+def collect_poses(data: Dataset, found: Sequence[Poses], state: RefineState) -> Poses:
+    """Return the new poses of all particles, from those of each block, in the list's order."""
     poses = Poses(state.poses.rotations.copy(), state.poses.shifts.copy(), state.poses.score.copy())
-    for rows, result in zip(data.blocks, results, strict=True):
-        poses.rotations[rows], poses.shifts[rows] = result.poses.rotations, result.poses.shifts
-        poses.score[rows] = result.poses.score
+    for rows, block in zip(data.blocks, found, strict=True):
+        poses.rotations[rows], poses.shifts[rows] = block.rotations, block.shifts
+        poses.score[rows] = block.score
     return poses
 
 
 def updated_noise(
-    data: Dataset, results: list[AlignResult], radius: int, state: RefineState
+    data: Dataset, results: Sequence[AlignResult | SoftResult], radius: int, state: RefineState
 ) -> NDArray[np.float64]:
     """Return noise spectra (2, s) from residuals; shells beyond `radius` keep the old values."""
     wanted = components(data.geometry.box, radius)
@@ -214,11 +234,21 @@ def sums_of(
     return first, second
 
 
-def maps_of(data: Dataset, halves: tuple[HalfSums, HalfSums], radius: int, iteration: int) -> Maps:
-    """Solve the half maps and the map of all particles, and correlate the half maps."""
+def maps_of(
+    data: Dataset,
+    halves: tuple[HalfSums, HalfSums],
+    radius: int,
+    iteration: int,
+    mask: NDArray[np.float32] | None = None,
+) -> Maps:
+    """Solve the half maps and the map of all particles, and correlate the half maps.
+
+    mask   of the FSC; None: the user's, or one made from the map
+    """
     raw = np.stack(for_both(lambda sums: reconstruction.solve(sums, None, radius), halves))
     unmasked = resolution.fourier_shell_correlation(raw[0], raw[1])
-    mask = data.mask if data.mask is not None else _mask_of(data, raw, unmasked)
+    if mask is None:
+        mask = data.mask if data.mask is not None else _mask_of(data, raw.mean(axis=0), unmasked)
     masked = resolution.fourier_shell_correlation(raw[0] * mask, raw[1] * mask)
     seed = np.random.SeedSequence(data.seed, spawn_key=(iteration, 1))
     corrected = resolution.corrected_correlation(raw[0], raw[1], mask, seed, unmasked, masked)
@@ -229,56 +259,88 @@ def maps_of(data: Dataset, halves: tuple[HalfSums, HalfSums], radius: int, itera
 
 
 def _mask_of(
-    data: Dataset, raw: NDArray[np.float32], unmasked: NDArray[np.float64]
+    data: Dataset, volume: NDArray[np.float32], unmasked: NDArray[np.float64]
 ) -> NDArray[np.float32]:
-    """Return a mask made from the map itself."""
+    """Return a mask made from a map itself, whose half maps have this FSC without a mask."""
     pixel_size = data.geometry.pixel_size
     reached = resolution.resolution_of(
         unmasked, resolution.GOLD_STANDARD, data.geometry.box, pixel_size
     )
-    return solvent_mask(raw.mean(axis=0), data.sphere, pixel_size, reached)
+    return solvent_mask(volume, data.sphere, pixel_size, reached)
 
 
 def references_of(
-    data: Dataset, halves: tuple[HalfSums, HalfSums], maps: Maps, radius: int, resolved_shell: int
+    data: Dataset,
+    halves: tuple[HalfSums, HalfSums],
+    maps: Maps,
+    radius: int,
+    resolved_shell: int,
+    *,
+    settled: bool,
 ) -> NDArray[np.float32]:
-    """Return regularised, masked half maps for the next alignment; both share their low shells."""
+    """Return regularised, masked half maps for the next alignment; both share their low shells.
+
+    settled   whether poses hardly change any more: then each reference gets a mask that is made
+              from itself. One that is made from both, or before, would make them agree where there
+              is nothing but noise.
+    """
     trusted = maps.corrected.copy()
     trusted[min(resolved_shell + 4, len(trusted)) :] = 0.0
     solved = for_both(lambda sums: reconstruction.solve(sums, trusted, radius), halves)
-    geometry = data.geometry
-    joined_shell = min(geometry.box * geometry.pixel_size / JOINED_RESOLUTION, resolved_shell - 2.0)
-    low = lowpass_gain(geometry.box, joined_shell)
+    masks = [data.sphere if data.mask is None else data.mask] * 2
+    if settled and data.mask is None:
+        masks = for_both(lambda volume: _mask_of(data, volume, maps.unmasked), solved)
+    return joined_references(data, solved, resolved_shell, masks)
+
+
+def joined_references(
+    data: Dataset,
+    solved: Sequence[NDArray[np.float32]],
+    resolved_shell: int,
+    masks: Sequence[NDArray[np.float32]],
+) -> NDArray[np.float32]:
+    """Return masked references that share what is coarser than the start's filter.
+
+    So they stay aligned to each other. What is finer is never shared: it would agree in both half
+    maps even if the images were noise.
+    """
+    low = lowpass_gain(data.geometry.box, min(float(data.start_shell), resolved_shell - 2.0))
     mean = filter_shells((solved[0] + solved[1]) * np.float32(0.5), low)
-    return np.stack([(mean + filter_shells(volume, 1.0 - low)) * maps.mask for volume in solved])
+    both = zip(solved, masks, strict=True)
+    return np.stack([(mean + filter_shells(volume, 1.0 - low)) * mask for volume, mask in both])
 
 
 def next_state(
-    data: Dataset, state: RefineState, stage: AlignStage, outcome: RunResult
+    data: Dataset, state: RefineState, stage: AlignStage, outcome: RunResult, searches: int
 ) -> tuple[RefineState, Maps]:
-    """Return the next state and the maps, from what the stage's run has given."""
+    """Return the next state and the maps, from what the stage's run has given.
+
+    searches   iterations before this one that searched all orientations for the best pose
+    """
     assert outcome.sums is not None
     plan, radius = stage.plan, stage.insertion_radius
     halves = sums_of(data, outcome.sums, stage.scales)
-    poses = collect_poses(data, outcome.results, state)
+    poses = collect_poses(data, [result.poses for result in outcome.results], state)
     maps = maps_of(data, halves, radius, state.iteration + 1)
     filled = np.where(np.arange(len(maps.corrected)) <= radius, maps.corrected, 0.0)
     resolved = resolution.last_resolved_shell(filled, resolution.GOLD_STANDARD)
     box, pixel_size = data.geometry.box, data.geometry.pixel_size
     reached = resolution.resolution_of(filled, resolution.GOLD_STANDARD, box, pixel_size)
     turned = orientation_changes(data, state.poses, poses)
-    may_settle = plan.exhaustive and state.iteration + 1 >= SETTLING_ITERATION
+    jumped = float(np.mean(turned > JUMP * plan.step))
+    may_settle = plan.exhaustive and searches >= UNSETTLED
     settled = state.settled | ((turned <= JUMP * plan.step) & may_settle)
     new = replace(
         state,
         iteration=state.iteration + 1,
         poses=poses,
-        references=references_of(data, halves, maps, radius, resolved),
+        references=references_of(data, halves, maps, radius, resolved, settled=jumped <= SETTLED),
         noise=updated_noise(data, outcome.results, radius, state),
         correlation=maps.corrected,
         resolution=reached,
         resolved_shell=resolved,
         settled=settled,
-        jumped=float(np.mean(turned > JUMP * plan.step)),
+        jumped=jumped,
+        before=np.zeros(0, np.float32),
     )
     return new, maps

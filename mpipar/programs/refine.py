@@ -5,18 +5,29 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from mpipar.cryoem import symmetry
-from mpipar.cryoem.fourier import filter_shells, largest_radius, lowpass_gain
-from mpipar.cryoem.search_plan import plan_search
+from mpipar.cryoem.fourier import largest_radius
+from mpipar.cryoem.search_plan import plan_search, plan_soft
 from mpipar.cryoem.symmetry_check import CONVINCING, fitting_setting
-from mpipar.programs import checkpoints, dataset, devices, exports, iteration, run_folder
-from mpipar.programs.convergence import FinishedIteration, NextIteration, decide
+from mpipar.errors import NoSignalError
+from mpipar.programs import (
+    checkpoints,
+    dataset,
+    devices,
+    exports,
+    iteration,
+    run_folder,
+    soft_iteration,
+)
+from mpipar.programs.convergence import SEARCH, SOFT, FinishedIteration, NextIteration, decide
 from mpipar.programs.first_look import look_at_all
 from mpipar.programs.inputs import RefineInputs, read_inputs
 from mpipar.programs.needs import device_need, needs
+from mpipar.programs.soft_iteration import NO_SIGNAL, Signal
+from mpipar.programs.soft_stage import HeldOutStage
 from mpipar.programs.volumes import centre_notes
 from mpipar.runtime.process import signals
 from mpipar.runtime.reports import CANNOT_REPLACE
@@ -26,16 +37,14 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from mpipar.cryoem.alignment import SearchPlan
-    from mpipar.programs.block_rows import ImageGeometry
-    from mpipar.programs.dataset import Dataset
+    from mpipar.programs.dataset import Dataset, Start
     from mpipar.programs.devices import DeviceChoice
     from mpipar.programs.first_look import FirstLook
     from mpipar.programs.images import StackSource
     from mpipar.programs.iteration import Maps, RefineState
     from mpipar.programs.stages import ImageStatistics, MeasureStage
     from mpipar.runtime.pool import Pool
-    from mpipar.runtime.reports import PoolStatistics, RunResult
+    from mpipar.runtime.reports import PoolStatistics, RunResult, StageStatistics
     from mpipar.runtime.stage import Stage, Task
     from mpipar.settings import RefineSettings
     from mpipar.store.project import Project
@@ -205,51 +214,41 @@ def _prepare(session: RefineSession, operators: Any) -> tuple[Dataset, RefineSta
     """Return the data set, and the state to go on from: the last commit's, or a first one."""
     settings, inputs, project = session.settings, session.inputs, session.project
     input_hash = checkpoints.fingerprint(inputs)
-    lowpassed, cutoff, geometry = _lowpassed(inputs, settings, operators, session.view)
+    start = _start(inputs, settings, operators, session.view)
     if project.commits():
         constants = checkpoints.load_constants(project, input_hash)
         for change in checkpoints.changed_environment(project, session.device):
             session.view.say(f"note: the bits may differ from an undisturbed run's: {change}")
         session.history = checkpoints.load_history(project)
-        data = dataset.make_dataset(
-            inputs, settings, geometry, operators, constants, session.devices
-        )
+        data = dataset.make_dataset(inputs, settings, start, operators, constants, session.devices)
         session.pool.serve(inputs.stacks.divided(data.blocks))
         return data, checkpoints.load_state(project)
-    look = _first_look(session, geometry, lowpassed, cutoff)
+    look = _first_look(session, start)
     constants = look.constants
     for note in look.notes:
         session.view.say(f"note: {note}")
-    data = dataset.make_dataset(inputs, settings, geometry, operators, constants, session.devices)
+    data = dataset.make_dataset(inputs, settings, start, operators, constants, session.devices)
     if session.devices is not None:
         session.pool.serve(inputs.stacks.divided(data.blocks))
-    state = iteration.first_state(inputs, data, look.spectra, lowpassed, cutoff)
+    state = iteration.first_state(inputs, data, look.spectra, start)
     with session.phase("saving"), signals.postponed():
         checkpoints.commit_first(project, constants, state, input_hash, session.device)
     return data, state
 
 
-def _lowpassed(
-    inputs: RefineInputs, settings: RefineSettings, operators: Any, view: View
-) -> tuple[NDArray[np.float32], float, ImageGeometry]:
-    """Return the low-passed model, the resolution in A it is filtered to, and the geometry."""
-    cutoff = dataset.lowpass_of(inputs, settings, len(operators))
-    lowpassed = filter_shells(
-        inputs.model, lowpass_gain(inputs.box, inputs.box * inputs.pixel_size / cutoff)
-    )
-    geometry = dataset.geometry_of(inputs, settings, lowpassed)
-    view.say(
-        f"particle diameter {2 * geometry.radius * geometry.pixel_size:.0f} A, "
-        f"model filtered to {cutoff:.0f} A"
-    )
-    return lowpassed, cutoff, geometry
+def _start(inputs: RefineInputs, settings: RefineSettings, operators: Any, view: View) -> Start:
+    """Return the low-passed model and what follows from it."""
+    start = dataset.start_of(inputs, settings, len(operators))
+    diameter = 2 * start.geometry.radius * start.geometry.pixel_size
+    view.say(f"particle diameter {diameter:.0f} A, model filtered to {start.resolution:.0f} A")
+    return start
 
 
 def _check_images(
     inputs: RefineInputs, settings: RefineSettings, operators: Any, open_pool: OpenPool, view: View
 ) -> None:
     """Look at all images as a run does, and refuse what a run would refuse."""
-    lowpassed, cutoff, geometry = _lowpassed(inputs, settings, operators, view)
+    start = _start(inputs, settings, operators, view)
     pool = open_pool(settings.threads, settings.cache * MEGABYTE)
 
     def measure(
@@ -259,18 +258,18 @@ def _check_images(
         results: Sequence[ImageStatistics] = pool.run(stage, {}, tasks).results
         return results
 
-    look = look_at_all(inputs, geometry, lowpassed, cutoff, settings, measure)
+    look = look_at_all(inputs, start, settings, measure)
     for note in look.notes:
         view.say(f"note: {note}")
     threads_only = not pool.description.startswith("mpi")
     workers = pool.workers
-    for line in needs(inputs, geometry, operators, settings, workers, threads_only=threads_only):
+    for line in needs(
+        inputs, start.geometry, operators, settings, workers, threads_only=threads_only
+    ):
         view.say(line)
 
 
-def _first_look(
-    session: RefineSession, geometry: ImageGeometry, lowpassed: NDArray[np.float32], cutoff: float
-) -> FirstLook:
+def _first_look(session: RefineSession, start: Start) -> FirstLook:
     """Look at all images on the workers."""
     served: list[StackSource] = []
 
@@ -285,69 +284,150 @@ def _first_look(
         return outcome.results
 
     with session.phase("first look at all images"):
-        look = look_at_all(session.inputs, geometry, lowpassed, cutoff, session.settings, measure)
+        look = look_at_all(session.inputs, start, session.settings, measure)
     if look.source is not served[0]:
         session.pool.serve(look.source)
     return look
 
 
 def _refine(session: RefineSession, data: Dataset, state: RefineState) -> None:
-    """Iterate until converged, then write the results."""
+    """Iterate until converged, then write the results.
+
+    raises   NoSignalError, with marked results, if the images hold no signal beyond the start
+    """
     settings = session.settings
     maps: Maps | None = None
+    tested = any(step.kind != SOFT for step in session.history)
     while not (decision := decide(session.history, settings.iter, settings.targetres)).stop:
         signals.check()
+        if decision.kind != SOFT and session.history and not tested:
+            maps = maps or checkpoints.load_maps(session.project)
+            tested = _require_signal(session, data, state, maps)
         state, maps = _iterate(session, data, state, decision)
     session.view.say(decision.reason)
+    maps = maps or checkpoints.load_maps(session.project)
+    if not tested:
+        _require_signal(session, data, state, maps)
     with session.phase("writing results"):
-        maps = maps or checkpoints.load_maps(session.project)
         exports.write_all(session.project, session.inputs, session.settings, data, state, maps)
     _summarise(session, maps)
+
+
+def _require_signal(session: RefineSession, data: Dataset, state: RefineState, maps: Maps) -> bool:
+    """Look for detail that images agree on with a map which they are not in; True if it is there.
+
+    raises   NoSignalError, after the results, marked as such, have been written
+    """
+    with session.phase("looking for signal"):
+        signal = _signal(session, data, state, maps)
+    if signal.found:
+        return True
+    start = session.inputs.box * session.inputs.pixel_size / data.start_shell
+    with session.phase("writing results"):
+        marked = replace(maps, mark=NO_SIGNAL)
+        exports.write_all(session.project, session.inputs, session.settings, data, state, marked)
+    raise NoSignalError(signal.verdict(start, str(session.project.path)))
+
+
+def _signal(session: RefineSession, data: Dataset, state: RefineState, maps: Maps) -> Signal:
+    plan = plan_soft(data.sampling, state.resolved_shell, spread=state.spread, free_scale=False)
+    stage = HeldOutStage(data.geometry, plan)
+    shared = soft_iteration.held_out_arrays(data, state, maps, plan)
+    tasks = soft_iteration.held_out_tasks(data, _soft_tasks(session, data, state))
+    outcome = session.run("looking for signal", stage, shared, tasks)
+    return soft_iteration.signal_of(outcome.results)
+
+
+def _soft_tasks(session: RefineSession, data: Dataset, state: RefineState) -> list[Task]:
+    particles = session.inputs.particles
+    centres = dataset.first_shifts(particles)
+    return soft_iteration.soft_tasks(data, dataset.ctf_of(particles), state, centres)
 
 
 def _iterate(
     session: RefineSession, data: Dataset, state: RefineState, decision: NextIteration
 ) -> tuple[RefineState, Maps]:
     """One iteration: align and insert on the workers, solve on rank 0, commit."""
-    started, number = time.monotonic(), state.iteration + 1
+    started = time.monotonic()
+    work = _weigh_poses if decision.kind == SOFT else _find_poses
+    state, maps, radius, statistics = work(session, data, state, decision)
+    complete = radius == largest_radius(data.geometry.box)
+    session.history.append(
+        FinishedIteration(state.resolution, state.jumped, decision.kind, complete, state.evidence)
+    )
+    with session.phase("saving"), signals.postponed():
+        checkpoints.commit(session.project, state, maps, session.history)
+    _report(session, state, decision.kind, statistics, time.monotonic() - started)
+    return state, maps
+
+
+Iterated: TypeAlias = "tuple[RefineState, Maps, int, StageStatistics]"
+"""The next state, its maps, the radius out to which these go, and what the pool has counted."""
+
+
+def _weigh_poses(
+    session: RefineSession, data: Dataset, state: RefineState, decision: NextIteration
+) -> Iterated:
+    """Do a soft iteration: all poses of a grid count, each with its probability."""
+    del decision
+    plan = plan_soft(
+        data.sampling,
+        state.resolved_shell,
+        spread=state.spread,
+        free_scale=state.iteration == 0,
+    )
+    with session.phase("preparing references"):
+        stage = soft_iteration.soft_stage(data, state, plan)
+        shared = soft_iteration.soft_arrays(data, state, plan)
+        tasks = _soft_tasks(session, data, state)
+    with session.phase("weighing all poses"):
+        label = f"iteration {state.iteration + 1}: soft"
+        outcome = session.run(label, stage, shared, tasks, resolution=f"{state.resolution:.1f} A")
+    with session.phase("reconstruction"):
+        state, maps = soft_iteration.soft_next_state(data, state, stage, outcome)
+    return state, maps, plan.insertion_radius, outcome.statistics
+
+
+def _find_poses(
+    session: RefineSession, data: Dataset, state: RefineState, decision: NextIteration
+) -> Iterated:
+    """Do an iteration in which each particle has one pose, the best of all or near its last."""
     plan = plan_search(
         data.sampling,
         state.resolved_shell,
-        exhaustive=decision.exhaustive,
+        exhaustive=decision.kind == SEARCH,
         free_scale=state.iteration == 0,
+        doubtful=state.iteration > 0 and float(state.peak.mean()) < iteration.CLEAR,
     )
+    searches = sum(step.kind == SEARCH for step in session.history)
     with session.phase("preparing references"):
         stage = iteration.align_stage(data, state, plan, complete=decision.complete)
         shared = iteration.shared_arrays(data, state, plan)
         tasks = iteration.align_tasks(data, dataset.ctf_of(session.inputs.particles), state)
     with session.phase("searching" if plan.exhaustive else "local refinement"):
         outcome = session.run(
-            f"iteration {number}: {'search' if plan.exhaustive else 'local'}",
+            f"iteration {state.iteration + 1}: {'search' if plan.exhaustive else 'local'}",
             stage,
             shared,
             tasks,
             resolution=f"{state.resolution:.1f} A",
         )
     with session.phase("reconstruction"):
-        state, maps = iteration.next_state(data, state, stage, outcome)
-    complete = stage.insertion_radius == largest_radius(data.geometry.box)
-    session.history.append(
-        FinishedIteration(state.resolution, state.jumped, plan.exhaustive, complete)
-    )
-    with session.phase("saving"), signals.postponed():
-        checkpoints.commit(session.project, state, maps, session.history)
-    _report(session, state, plan, outcome, time.monotonic() - started)
-    return state, maps
+        state, maps = iteration.next_state(data, state, stage, outcome, searches)
+    return state, maps, stage.insertion_radius, outcome.statistics
 
 
 def _report(
-    session: RefineSession, state: RefineState, plan: SearchPlan, outcome: RunResult, seconds: float
+    session: RefineSession,
+    state: RefineState,
+    kind: str,
+    statistics: StageStatistics,
+    seconds: float,
 ) -> None:
-    statistics = outcome.statistics
     session.view.iteration(
         {
             "iteration": state.iteration,
-            "search": "all" if plan.exhaustive else "local",
+            "search": kind,
             "resolution A": state.resolution,
             "moved %": 100.0 * state.jumped,
             "stolen": statistics.tasks_stolen,

@@ -13,7 +13,7 @@ import pytest
 from mpipar.cryoem.alignment import Poses
 from mpipar.errors import CorruptStoreError, InputError
 from mpipar.programs import checkpoints
-from mpipar.programs.convergence import FinishedIteration
+from mpipar.programs.convergence import LOCAL, SEARCH, FinishedIteration
 from mpipar.programs.dataset import ImageConstants
 from mpipar.programs.inputs import read_inputs
 from mpipar.programs.iteration import Maps, RefineState
@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 STEPS = [
-    FinishedIteration(10 / 3, 0.1 + 0.2, True, False),
-    FinishedIteration(1e-300, 1.0, False, True),
+    FinishedIteration(10 / 3, 0.1 + 0.2, SEARCH, False, 0.1),
+    FinishedIteration(1e-300, 1.0, LOCAL, True, 1 / 3),
 ]
 
 

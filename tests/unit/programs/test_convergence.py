@@ -8,59 +8,75 @@ from hypothesis import strategies as st
 
 from mpipar.programs.convergence import (
     FEWEST_EXHAUSTIVE,
+    FEWEST_SOFT,
+    LOCAL,
     MOST_EXHAUSTIVE,
+    MOST_SOFT,
+    SEARCH,
+    SOFT,
     FinishedIteration,
     decide,
 )
 
 
+def soft(*evidence: float, jumped: float = 0.5) -> list[FinishedIteration]:
+    return [FinishedIteration(30.0, jumped, SOFT, False, value) for value in evidence]
+
+
 def searched(*steps: tuple[float, float]) -> list[FinishedIteration]:
-    """Exhaustive steps of (resolution, jumped)."""
-    return [FinishedIteration(resolution, jumped, True, False) for resolution, jumped in steps]
+    """Searches of (resolution, jumped)."""
+    return [FinishedIteration(resolution, jumped, SEARCH, False, 9) for resolution, jumped in steps]
 
 
 def local(*resolutions: float, complete: bool = False) -> list[FinishedIteration]:
-    return [FinishedIteration(resolution, 0.0, False, complete) for resolution in resolutions]
+    return [FinishedIteration(resolution, 0.0, LOCAL, complete, 9) for resolution in resolutions]
 
 
-CALM = searched((20, 1.0), (10, 0.4), (9, 0.01))
+CALM = searched((20, 1.0), (10, 0.01))
 DECISIONS = {
-    # history, iterations allowed, target -> stop, exhaustive, complete
-    "first iteration": ([], 20, None, (False, True, False)),
-    "first iteration that is also the last": ([], 1, None, (False, True, True)),
-    "few searches yet, though calm": (searched((9, 0.0), (9, 0.0)), 20, None, (False, True, False)),
-    "calm": (CALM, 20, None, (False, False, False)),
-    "restless, better": (searched((20, 1), (15, 0.5), (10, 0.5)), 20, None, (False, True, False)),
-    "restless, calming": (searched((9, 1), (9, 0.5), (9, 0.3)), 20, None, (False, True, False)),
-    "restless, stuck": (searched((9, 1), (9, 0.5), (9, 0.5)), 20, None, (False, False, False)),
+    # history, iterations allowed, target -> stop, kind, complete
+    "first iteration": ([], 20, None, (False, SOFT, False)),
+    "first iteration that is also the last": ([], 1, None, (False, SEARCH, True)),
+    "last one allowed while soft": (soft(1, 2), 3, None, (False, SEARCH, True)),
+    "few soft ones, though calm": (soft(5, 5, 5, jumped=0.0), 20, None, (False, SOFT, False)),
+    "evidence rises": (soft(1, 2, 3, 4, 4.1), 20, None, (False, SOFT, False)),
+    "evidence rises on average": (soft(1, 4, 5, 4.8, 5.1), 20, None, (False, SOFT, False)),
+    "evidence stands": (soft(1, 4, 5, 5, 5, 5.1), 20, None, (False, SEARCH, False)),
+    "soft and calm": (soft(1, 2, 3, 4, jumped=0.02), 20, None, (False, SEARCH, False)),
+    "soft for long": (soft(*range(1, MOST_SOFT + 1)), 40, None, (False, SEARCH, False)),
+    "one search, though calm": (searched((9, 0.0)), 20, None, (False, SEARCH, False)),
+    "calm": (CALM, 20, None, (False, LOCAL, False)),
+    "restless, better": (searched((20, 1), (15, 0.5), (10, 0.5)), 20, None, (False, SEARCH, False)),
+    "restless, calming": (searched((9, 1), (9, 0.5), (9, 0.3)), 20, None, (False, SEARCH, False)),
+    "restless, stuck": (searched((9, 1), (9, 0.5), (9, 0.5)), 20, None, (False, LOCAL, False)),
     "searched long enough": (
         searched(*((20 - i, 0.5 - i / 20) for i in range(MOST_EXHAUSTIVE))),
         20,
         None,
-        (False, False, False),
+        (False, LOCAL, False),
     ),
-    "one local iteration": ([*CALM, *local(9)], 20, None, (False, False, False)),
-    "local, better": ([*CALM, *local(8, 7)], 20, None, (False, False, False)),
-    "local, better once of two": ([*CALM, *local(8, 9)], 20, None, (False, False, False)),
-    "converged without all data": ([*CALM, *local(9, 9)], 20, None, (False, False, True)),
+    "one local iteration": ([*CALM, *local(9)], 20, None, (False, LOCAL, False)),
+    "local, better": ([*CALM, *local(8, 7)], 20, None, (False, LOCAL, False)),
+    "local, better once of two": ([*CALM, *local(8, 9)], 20, None, (False, LOCAL, False)),
+    "converged without all data": ([*CALM, *local(10, 10)], 20, None, (False, LOCAL, True)),
     "converged with all data": (
-        [*CALM, *local(9), *local(9, complete=True)],
+        [*CALM, *local(10), *local(10, complete=True)],
         20,
         None,
-        (True, False, True),
+        (True, LOCAL, True),
     ),
-    "target reached": (CALM, 20, 9.0, (False, False, True)),
-    "target reached within a hair": (CALM, 20, 8.96, (False, False, True)),
-    "target not reached": (CALM, 20, 8.9, (False, False, False)),
+    "target reached": (CALM, 20, 10.0, (False, LOCAL, True)),
+    "target reached within a hair": (CALM, 20, 9.96, (False, LOCAL, True)),
+    "target not reached": (CALM, 20, 9.9, (False, LOCAL, False)),
     "target reached with all data": (
         [*CALM, *local(8, complete=True)],
         20,
         8.5,
-        (True, False, True),
+        (True, LOCAL, True),
     ),
-    "the last one allowed is next": (CALM, 4, None, (False, False, True)),
-    "all iterations done": (CALM, 3, None, (True, False, True)),
-    "resumed with fewer iterations than done": (CALM, 1, None, (True, False, True)),
+    "the last one allowed is next": (CALM, 3, None, (False, LOCAL, True)),
+    "all iterations done": (CALM, 2, None, (True, LOCAL, True)),
+    "resumed with fewer iterations than done": (CALM, 1, None, (True, LOCAL, True)),
 }
 
 
@@ -68,38 +84,37 @@ DECISIONS = {
 def test_decision(name: str) -> None:
     history, most, target, expected = DECISIONS[name]
     following = decide(history, most, target)
-    assert (following.stop, following.exhaustive, following.complete) == expected
+    assert (following.stop, following.kind, following.complete) == expected
     assert following.reason
 
 
 MEASURED = st.tuples(
-    st.floats(2.0, 60.0), st.floats(0.0, 1.0), st.booleans()
-)  # resolution, jumped, whether all shells fitted although they were not asked for
+    st.floats(2.0, 60.0), st.floats(0.0, 1.0), st.booleans(), st.floats(-9.0, 99.0)
+)  # resolution, jumped, whether all shells fitted although they were not asked for, evidence
 
 
 @given(
-    measured=st.lists(MEASURED, min_size=41, max_size=41),
-    most=st.integers(1, 40),
+    measured=st.lists(MEASURED, min_size=61, max_size=61),
+    most=st.integers(1, 60),
     target=st.none() | st.floats(1.0, 60.0),
 )
 def test_every_refinement_ends_well(
-    measured: list[tuple[float, float, bool]], most: int, target: float | None
+    measured: list[tuple[float, float, bool, float]], most: int, target: float | None
 ) -> None:
     history: list[FinishedIteration] = []
-    for resolution, jumped, fitted in measured:
+    for resolution, jumped, fitted, evidence in measured:
         following = decide(history, most, target)
         if following.stop:
             break
-        history.append(
-            FinishedIteration(
-                resolution, jumped, following.exhaustive, following.complete or fitted
-            )
-        )
+        complete = following.complete or (fitted and following.kind != SOFT)
+        history.append(FinishedIteration(resolution, jumped, following.kind, complete, evidence))
     assert 1 <= len(history) <= most, "ends, and not later than allowed"
     assert following.stop
     assert history[-1].complete, "the results are made of all data"
-    kinds = [step.exhaustive for step in history]
-    assert kinds == sorted(kinds, reverse=True), "no search after a local iteration"
-    assert sum(kinds) <= MOST_EXHAUSTIVE
+    kinds = [step.kind for step in history]
+    assert kinds == sorted(kinds, key=[SOFT, SEARCH, LOCAL].index), "no way back"
+    assert kinds.count(SOFT) <= MOST_SOFT
+    assert kinds.count(SEARCH) <= MOST_EXHAUSTIVE
     if target is None:
-        assert sum(kinds) >= min(FEWEST_EXHAUSTIVE, most)
+        assert kinds.count(SOFT) >= min(FEWEST_SOFT, most - 1)
+        assert kinds.count(SEARCH) >= min(FEWEST_EXHAUSTIVE, max(most - MOST_SOFT, 1))

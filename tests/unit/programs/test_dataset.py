@@ -216,8 +216,8 @@ def test_target_resolution_limits_the_shells(made: Small) -> None:
     constants = dataset.ImageConstants(
         made.data.half, made.data.offset, made.data.gain, made.data.largest, False
     )
-    geometry, operators = made.data.geometry, made.data.symmetry
-    data = dataset.make_dataset(made.inputs, settings, geometry, operators, constants)
+    start = dataset.Start(made.inputs.model, 12.0, made.data.geometry)
+    data = dataset.make_dataset(made.inputs, settings, start, made.data.symmetry, constants)
     assert data.sampling.finest_shell == 4
     assert made.data.sampling.finest_shell == 8
 

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
-from mpipar.cryoem.fourier import filter_shells, lowpass_gain
 from mpipar.cryoem.masks import soft_sphere
 from mpipar.errors import InputError
 from mpipar.programs import dataset
@@ -49,11 +48,7 @@ def look_at(made: refine_input.Input, **options: Any) -> FirstLook:
     """The first look at this input."""
     settings = RefineSettings(input=made.star, model=made.model, **options)
     inputs = read_inputs(settings)
-    cutoff = dataset.lowpass_of(inputs, settings, 1)
-    gain = lowpass_gain(inputs.box, inputs.box * inputs.pixel_size / cutoff)
-    lowpassed = filter_shells(inputs.model, gain)
-    geometry = dataset.geometry_of(inputs, settings, lowpassed)
-    return look_at_all(inputs, geometry, lowpassed, cutoff, settings, measure)
+    return look_at_all(inputs, dataset.start_of(inputs, settings, 1), settings, measure)
 
 
 def test_sound_images_are_used_as_they_are(tmp_path: Path) -> None:

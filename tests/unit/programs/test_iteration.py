@@ -123,7 +123,9 @@ def results_of(made: Small, residual: float) -> list[AlignResult]:
 
 
 def test_poses_come_back_in_the_order_of_the_list(made: Small) -> None:
-    poses = iteration.collect_poses(made.data, results_of(made, 1.0), made.state)
+    poses = iteration.collect_poses(
+        made.data, [result.poses for result in results_of(made, 1.0)], made.state
+    )
     count = np.arange(made.inputs.particles.count)
     np.testing.assert_array_equal(poses.score, count)
     np.testing.assert_array_equal(poses.shifts, np.stack([count, -count], axis=1))

@@ -1,0 +1,151 @@
+"""The stages of soft iterations: the posterior of each image over a grid, back-projected whole."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mpipar.cryoem import alignment, masks, noise, reconstruction
+from mpipar.cryoem.alignment import Reference
+from mpipar.cryoem.ctf import contrast_transfer
+from mpipar.cryoem.fourier import Components, components, image_components
+from mpipar.cryoem.posterior import GridPosterior, SoftPlan, SoftPoses
+from mpipar.programs.block_rows import MASK_EDGE, ImageGeometry, ParticleRows
+from mpipar.runtime.stage import Block, Stage, Task
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from numpy.typing import NDArray
+
+
+@dataclass(frozen=True)
+class SoftResult:
+    """What is known of a block's images, and the power per shell (s,) that is left unexplained."""
+
+    found: SoftPoses
+    residual: NDArray[np.float64]
+
+
+@dataclass
+class SoftState:
+    """A worker's state in an iteration; the slices and sums of a half set are made when needed."""
+
+    shared: Mapping[str, Any]
+    wanted: Components
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    grids: dict[str, GridPosterior] = field(default_factory=dict)
+    sums: dict[str, NDArray[np.int64]] = field(default_factory=dict)
+
+    def grid(self, name: str, geometry: ImageGeometry, plan: SoftPlan) -> GridPosterior:
+        """Return the grid of the shared reference of this name."""
+        with self.lock:
+            if name not in self.grids:
+                reference = Reference(self.shared[name], plan.radius, geometry.box)
+                orientations = self.shared["orientations"]
+                self.grids[name] = GridPosterior(reference, orientations, plan, self.wanted)
+            return self.grids[name]
+
+
+class SoftStage(Stage):
+    """Weighs all poses of each image against its half's reference; adds them to its half's sums.
+
+    Shared arrays: ``reference1, reference2`` (transforms), ``noise`` (2, s), and ``orientations``
+    (m, 3, 3), of which those half a turn in the image plane away are understood.
+    """
+
+    def __init__(
+        self, geometry: ImageGeometry, plan: SoftPlan, scales: reconstruction.FixedPoint
+    ) -> None:
+        self.geometry = geometry
+        self.plan = plan
+        self.scales = scales
+
+    def start(self, shared: Mapping[str, Any]) -> SoftState:
+        return SoftState(shared, components(self.geometry.box, self.plan.insertion_radius))
+
+    def run(self, task: Task, block: Block | None, state: SoftState) -> SoftResult:
+        assert block is not None
+        rows: ParticleRows = task.payload
+        wanted, spectrum = state.wanted, spectrum_of(state.shared, rows.half, self.geometry)
+        masked, data = weighted(rows, block["images"], self.geometry, wanted, spectrum)
+        grid = state.grid(f"reference{rows.half}", self.geometry, self.plan)
+        expected = grid.expect(data, rows.poses.shifts)
+        power = wanted.shell_sums(masked.real**2 + masked.imag**2).sum(axis=0)
+        if not self.plan.free_scale:  # else the grey scale of the reference is not the images'
+            inner = components(self.geometry.box, self.plan.radius)
+            explained = inner.shell_sums(expected.explained)
+            power[: len(explained)] -= explained * spectrum[: len(explained)]
+        values = expected.values
+        values[:, 0] *= 0.5  # zero frequency is its own Friedel mate
+        with state.lock:
+            name = f"half{rows.half}"
+            if name not in state.sums:
+                state.sums[name] = reconstruction.empty_sums(self.plan.insertion_radius)
+            reconstruction.insert(state.sums[name], values, expected.rotations, wanted, self.scales)
+        return SoftResult(expected.found, power)
+
+    def partial(self, state: SoftState) -> dict[str, NDArray[np.int64]]:
+        return state.sums
+
+
+class HeldOutStage(Stage):
+    """Tells how much better a reference predicts images that it has not seen than a coarser one.
+
+    Shared arrays: as in SoftStage, but ``reference1`` is made of the second half set and
+    ``reference2`` of the first; ``coarse1, coarse2`` are these without detail beyond the start's.
+
+    A result is (b, 2): the evidence of the reference and of the coarse one for each image.
+    """
+
+    def __init__(self, geometry: ImageGeometry, plan: SoftPlan) -> None:
+        self.geometry = geometry
+        self.plan = plan
+
+    def start(self, shared: Mapping[str, Any]) -> SoftState:
+        return SoftState(shared, components(self.geometry.box, self.plan.radius))
+
+    def run(self, task: Task, block: Block | None, state: SoftState) -> NDArray[np.float64]:
+        assert block is not None
+        rows: ParticleRows = task.payload
+        spectrum = spectrum_of(state.shared, rows.half, self.geometry)
+        _, data = weighted(rows, block["images"], self.geometry, state.wanted, spectrum)
+        grids = [
+            state.grid(f"{name}{rows.half}", self.geometry, self.plan)
+            for name in ("reference", "coarse")
+        ]
+        return np.stack([grid.evidence(data, rows.poses.shifts) for grid in grids], axis=1)
+
+
+def spectrum_of(
+    shared: Mapping[str, Any], half: int, geometry: ImageGeometry
+) -> NDArray[np.float64]:
+    """Return the noise (s,) with which components of images in discs may be added up.
+
+    A disc that fills the fraction f of an image leaves f of the noise's power, in components of
+    which only the fraction f are independent. So a log-likelihood counts each f times.
+    """
+    disc = masks.soft_discs(geometry.box, np.zeros((1, 2)), geometry.radius, MASK_EDGE)
+    filled = float((disc.astype(np.float64) ** 2).mean())
+    return np.asarray(shared["noise"][half - 1] / filled)
+
+
+def weighted(
+    rows: ParticleRows,
+    images: NDArray[np.float32],
+    geometry: ImageGeometry,
+    wanted: Components,
+    spectrum: NDArray[np.float64],
+) -> tuple[NDArray[np.complex64], NDArray[np.float32]]:
+    """Return transforms of images inside their discs, (b, v), and these weighted, (b, v, 3)."""
+    scaled = (images - rows.offset[:, None, None].astype(np.float32)) * rows.gain[
+        :, None, None
+    ].astype(np.float32)
+    ctf = contrast_transfer(rows.ctf, wanted.frequencies, geometry.box, geometry.pixel_size)
+    centres = np.rint(rows.poses.shifts)
+    discs = masks.soft_discs(geometry.box, centres, geometry.radius, MASK_EDGE)
+    masked = image_components(scaled * discs, wanted)
+    return masked, alignment.weigh(masked, ctf, noise.weights(spectrum, wanted))
