@@ -177,17 +177,18 @@ class Rederived:
     @cached_property
     def references(self) -> list[Numbers]:
         """Transforms of both references of the last iteration, doubled by zeros around them."""
-        out = self.box // 2
-        return [
-            transform(np.pad(volume / self.falloff, out), 3)
-            for volume in self.commit(-2)[0]["references"]
-        ]
+        found = []
+        for volume in self.commit(-2)[0]["references"]:
+            whole = transform(np.pad(volume / self.falloff, self.box // 2), 3)
+            whole[0] = whole[:, 0] = whole[:, :, 0] = 0  # its own Nyquist frequency
+            found.append(np.pad(whole, 2))
+        return found
 
     def slice_of(self, particle: int, wanted: Numbers) -> Numbers:
         reference = self.references[self.half[particle] - 1]
         rotation = self.commit(-1)[0]["rotations"][particle]
         points = 2 * self.frequencies(wanted) @ rotation.T
-        values = [share * reference[at] for at, share in corners(points, self.box)]
+        values = [share * reference[at] for at, share in corners(points, self.box + 2)]
         return np.asarray(np.sum(values, axis=0))
 
     @cached_property
