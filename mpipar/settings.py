@@ -136,7 +136,7 @@ examples:
     mask: Path | None = option(
         None,
         help="mask for the FSC and the reference, 0 to 1",
-        default_text="a sphere of the diameter, with a soft edge",
+        default_text="made from the map, anew in each iteration",
         metavar="MRC",
         group=SAMPLE,
     )

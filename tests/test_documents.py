@@ -6,6 +6,7 @@ renaming cannot leave a document behind.
 
 from __future__ import annotations
 
+import ast
 import importlib.util
 import json
 import re
@@ -48,6 +49,8 @@ MODULE = re.compile(r"python -m ((?:mpipar|tests)[\w.]*)")
 MEMBER = re.compile(r"`([A-Z][a-z]\w+)\.(\w+)\b[^`\n]*`")
 CALL = re.compile(r"`([a-z]\w+)\([^`\n]*\)`")
 VARIABLE = re.compile(r"\bMPIPAR_[A-Z_]+\b")
+PLACE = re.compile(r"`(\w+(?:/\w+)+\.py)::(\w+)`(?: =\s+(\d+(?:\.\d+)?))?")
+"""`folder/file.py::name`, and the value of a constant."""
 
 each_document = pytest.mark.parametrize("path", DOCUMENTS, ids=NAMES)
 
@@ -162,6 +165,34 @@ def test_members_and_functions_that_are_named_exist(path: Path) -> None:
     names = [name for name in CALL.findall(text) if name not in FOREIGN_CALLS]
     lost += [name for name in names if not any(f"def {name}(" in module for module in code)]
     assert lost == []
+
+
+@each_document
+def test_names_and_constants_are_where_they_are_said_to_be(path: Path) -> None:
+    """`cryoem/ctf.py::contrast_transfer`; `programs/convergence.py::PATIENCE` = 2."""
+    wrong = []
+    for file, name, said in PLACE.findall(text_of(path)):
+        module = PACKAGE / file
+        defined = definitions(module) if module.exists() else {}
+        if name not in defined or (said and defined[name] != float(said)):
+            wrong.append((f"{file}::{name}", said, defined.get(name, "is not there")))
+    assert wrong == []
+
+
+def definitions(path: Path) -> dict[str, object]:
+    """What a module defines at its top level by name, and the values of plain constants."""
+    found: dict[str, object] = {}
+    for node in ast.parse(text_of(path)).body:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            found[node.name] = None
+        elif isinstance(node, ast.Assign | ast.AnnAssign) and node.value is not None:
+            target = node.targets[0] if isinstance(node, ast.Assign) else node.target
+            pairs = [(target, node.value)]
+            if isinstance(target, ast.Tuple) and isinstance(node.value, ast.Tuple):
+                pairs = list(zip(target.elts, node.value.elts, strict=True))
+            for left, right in pairs:
+                found[ast.unparse(left)] = getattr(right, "value", None)  # of a constant
+    return found
 
 
 def test_variables_of_the_environment_are_read() -> None:

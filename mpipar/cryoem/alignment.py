@@ -1,8 +1,9 @@
 """The search for the poses of particle images against a reference: on a grid, then by climbing.
 
-The score of a pose is its log-likelihood under coloured Gaussian noise: cross - quadratic / 2 with
-cross = sum Re(conj(P) CTF X / noise) and quadratic = sum CTF^2 |P|^2 / noise over the components
-of half the plane.
+The score of a pose is cross - quadratic / 2 with cross = sum Re(conj(P) CTF X / noise) and
+quadratic = sum CTF^2 |P|^2 / noise over the components of half the plane. It is a log-likelihood
+under coloured Gaussian noise if `noise` is the variance of a real part; a refinement's is twice
+that, so that its scores are half the log-likelihood (`docs/methods.md`, Score).
 """
 
 from __future__ import annotations
@@ -32,8 +33,7 @@ block of images."""
 TINY: Final = np.float32(1e-37)
 
 SURVIVORS_BEHIND = 10.0
-"""A pose whose log-likelihood is lower than the best by more than this, after the first climb, is
-dropped."""
+"""A pose whose score is behind the best by more than this, after the first climb, is dropped."""
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ class Poses:
 
     rotations  (b, 3, 3) float64
     shifts     (b, 2) float64     pixels: where the particle lies in the image, from its centre
-    score      (b,) float64       log-likelihood
+    score      (b,) float64       see above
     """
 
     rotations: NDArray[np.float64]
@@ -248,7 +248,7 @@ class GridSearch:
 def grid_score(
     cross: NDArray[np.float32], quadratic: NDArray[np.float32], free_scale: bool
 ) -> NDArray[np.float32]:
-    """Return the log-likelihood from its two terms; with a free scale, at the best scale."""
+    """Return the score from its two terms; with a free scale, at the best scale."""
     if not free_scale:
         return np.asarray(cross - np.float32(0.5) * quadratic)
     # divided before squaring: the square of a large grey scale would not fit

@@ -87,7 +87,7 @@ def insert(
 
 @dataclass(frozen=True)
 class HalfSums:
-    """The sums of one half set of particles, averaged over the symmetry.
+    """The sums of one half set of particles, added up over the symmetry.
 
     numerator  (d, d, h) complex64: sum of CTF X / noise
     weight     (d, d, h) float32: sum of CTF^2 / noise
@@ -105,7 +105,7 @@ class HalfSums:
 def half_sums(
     sums: NDArray[np.int64], scales: FixedPoint, symmetry: NDArray[np.float64], box: int
 ) -> HalfSums:
-    """Scale integer sums back, add Friedel mates at x = 0, and average over the point group.
+    """Scale integer sums back, add Friedel mates at x = 0, and add up over the point group.
 
     sums      (d, d, h, 3) int64 from `insert`
     symmetry  (g, 3, 3)

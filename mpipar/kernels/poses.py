@@ -1,9 +1,9 @@
 """The climb from a rough pose to the best: Levenberg-Marquardt over 3 rotations and 2 shifts.
 
 An image enters as data (v, 3) float32: real and imaginary part of CTF x image / noise, and CTF^2 /
-noise, per component. With P the reference's slice, the log-likelihood up to a constant is
-cross - quadratic / 2, cross = sum Re(conj(P) D e^{i phase}), quadratic = sum E |P|^2, and every
-derivative is a sum of the same terms.
+noise, per component. With P the reference's slice, the score is cross - quadratic / 2, with cross =
+sum Re(conj(P) D e^{i phase}) and quadratic = sum E |P|^2, and every derivative is a sum of the same
+terms.
 
 Components are handled in chunks. `fields` (13, n) float32 holds a chunk's values: rows 0-7 from
 `slices.sample_with_gradient`, 8-12 from `shift_data`. `system` (9, 5) float64 holds a pose's sums:
@@ -25,7 +25,7 @@ from mpipar.kernels.slices import sample_with_gradient
 CHUNK = 256
 """Components handled at a time: their values stay in the first-level cache."""
 SMALLEST_GAIN = 0.01
-"""Gain in log-likelihood by one step, below which a climb ends."""
+"""Gain in score by one step, below which a climb ends."""
 FIRST_DAMPING, LARGEST_DAMPING = 1e-2, 1e3
 TINY = 1e-30
 TINY_ANGLE = 1e-8
@@ -219,7 +219,7 @@ def normal_equations(reference, frequencies, image, options, rotation, shift, sc
 
 @kernel()
 def likelihood(cross, quadratic, free_scale):
-    """Return the log-likelihood relative to an empty reference; with a free scale, at the best."""
+    """Return the score relative to an empty reference; with a free scale, at the best."""
     if free_scale:
         if cross <= 0.0 or quadratic <= 0.0:
             return 0.0
@@ -329,8 +329,7 @@ def climb(reference, frequencies, image, options, rotations, shifts, scores):
     options      ClimbOptions
     rotations    (k, 3, 3) float64   in place
     shifts       (k, 2) float64      in place, pixels: where the particle lies in the image
-    scores       (k, 3) float64      in place: log-likelihood, cross and quadratic term at the final
-                                     pose
+    scores       (k, 3) float64      in place: score, cross and quadratic term at the final pose
     """
     free = options.free_scale
     half = 0
