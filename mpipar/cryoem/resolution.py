@@ -44,17 +44,19 @@ def correlation_of_transforms(
     first: NDArray[np.complexfloating], second: NDArray[np.complexfloating], box: int
 ) -> NDArray[np.float64]:
     """Return the FSC of two half transforms (n, n, n // 2 + 1) from ``rfftn``: (n // 2 + 1,)."""
-    product = _shell_sum((first * second.conj()).real, box)
-    power1 = _shell_sum(first.real**2 + first.imag**2, box)
-    power2 = _shell_sum(second.real**2 + second.imag**2, box)
+    product = sums_over_shells((first * second.conj()).real, box)
+    power1 = sums_over_shells(first.real**2 + first.imag**2, box)
+    power2 = sums_over_shells(second.real**2 + second.imag**2, box)
     total = np.sqrt(power1 * power2)
     return np.asarray(np.where(total > 0, product / np.where(total > 0, total, 1.0), 0.0))
 
 
-def _shell_sum(values: NDArray[np.floating], box: int) -> NDArray[np.float64]:
-    twice = np.full(
-        values.shape[2], 2.0
-    )  # each component off the x = 0 plane stands for its Friedel mate too
+def sums_over_shells(values: NDArray[np.floating], box: int) -> NDArray[np.float64]:
+    """Return sums of real values, (n, n, n // 2 + 1) as from ``rfftn``, over shells: (n // 2 + 1,).
+
+    Each component off the x = 0 plane stands for its Friedel mate too.
+    """
+    twice = np.full(values.shape[2], 2.0)
     twice[0] = 1.0
     if box % 2 == 0:
         twice[-1] = 1.0

@@ -137,7 +137,7 @@ def _draw(
     curves = {"corrected": maps.corrected, "inside the mask": maps.masked, "no mask": maps.unmasked}
     resolution = resolutions(maps, inputs.box, inputs.pixel_size)[0]
     limited = limit_of_pixels(maps, inputs.box, inputs.pixel_size)
-    note = ", at least this resolution: the FSC does not fall by two pixels" if limited else ""
+    note = "; at least this resolution, limited by the pixels" if limited else ""
     picture(
         path,
         volume,

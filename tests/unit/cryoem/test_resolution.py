@@ -275,5 +275,6 @@ def test_revival_near_nyquist_does_not_make_the_reading_finer():
 )
 def test_curve_that_does_not_fall_before_the_last_shell_is_limited_by_pixels(curve, limited):
     assert limited_by_pixels(np.array(curve, float), GOLD_STANDARD, 5) == limited
-    unfilled = np.array([*curve, 0.0, 0.0])
-    assert limited_by_pixels(unfilled, GOLD_STANDARD, 5) == limited
+    for mixed in (0.0, 0.9):
+        unfilled = np.array([*curve, mixed, mixed])
+        assert limited_by_pixels(unfilled, GOLD_STANDARD, 5) == limited
