@@ -1,4 +1,8 @@
-"""Fourier shell correlation (FSC), and the resolution that it shows."""
+"""Fourier shell correlation (FSC), and the resolution that it shows.
+
+A curve is read through its *decreasing fit*, so that no single shell decides. The first crossing,
+which most programs take, is the same on a curve that only falls.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +19,8 @@ if TYPE_CHECKING:
 
 GOLD_STANDARD = 0.143
 """Threshold for two independent half maps (Rosenthal & Henderson 2003)."""
+WINDOW = 3
+"""Shells that end a curve when their mean is below the threshold: what rises later is not read."""
 
 
 def fourier_shell_correlation(
@@ -38,17 +44,19 @@ def correlation_of_transforms(
     first: NDArray[np.complexfloating], second: NDArray[np.complexfloating], box: int
 ) -> NDArray[np.float64]:
     """Return the FSC of two half transforms (n, n, n // 2 + 1) from ``rfftn``: (n // 2 + 1,)."""
-    product = _shell_sum((first * second.conj()).real, box)
-    power1 = _shell_sum(first.real**2 + first.imag**2, box)
-    power2 = _shell_sum(second.real**2 + second.imag**2, box)
+    product = sums_over_shells((first * second.conj()).real, box)
+    power1 = sums_over_shells(first.real**2 + first.imag**2, box)
+    power2 = sums_over_shells(second.real**2 + second.imag**2, box)
     total = np.sqrt(power1 * power2)
     return np.asarray(np.where(total > 0, product / np.where(total > 0, total, 1.0), 0.0))
 
 
-def _shell_sum(values: NDArray[np.floating], box: int) -> NDArray[np.float64]:
-    twice = np.full(
-        values.shape[2], 2.0
-    )  # each component off the x = 0 plane stands for its Friedel mate too
+def sums_over_shells(values: NDArray[np.floating], box: int) -> NDArray[np.float64]:
+    """Return sums of real values, (n, n, n // 2 + 1) as from ``rfftn``, over shells: (n // 2 + 1,).
+
+    Each component off the x = 0 plane stands for its Friedel mate too.
+    """
+    twice = np.full(values.shape[2], 2.0)
     twice[0] = 1.0
     if box % 2 == 0:
         twice[-1] = 1.0
@@ -109,28 +117,86 @@ def first_shell_below(curve: NDArray[np.floating], threshold: float) -> int | No
     return int(below[0]) + 2 if below.size else None
 
 
-def last_resolved_shell(curve: NDArray[np.floating], threshold: float, patience: int = 3) -> int:
-    """Return the shell before the first `patience` shells in a row that are below `threshold`.
+def decreasing_fit(
+    values: NDArray[np.floating], weights: NDArray[np.floating]
+) -> NDArray[np.float64]:
+    """Return the sequence that never rises and is nearest to `values`: isotonic regression.
 
-    A single shell can be low where the molecule scatters almost nothing, as hollow viruses do.
+    values   (s,)
+    weights  (s,) positive; the sum of weight * (fit - value)^2 is the smallest possible
+    returns  (s,); fit_k = min over i <= k of max over j >= k of the weighted mean of values i..j
+             (Robertson, Wright & Dykstra 1988, Order Restricted Statistical Inference, 1.4)
     """
-    low = np.append(np.asarray(curve[2:]) < threshold, np.ones(patience, bool))
-    runs = np.lib.stride_tricks.sliding_window_view(low, patience).all(axis=1)
-    return int(np.argmax(runs)) + 1
+    sums, total = (
+        np.concatenate([[0.0], np.cumsum(terms, dtype=np.float64)])
+        for terms in (np.multiply(weights, values), weights)
+    )
+    # entry [i, j] is the mean of values i..j, of use where i <= j
+    span = total[None, 1:] - total[:-1, None]
+    means = (sums[None, 1:] - sums[:-1, None]) / np.where(span > 0, span, 1.0)
+    best_end = np.maximum.accumulate(means[:, ::-1], axis=1)[:, ::-1]
+    started = np.triu(np.ones(means.shape, bool))
+    return np.asarray(np.where(started, best_end, np.inf).min(axis=0))
+
+
+def fitted_curve(curve: NDArray[np.floating], threshold: float) -> NDArray[np.float64]:
+    """Return the part of a curve that its resolution is read from, without the jitter of shells.
+
+    curve    (s,) FSC per shell
+    returns  (r,), r <= s: shells 0 and 1 as they are, then the decreasing fit, each shell weighted
+             by its components (as k^2), up to and with the first `WINDOW` shells whose mean is
+             below `threshold`; all shells if there are none
+
+    The last shell with a fit of at least `threshold` is the one up to which the excess of
+    correlation, sum of k^2 (FSC - threshold), is largest. A dip of one or two shells, where the
+    molecule scatters almost nothing, as hollow viruses do, ends nothing; nor does one low shell
+    among higher ones. A revival beyond a valley is not read: it can be the mask's, or come from
+    interpolation. Raising any value of the curve never makes the reading coarser.
+    """
+    weights = np.arange(2, len(curve), dtype=np.float64) ** 2
+    values = np.asarray(curve[2:], np.float64)
+    excess = np.convolve(weights * (values - threshold), np.ones(WINDOW), "valid")
+    valleys = np.flatnonzero(excess < 0) if len(values) >= WINDOW else np.zeros(0, int)
+    end = int(valleys[0]) + WINDOW if valleys.size else len(values)
+    return np.concatenate([curve[:2], decreasing_fit(values[:end], weights[:end])])
+
+
+def crossing_shell(curve: NDArray[np.floating], threshold: float) -> float | None:
+    """Return where the fitted curve falls below `threshold`, in shells, interpolated; or None."""
+    fit = fitted_curve(curve, threshold)
+    shell = first_shell_below(fit, threshold)
+    if shell is None:
+        return None
+    before, after = float(fit[shell - 1]), float(fit[shell])
+    return shell - 1 + ((before - threshold) / (before - after) if before > threshold else 0.0)
+
+
+def last_resolved_shell(curve: NDArray[np.floating], threshold: float) -> int:
+    """Return the last shell at which the fitted curve is not below `threshold`, at least 1."""
+    crossing = crossing_shell(curve, threshold)
+    return len(curve) - 1 if crossing is None else int(crossing)
 
 
 def resolution_of(
     curve: NDArray[np.floating], threshold: float, box: int, pixel_size: float
 ) -> float:
-    """Return the resolution in Angstrom where a curve first falls below `threshold`, interpolated.
+    """Return the resolution in Angstrom where the fitted curve falls below `threshold`.
 
     curve       (box // 2 + 1,) FSC per shell
     pixel_size  Angstrom
-    returns     the Nyquist limit if the curve stays above
+    returns     linear between shells; the Nyquist limit if the curve stays above
     """
-    shell = first_shell_below(curve, threshold)
-    if shell is None:
-        return 2.0 * pixel_size
-    before, after = float(curve[shell - 1]), float(curve[shell])
-    part = (before - threshold) / (before - after) if before > threshold else 0.0
-    return box * pixel_size / (shell - 1 + part)
+    crossing = crossing_shell(curve, threshold)
+    return 2.0 * pixel_size if crossing is None else box * pixel_size / crossing
+
+
+def limited_by_pixels(curve: NDArray[np.floating], threshold: float, last: int) -> bool:
+    """Return whether a curve stays above `threshold` up to the last shell that images fill.
+
+    curve  (s,) FSC per shell
+    last   that shell; what falls only there has no shell left to show that it falls
+
+    The resolution is then a limit of the pixels, not of the particles.
+    """
+    crossing = crossing_shell(curve[: last + 1], threshold)
+    return crossing is None or crossing > last - 1

@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from mpipar.cryoem.resolution import GOLD_STANDARD, resolution_of
+import numpy as np
+
+from mpipar.cryoem.resolution import GOLD_STANDARD, limited_by_pixels, resolution_of
 from mpipar.cryoem.rotations import to_euler
 from mpipar.formats.mrc import write_volume
 from mpipar.formats.star import write_particles
@@ -13,7 +15,7 @@ from mpipar.formats.star import write_particles
 if TYPE_CHECKING:
     from pathlib import Path
 
-    import numpy as np
+    from numpy.typing import NDArray
 
     from mpipar.programs.dataset import Dataset
     from mpipar.programs.inputs import RefineInputs
@@ -34,11 +36,37 @@ NAMES = (
 
 
 def resolutions(maps: Maps, box: int, pixel_size: float) -> tuple[float, float]:
-    """Return the resolution in A inside the mask (corrected for the mask), and without a mask."""
+    """Return the resolution in A inside the mask (corrected for the mask), and without a mask.
+
+    Shells that no image has filled are not read: a mask mixes what lies before them into them.
+    """
+    last = _last_filled_shell(maps)
+
+    def read(curve: NDArray[np.float64]) -> float:
+        filled = np.where(np.arange(len(curve)) <= last, curve, 0.0)
+        found = resolution_of(filled, GOLD_STANDARD, box, pixel_size)
+        return max(found, box * pixel_size / max(last, 1))
+
+    return read(maps.corrected), read(maps.unmasked)
+
+
+def limit_of_pixels(maps: Maps, box: int, pixel_size: float) -> str:
+    """Return what to say where the FSC does not fall before the images end, or nothing."""
+    last = _last_filled_shell(maps)
+    if not limited_by_pixels(maps.corrected, GOLD_STANDARD, last):
+        return ""
+    end = f"{box * pixel_size / max(last, 1):.2f} A"
+    if last < box // 2:
+        return f"at least; the FSC does not fall by {end}, where this run ended its maps"
     return (
-        resolution_of(maps.corrected, GOLD_STANDARD, box, pixel_size),
-        resolution_of(maps.unmasked, GOLD_STANDARD, box, pixel_size),
+        f"at least; the FSC does not fall before its last shell ({end}, two pixels), and only "
+        "smaller pixels (images that are binned less) can show more"
     )
+
+
+def _last_filled_shell(maps: Maps) -> int:
+    filled = np.flatnonzero(maps.unmasked)
+    return int(filled[-1]) if filled.size else len(maps.unmasked) - 1
 
 
 def write_all(
@@ -83,11 +111,12 @@ def write_all(
 def fsc_table(maps: Maps, box: int, pixel_size: float) -> str:
     """Return the FSC curves as text, one row per shell."""
     inside, everywhere = resolutions(maps, box, pixel_size)
+    limit = limit_of_pixels(maps, box, pixel_size)
+    said = f"resolution at 0.143: {inside:.2f} A inside the mask, {everywhere:.2f} A without one"
     lines = [
         "# FSC of the half maps",
-        f"# resolution at 0.143: {inside:.2f} A inside the mask, {everywhere:.2f} A without one"
-        if not maps.mark
-        else f"# {maps.mark}",
+        f"# {maps.mark or said}",
+        *([f"# {limit}"] if limit and not maps.mark else []),
         "# shell  1/A  A  unmasked  masked  corrected (phase-randomised, Chen et al. 2013)",
     ]
     for shell in range(1, len(maps.unmasked)):
@@ -101,18 +130,20 @@ def fsc_table(maps: Maps, box: int, pixel_size: float) -> str:
 def _draw(
     path: Path,
     maps: Maps,
-    volume: np.ndarray[tuple[int, ...], np.dtype[np.float32]],
+    volume: NDArray[np.float32],
     inputs: RefineInputs,
 ) -> None:
     from mpipar.views.plots import picture
 
     curves = {"corrected": maps.corrected, "inside the mask": maps.masked, "no mask": maps.unmasked}
     resolution = resolutions(maps, inputs.box, inputs.pixel_size)[0]
+    limited = limit_of_pixels(maps, inputs.box, inputs.pixel_size)
+    note = "; at least this resolution, limited by the pixels" if limited else ""
     picture(
         path,
         volume,
         inputs.pixel_size,
         curves,
         resolution,
-        title=f"{inputs.particles.count} particles",
+        title=f"{inputs.particles.count} particles{note}",
     )

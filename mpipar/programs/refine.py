@@ -441,8 +441,10 @@ def _summarise(session: RefineSession, maps: Maps) -> None:
     view, geometry = session.view, session.inputs
     view.phase("")
     inside, everywhere = exports.resolutions(maps, geometry.box, geometry.pixel_size)
+    limit = exports.limit_of_pixels(maps, geometry.box, geometry.pixel_size)
     view.say(
         f"resolution {inside:.2f} A (FSC 0.143 inside the mask; {everywhere:.2f} A without one)"
+        + (f": {limit}" if limit else "")
     )
     view.say(f"results in {session.project.path}: {', '.join(exports.NAMES)}")
     total = sum(session.clock.spent.values())

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 BOX, PIXEL_SIZE = 16, 2.0
-CURVE = np.array([1.0, 1.0, 0.9, 0.8, 0.643, 0.143 - 0.5, -0.1, 0.2, 0.0])
+CURVE = np.array([1.0, 1.0, 0.9, 0.8, 0.643, 0.143 - 0.5, -0.4, -0.4, -0.5])
 """Falls to 0.143 half-way between shells 4 and 5."""
 
 
@@ -112,7 +112,28 @@ def test_fsc_table_is_numbers_under_a_resolution(written: tuple[Small, Maps, Pat
 
 def test_resolutions_are_those_of_the_corrected_and_the_unmasked_curve() -> None:
     volume = np.zeros((BOX,) * 3, np.float32)
-    maps = Maps(np.stack([volume] * 2), volume, volume, np.zeros(9), np.ones(9), CURVE)
+    maps = Maps(np.stack([volume] * 2), volume, volume, np.full(9, 0.1), np.ones(9), CURVE)
     inside, everywhere = exports.resolutions(maps, BOX, PIXEL_SIZE)
     assert inside == pytest.approx(BOX * PIXEL_SIZE / 4.5)
     assert everywhere == pytest.approx(BOX * PIXEL_SIZE / 1)
+    assert exports.limit_of_pixels(maps, BOX, PIXEL_SIZE) == ""
+
+
+def test_curve_that_does_not_fall_is_said_to_be_a_limit() -> None:
+    volume = np.zeros((BOX,) * 3, np.float32)
+    unmasked, high = np.linspace(1.0, -0.1, 9), np.linspace(1.0, 0.2, 9)
+    maps = Maps(np.stack([volume] * 2), volume, volume, unmasked, high, high)
+    assert exports.resolutions(maps, BOX, PIXEL_SIZE)[0] == 2 * PIXEL_SIZE
+    said = exports.limit_of_pixels(maps, BOX, PIXEL_SIZE)
+    assert said.startswith("at least; the FSC does not fall")
+    assert "4.00 A, two pixels" in said
+    assert f"# {said}\n" in exports.fsc_table(maps, BOX, PIXEL_SIZE)
+
+
+def test_shells_that_no_image_fills_give_no_resolution() -> None:
+    """A mask mixes the last filled shells into those after them."""
+    volume = np.zeros((BOX,) * 3, np.float32)
+    unmasked = np.array([1.0, 1.0, 0.9, 0.8, 0.7, 0.6, 0.0, 0.0, 0.0])
+    maps = Maps(np.stack([volume] * 2), volume, volume, unmasked, np.ones(9), np.ones(9))
+    assert exports.resolutions(maps, BOX, PIXEL_SIZE) == (BOX * PIXEL_SIZE / 5,) * 2
+    assert "where this run ended its maps" in exports.limit_of_pixels(maps, BOX, PIXEL_SIZE)
