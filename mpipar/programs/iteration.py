@@ -11,6 +11,7 @@ import numpy as np
 from mpipar.cryoem import alignment, noise, reconstruction, resolution, rotations
 from mpipar.cryoem.alignment import Poses, SearchPlan
 from mpipar.cryoem.fourier import components, filter_shells, lowpass_gain
+from mpipar.cryoem.matches import Matches
 from mpipar.cryoem.solvent import solvent_mask
 from mpipar.programs.block_rows import ParticleRows
 from mpipar.programs.dataset import first_shifts
@@ -53,6 +54,7 @@ class RefineState:
     resolved_shell   the shell of that resolution
     settled          (p,) whether a search over all orientations has confirmed the pose
     jumped           fraction of particles whose orientation changed by more than a grid step
+    matches          of all particles with the last references, at their new poses
     """
 
     iteration: int
@@ -64,6 +66,7 @@ class RefineState:
     resolved_shell: int
     settled: NDArray[np.bool_]
     jumped: float
+    matches: Matches
 
 
 @dataclass(frozen=True)
@@ -104,8 +107,9 @@ def first_state(
     shell = max(2, min(round(box * inputs.pixel_size / resolution), data.sampling.finest_shell))
     references = np.stack([lowpassed * data.sphere] * 2)
     correlation = lowpass_gain(box, shell).astype(np.float64)
+    settled, matches = np.zeros(count, bool), Matches.unknown(count)
     return RefineState(
-        0, poses, references, spectra, correlation, resolution, shell, np.zeros(count, bool), 1.0
+        0, poses, references, spectra, correlation, resolution, shell, settled, 1.0, matches
     )
 
 
@@ -165,6 +169,12 @@ def collect_poses(data: Dataset, results: list[AlignResult], state: RefineState)
         poses.rotations[rows], poses.shifts[rows] = result.poses.rotations, result.poses.shifts
         poses.score[rows] = result.poses.score
     return poses
+
+
+def collect_matches(data: Dataset, results: list[AlignResult]) -> Matches:
+    """Return the matches of all particles, in the order of the particle list."""
+    parts = [(rows, result.matches) for rows, result in zip(data.blocks, results, strict=True)]
+    return Matches.joined(parts, len(data.half))
 
 
 def updated_noise(
@@ -280,5 +290,6 @@ def next_state(
         resolved_shell=resolved,
         settled=settled,
         jumped=float(np.mean(turned > JUMP * plan.step)),
+        matches=collect_matches(data, outcome.results),
     )
     return new, maps
