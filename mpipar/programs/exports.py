@@ -9,6 +9,7 @@ from mpipar.cryoem.resolution import GOLD_STANDARD, resolution_of
 from mpipar.cryoem.rotations import to_euler
 from mpipar.formats.mrc import write_volume
 from mpipar.formats.star import write_particles
+from mpipar.programs.quality import draw_quality, quality_columns, quality_of
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -29,6 +30,7 @@ NAMES = (
     "particles.star",
     "fsc.txt",
     "fsc.png",
+    "particles.png",
     "settings.toml",
 )
 
@@ -60,6 +62,9 @@ def write_all(
     for name, volume in volumes.items():
         with project.export(name) as path:
             write_volume(path, volume, pixel_size)
+    quality = quality_of(data, state)
+    with project.export("particles.png") as path:
+        draw_quality(path, quality)
     with project.export("particles.star") as path:
         write_particles(
             path,
@@ -67,7 +72,7 @@ def write_all(
             angles=to_euler(state.poses.rotations),
             origins=-state.poses.shifts * pixel_size,
             half=data.half,
-            extra={"rlnLogLikeliContribution": state.poses.score},
+            extra=quality_columns(state, quality),
         )
     with project.export("fsc.txt") as path:
         path.write_text(fsc_table(maps, inputs.box, pixel_size), encoding="utf-8")
