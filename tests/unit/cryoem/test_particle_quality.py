@@ -53,6 +53,7 @@ def test_noise_is_all_junk(count: int, mean: float) -> None:
         [(1000, 13.9, 1.1), (120, 9.1, 0.9)],  # a tenth at wrong poses
         [(1000, 9.2, 1.1), (1000, 10.8, 1.6)],  # a small particle
         [(50, 80, 20)],
+        [(800, 15, 4)],  # an uneven one
     ],
 )
 def test_a_good_set_has_no_junk(peaks: list[tuple[int, float, float]]) -> None:
@@ -118,3 +119,10 @@ def test_without_matches_or_with_too_few_there_is_no_verdict() -> None:
     assert particle_quality(Matches.unknown(100), 0.7) is None
     few = Matches(*(np.ones(10) for _ in range(4)))
     assert particle_quality(few, 0.7) is None
+
+
+def test_a_wide_set_near_noise_leaves_room_for_little_of_it() -> None:
+    """The peak of noise is narrow: it cannot stand for particles that spread around it."""
+    found = quality(normal(0, (1000, 9.5, 2.5)))
+    assert found.junk_share == 0
+    assert found.junk_error < 0.06
