@@ -179,7 +179,7 @@ def bits_of(accelerator: Accelerator, problem: Problem, size: int, *, backwards:
     starts = list(range(0, len(problem.images), size))
     for start in reversed(starts) if backwards else starts:
         part = slice(start, start + size)
-        poses, residual = aligner.align(part_of(problem.rows, part), problem.images[part])
+        poses, residual, _ = aligner.align(part_of(problem.rows, part), problem.images[part])
         values = (poses.rotations, poses.shifts, poses.score, residual)
         digests[start] = hashlib.sha256(b"".join(v.tobytes() for v in values)).hexdigest()
     total = hashlib.sha256("".join(digests[start] for start in starts).encode())
@@ -402,7 +402,7 @@ def _compare(
 ) -> dict[str, float]:
     which = slice(0, len(cpu.score))
     rows = part_of(problem.rows if exhaustive else problem.near, which)
-    found, _ = aligner_of(accelerator, problem).align(rows, problem.images[which])
+    found, _, _ = aligner_of(accelerator, problem).align(rows, problem.images[which])
     true = Poses(problem.true.rotations[which], problem.true.shifts[which], cpu.score)
     return differences(cpu, found, true)
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mpipar.cryoem.alignment import Poses
+from mpipar.cryoem.matches import Matches
 from mpipar.errors import CorruptStoreError, InputError, UnavailableError
 from mpipar.programs.convergence import FinishedIteration
 from mpipar.programs.dataset import ImageConstants
@@ -18,7 +19,7 @@ from mpipar.programs.iteration import Maps, RefineState
 from mpipar.version import __version__
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from numpy.typing import NDArray
 
@@ -140,6 +141,7 @@ def _state_arrays(state: RefineState) -> dict[str, NDArray[Any]]:
         "settled": state.settled,
         "before": state.before,
         "peak": state.peak,
+        **asdict(state.matches),
     }
 
 
@@ -222,7 +224,16 @@ def load_state(project: Project) -> RefineState:
             peak=arrays["peak"],
             evidence=attributes["evidence"],
             spread=attributes["spread"],
+            matches=_matches_of(arrays, len(arrays["score"])),
         )
+
+
+def _matches_of(arrays: Mapping[str, NDArray[Any]], count: int) -> Matches:
+    """Return the matches of a commit; those of a commit that has none, from before, are unknown."""
+    names = Matches.__dataclass_fields__
+    if not set(names) & set(arrays):
+        return Matches.unknown(count)
+    return Matches(*(arrays[name] for name in names))
 
 
 def load_maps(project: Project) -> Maps:

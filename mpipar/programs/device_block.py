@@ -13,6 +13,7 @@ from mpipar.cryoem.alignment import Poses
 from mpipar.cryoem.device import device_alignment, device_images
 from mpipar.cryoem.device.device_alignment import DeviceGridSearch, DeviceReference
 from mpipar.cryoem.fourier import components
+from mpipar.cryoem.matches import Matches, match_terms
 from mpipar.programs.block_rows import MASK_EDGE
 
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ class DeviceHalf:
 class DeviceAligner:
     """Aligns and inserts blocks of images on one GPU, in one iteration.
 
-    shared   the arrays that AlignStage names
+    shared, first_independent_shell   see AlignStage
     """
 
     accelerator: Accelerator
@@ -54,6 +55,8 @@ class DeviceAligner:
     insertion_radius: int
     scales: FixedPoint
     shared: Mapping[str, Any]
+    first_independent_shell: int = 1
+    references: dict[int, DeviceReference] = field(default_factory=dict)
     halves: dict[int, DeviceHalf] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -61,12 +64,20 @@ class DeviceAligner:
         self.wanted = device_images.components_on(self.accelerator, wanted)
         self.shape = reconstruction.sums_shape(self.insertion_radius)
 
+    def reference(self, number: int) -> DeviceReference:
+        """Return a half set's reference, put on the device when first needed."""
+        if number not in self.references:
+            transform, box = self.shared[f"reference{number}"], self.geometry.box
+            self.references[number] = device_alignment.reference_on(
+                self.accelerator, transform, box
+            )
+        return self.references[number]
+
     def half(self, number: int) -> DeviceHalf:
         """Return what the device holds for a half set, put there when first needed."""
         if number not in self.halves:
             on, wanted = self.accelerator, self.wanted
-            transform = self.shared[f"reference{number}"]
-            reference = device_alignment.reference_on(on, transform, self.geometry.box)
+            reference = self.reference(number)
             weights = on.to_device(noise.weights(self.shared["noise"][number - 1], wanted.host))
             search = None
             if self.plan.exhaustive:
@@ -78,14 +89,14 @@ class DeviceAligner:
 
     def align(
         self, rows: ParticleRows, pixels: NDArray[np.float32]
-    ) -> tuple[Poses, NDArray[np.float64]]:
-        """Return the new poses of a block, and the power per shell (s,) that these leave."""
+    ) -> tuple[Poses, NDArray[np.float64], Matches]:
+        """Return the new poses of a block, the power per shell that these leave, the matches."""
         with self.accelerator.active():
             there = self.accelerator.upload(pixels)
             with ONE_AT_A_TIME:
                 return self._align(rows, there)
 
-    def _align(self, rows: ParticleRows, pixels: Any) -> tuple[Poses, NDArray[np.float64]]:
+    def _align(self, rows: ParticleRows, pixels: Any) -> tuple[Poses, NDArray[np.float64], Matches]:
         on, wanted, box = self.accelerator, self.wanted, self.geometry.box
         half = self.half(rows.half)
         offset, gain = (
@@ -104,10 +115,14 @@ class DeviceAligner:
         found = device_alignment.find_poses(
             half.reference, wanted, data, rows.poses, self.plan, search
         )
-        residual = self._residual(half, masked, ctf, found)
+        residual, matches = self._explained(rows.half, masked, ctf, data, found)
         self._insert(half, device_images.image_components(on, images, wanted), ctf, found)
         values = (found.rotations, found.shifts, found.score)
-        return Poses(*map(on.to_host, values)), wanted.host.shell_sums(on.to_host(residual))
+        return (
+            Poses(*map(on.to_host, values)),
+            wanted.host.shell_sums(on.to_host(residual)),
+            Matches(*on.to_host(matches)),
+        )
 
     def sums(self) -> dict[str, NDArray[np.int64]]:
         """Return the sums of all blocks so far, as AlignStage.partial does."""
@@ -116,18 +131,28 @@ class DeviceAligner:
             for number, half in self.halves.items()
         }
 
-    def _residual(self, half: DeviceHalf, masked: Any, ctf: Any, found: DevicePoses) -> Any:
-        """Return the power of images minus reference, (v,) float64: see AlignStage."""
-        on, plan = self.accelerator, self.plan
+    def _explained(
+        self, number: int, masked: Any, ctf: Any, data: Any, found: DevicePoses
+    ) -> tuple[Any, Any]:
+        """Return power (v,) and terms of matches (4, b), float64: see AlignStage."""
+        on, host = self.accelerator, self.wanted.host
+        count = host.within(self.plan.radius)
+        frequencies = self.wanted.frequencies[:count]
+        moves = device_images.phases(on, found.shifts, frequencies, self.geometry.box)
+        own, held_out = (
+            device_alignment.slices_of(self.reference(half), found.rotations, frequencies)
+            for half in (number, 3 - number)
+        )
         residual = masked.copy()
-        count = 0 if plan.free_scale else self.wanted.host.within(plan.radius)
-        if count:
-            frequencies = self.wanted.frequencies[:count]
-            model = device_alignment.slices_of(half.reference, found.rotations, frequencies)
-            factors = device_images.phases(on, found.shifts, frequencies, self.geometry.box)
-            residual[:, :count] -= model * ctf[:, :count] * factors.conj()
+        if not self.plan.free_scale:
+            residual[:, :count] -= own * ctf[:, :count] * moves.conj()
         power = residual.real.astype(np.float64) ** 2 + residual.imag.astype(np.float64) ** 2
-        return power.sum(axis=0)
+        first = min(host.within(self.first_independent_shell - 1), count)
+        terms = (
+            *match_terms(own, moves, data[:, :count]),
+            *match_terms(held_out[:, first:], moves[:, first:], data[:, first:count]),
+        )
+        return power.sum(axis=0), on.xp.stack(terms)
 
     def _insert(self, half: DeviceHalf, images: Any, ctf: Any, found: DevicePoses) -> None:
         """Add the block's slices to the sums on the device."""

@@ -11,6 +11,7 @@ from mpipar.cryoem.resolution import GOLD_STANDARD, limited_by_pixels, resolutio
 from mpipar.cryoem.rotations import to_euler
 from mpipar.formats.mrc import write_volume
 from mpipar.formats.star import write_particles
+from mpipar.programs.quality import draw_quality, quality_columns, quality_of
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -31,6 +32,7 @@ NAMES = (
     "particles.star",
     "fsc.txt",
     "fsc.png",
+    "particles.png",
     "settings.toml",
 )
 
@@ -88,6 +90,9 @@ def write_all(
     for name, volume in volumes.items():
         with project.export(name) as path:
             write_volume(path, volume, pixel_size, maps.mark)
+    quality = quality_of(data, state)
+    with project.export("particles.png") as path:
+        draw_quality(path, quality)
     with project.export("particles.star") as path:
         write_particles(
             path,
@@ -95,7 +100,7 @@ def write_all(
             angles=to_euler(state.poses.rotations),
             origins=-state.poses.shifts * pixel_size,
             half=data.half,
-            extra={"rlnLogLikeliContribution": state.poses.score},
+            extra=quality_columns(state, quality),
         )
     with project.export("fsc.txt") as path:
         path.write_text(fsc_table(maps, inputs.box, pixel_size), encoding="utf-8")

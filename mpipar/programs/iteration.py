@@ -11,6 +11,7 @@ import numpy as np
 from mpipar.cryoem import alignment, noise, reconstruction, resolution, rotations
 from mpipar.cryoem.alignment import Poses, SearchPlan
 from mpipar.cryoem.fourier import components, filter_shells, lowpass_gain
+from mpipar.cryoem.matches import Matches
 from mpipar.cryoem.solvent import solvent_mask
 from mpipar.programs.block_rows import ParticleRows
 from mpipar.programs.convergence import SETTLED
@@ -60,6 +61,7 @@ class RefineState:
                      iteration
     evidence         mean log-likelihood ratio per particle to no particle, in that iteration
     spread           pixels: standard deviation of the shifts along one axis; None: not known yet
+    matches          of all particles with the last references, at their new poses
     """
 
     iteration: int
@@ -75,6 +77,7 @@ class RefineState:
     peak: NDArray[np.float64]
     evidence: float
     spread: float | None
+    matches: Matches
 
 
 @dataclass(frozen=True)
@@ -112,6 +115,7 @@ def first_state(
     shell = data.start_shell
     references = np.stack([start.model * data.sphere] * 2)
     correlation = lowpass_gain(box, shell).astype(np.float64)
+    settled, matches = np.zeros(count, bool), Matches.unknown(count)
     return RefineState(
         iteration=0,
         poses=poses,
@@ -120,12 +124,13 @@ def first_state(
         correlation=correlation,
         resolution=start.resolution,
         resolved_shell=shell,
-        settled=np.zeros(count, bool),
+        settled=settled,
         jumped=1.0,
         before=np.zeros(0, np.float32),
         peak=np.zeros(count),
         evidence=0.0,
         spread=None,
+        matches=matches,
     )
 
 
@@ -185,6 +190,12 @@ def collect_poses(data: Dataset, found: Sequence[Poses], state: RefineState) -> 
         poses.rotations[rows], poses.shifts[rows] = block.rotations, block.shifts
         poses.score[rows] = block.score
     return poses
+
+
+def collect_matches(data: Dataset, results: list[AlignResult]) -> Matches:
+    """Return the matches of all particles, in the order of the particle list."""
+    parts = [(rows, result.matches) for rows, result in zip(data.blocks, results, strict=True)]
+    return Matches.joined(parts, len(data.half))
 
 
 def updated_noise(
@@ -342,5 +353,6 @@ def next_state(
         settled=settled,
         jumped=jumped,
         before=np.zeros(0, np.float32),
+        matches=collect_matches(data, outcome.results),
     )
     return new, maps

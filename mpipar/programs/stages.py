@@ -13,6 +13,7 @@ from mpipar.cryoem import alignment, masks, noise, reconstruction
 from mpipar.cryoem.alignment import GridSearch, Poses, Reference, SearchPlan
 from mpipar.cryoem.ctf import contrast_transfer
 from mpipar.cryoem.fourier import Components, components, image_components, largest_radius
+from mpipar.cryoem.matches import Matches, match_terms
 from mpipar.cryoem.signatures import signatures
 from mpipar.programs.block_rows import MASK_EDGE, ImageGeometry, MeasuredRows, ParticleRows
 from mpipar.runtime.stage import Block, Stage, Task
@@ -123,10 +124,15 @@ def _scale(images: NDArray[np.float32]) -> NDArray[np.float64]:
 
 @dataclass(frozen=True)
 class AlignResult:
-    """The new poses of a block, and the power per shell (s,) that these leave unexplained."""
+    """The new poses of a block, and what they explain of its images.
+
+    residual   (s,) power per shell that they leave unexplained
+    matches    of each particle with its own half map and with the one that has not seen it
+    """
 
     poses: Poses
     residual: NDArray[np.float64]
+    matches: Matches
 
 
 @dataclass
@@ -147,7 +153,9 @@ class AlignStage(Stage):
     Shared arrays: ``reference1, reference2`` (transforms), ``noise`` (2, s) and, for an exhaustive
     search, ``orientations`` (o, 3, 3).
 
-    devices  the GPUs that do it; None: the processors
+    devices                  the GPUs that do it; None: the processors
+    first_independent_shell  the references share no finer detail: matches with the held-out one
+                             count from this shell on
     """
 
     def __init__(
@@ -157,8 +165,10 @@ class AlignStage(Stage):
         insertion_radius: int,
         scales: reconstruction.FixedPoint,
         devices: DeviceChoice | None = None,
+        first_independent_shell: int = 1,
     ) -> None:
         self.geometry = geometry
+        self.first_independent_shell = first_independent_shell
         self.plan = plan
         self.insertion_radius = insertion_radius
         self.scales = scales
@@ -171,7 +181,13 @@ class AlignStage(Stage):
 
             accelerator, plan = self.devices.open(), self.plan
             state.aligner = DeviceAligner(
-                accelerator, self.geometry, plan, self.insertion_radius, self.scales, shared
+                accelerator,
+                self.geometry,
+                plan,
+                self.insertion_radius,
+                self.scales,
+                shared,
+                self.first_independent_shell,
             )
         return state
 
@@ -191,15 +207,15 @@ class AlignStage(Stage):
         centres = np.rint(rows.poses.shifts)
         discs = masks.soft_discs(self.geometry.box, centres, self.geometry.radius, MASK_EDGE)
         masked = image_components(images * discs, wanted)
-        reference = Reference(state.shared[f"reference{half}"], self.plan.radius, self.geometry.box)
+        reference = self._reference(state, half)
         data = alignment.weigh(masked, ctf, weights)
         data[:, 0] = 0.0  # zero frequency holds the background's offset, not the particle
         grid = self._grid(state, half, reference)
         search = None if grid is None else (grid, ~rows.settled)
         found = alignment.find_poses(reference, wanted, data, rows.poses, self.plan, search)
-        residual = self._residual(reference, wanted, masked, ctf, found)
+        residual, matches = self._explained(state, half, masked, ctf, data, found)
         self._insert(state, half, image_components(images, wanted), ctf, found)
-        return AlignResult(found, residual)
+        return AlignResult(found, residual, matches)
 
     def partial(self, state: AlignState) -> dict[str, NDArray[np.int64]]:
         return state.sums if state.aligner is None else state.aligner.sums()
@@ -213,24 +229,41 @@ class AlignStage(Stage):
                 state.grids[half] = GridSearch(reference, orientations, self.plan, state.wanted)
             return state.grids[half]
 
-    def _residual(
+    def _reference(self, state: AlignState, half: int) -> Reference:
+        transform = state.shared[f"reference{half}"]
+        return Reference(transform, self.plan.radius, self.geometry.box)
+
+    def _explained(
         self,
-        reference: Reference,
-        wanted: Components,
+        state: AlignState,
+        half: int,
         masked: NDArray[np.complex64],
         ctf: NDArray[np.float32],
+        data: NDArray[np.float32],
         found: Poses,
-    ) -> NDArray[np.float64]:
-        """Return the power per shell of images minus reference.
+    ) -> tuple[NDArray[np.float64], Matches]:
+        """Return the power per shell of images minus reference, and the matches.
 
         All of the images' power, while the reference's grey scale is not yet that of the images.
         """
-        count = 0 if self.plan.free_scale else wanted.within(self.plan.radius)
+        wanted, count = state.wanted, state.wanted.within(self.plan.radius)
         frequencies = wanted.frequencies[:count]
-        flat = alignment.slices_of(reference, found.rotations, frequencies)
-        model = flat.view(np.complex64) * ctf[:, :count]
-        model = model * alignment.phases(found.shifts, frequencies, self.geometry.box).conj()
-        return np.asarray(noise.residual_power(masked, model, wanted).sum(axis=0))
+        moves = alignment.phases(found.shifts, frequencies, self.geometry.box)
+        own, held_out = (
+            alignment.slices_of(self._reference(state, number), found.rotations, frequencies).view(
+                np.complex64
+            )
+            for number in (half, 3 - half)
+        )
+        modelled = 0 if self.plan.free_scale else count
+        model = (own * ctf[:, :count] * moves.conj())[:, :modelled]
+        residual = noise.residual_power(masked, model, wanted).sum(axis=0)
+        first = min(wanted.within(self.first_independent_shell - 1), count)
+        matches = Matches(
+            *match_terms(own, moves, data[:, :count]),
+            *match_terms(held_out[:, first:], moves[:, first:], data[:, first:count]),
+        )
+        return np.asarray(residual), matches
 
     def _insert(
         self,

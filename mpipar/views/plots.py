@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from textwrap import fill
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
     import numpy as np
@@ -13,7 +14,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import SubFigure
     from numpy.typing import NDArray
 
-__all__ = ["picture"]
+__all__ = ["picture", "score_picture"]
 
 THRESHOLD: Final = 0.143  # of the FSC between independent half maps
 VIEWS: Final = ("along z", "along y", "along x")  # axis of the array 0, 1, 2
@@ -52,6 +53,46 @@ def picture(
         _draw_fsc(curve.subplots(), fsc, 1 / (volume.shape[0] * pixel_size), resolution)
         if title:
             figure.suptitle(title, fontsize=13, fontweight="bold", x=0.01, ha="left")
+        figure.savefig(path, dpi=120, format="png")
+
+
+def score_picture(
+    path: Path,
+    significance: NDArray[np.float64],
+    curves: Mapping[str, Callable[[NDArray[np.float64]], NDArray[np.float64]]],
+    *,
+    title: str = "",
+) -> None:
+    """Write a PNG: the histogram of how significantly particles match, and what describes it.
+
+    significance   (p,); may be empty
+    curves         by name: a function that returns particles per unit of significance, as a share
+                   of all, at significances (n,)
+    """
+    import numpy as np
+    from matplotlib import rc_context
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    with rc_context({"font.size": 10, "axes.edgecolor": QUIET, "text.color": INK}):
+        figure = Figure(figsize=(8.0, 4.6), facecolor=SURFACE, layout="constrained")
+        FigureCanvasAgg(figure)
+        panel = figure.subplots()
+        highest = max(float(significance.max(initial=0.0)), 10.0) * 1.05
+        lowest = min(float(significance.min(initial=0.0)), 0.0)
+        bins = np.linspace(lowest, highest, max(20, min(100, len(significance) // 4)))
+        panel.hist(significance, bins.tolist(), color="#d3d2cc")
+        at = np.linspace(lowest, highest, 1000)
+        for (name, density), colour in zip(curves.items(), reversed(CURVES[:3]), strict=False):
+            count = density(at) * len(significance) * (bins[1] - bins[0])
+            panel.plot(at, count, color=colour, linewidth=2, label=name)
+        panel.set_xlim(lowest, highest)
+        panel.set_xlabel("significance of a particle's match with its half map")
+        panel.set_ylabel("particles")
+        panel.spines[["top", "right"]].set_visible(False)
+        if curves:
+            panel.legend(frameon=False)
+        figure.suptitle(fill(title, 90), fontsize=10, x=0.01, ha="left")
         figure.savefig(path, dpi=120, format="png")
 
 

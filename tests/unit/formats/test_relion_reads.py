@@ -47,6 +47,8 @@ def test_relion_reads_particles_from_any_folder(
     new = {"optics": optics_columns(), "particles": particle_columns(4, rlnImageName=names)}
     star = write_star(tmp_path / "in.star", old if generation == "3.0" else new)
     poses: dict[str, Any] = {"angles": np.full((4, 3), 9.0), "origins": np.ones((4, 2))}
+    # a label that RELION does not know, too
+    poses["extra"] = dict.fromkeys(("rlnParticleFigureOfMerit", "mpiparSignificance"), np.ones(4))
     write_particles(tmp_path / "out.star", read_particles(star), half=np.ones(4, int), **poses)
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
@@ -54,7 +56,8 @@ def test_relion_reads_particles_from_any_folder(
     copy = Stack(elsewhere / "copy.mrcs")
     np.testing.assert_array_equal(copy.read(np.arange(4)), images[[2, 0, 1, 5]])
     copy.close()
-    relion(elsewhere, "relion_reconstruct", "--i", "../out.star", "--o", "map.mrc", "--ctf")
+    command = ("relion_reconstruct", "--i", "../out.star", "--o", "map.mrc", "--ctf")
+    relion(elsewhere, *command, "--fom_weighting")
     volume = read_volume(elsewhere / "map.mrc")
     assert (volume.data.shape, volume.pixel_size) == ((16, 16, 16), 2.0)
 

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from mpipar.cryoem.alignment import Poses
+from mpipar.cryoem.matches import Matches
 from mpipar.errors import CorruptStoreError, InputError
 from mpipar.programs import checkpoints
 from mpipar.programs.convergence import LOCAL, SEARCH, FinishedIteration
@@ -28,6 +29,8 @@ STEPS = [
     FinishedIteration(10 / 3, 0.1 + 0.2, SEARCH, False, 0.1),
     FinishedIteration(1e-300, 1.0, LOCAL, True, 1 / 3),
 ]
+
+UNKNOWN = Matches.unknown(1)
 
 
 @pytest.fixture
@@ -63,6 +66,7 @@ def state_of(made: Small) -> RefineState:
         resolution=10 / 3,
         settled=random.random(count) < 0.5,
         jumped=0.1 + 0.2,
+        matches=Matches(*random.normal(size=(4, count))),
     )
 
 
@@ -99,6 +103,17 @@ def test_state_maps_and_history_round_trip(made: Small, project: Project) -> Non
     assert_same(checkpoints.load_state(again), state)
     assert_same(checkpoints.load_maps(again), maps)
     assert checkpoints.load_history(again) == STEPS
+
+
+def test_a_commit_from_before_matches_were_kept_is_read(
+    made: Small, project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = checkpoints._state_arrays(made.state)
+    kept = {name: whole[name] for name in whole if name not in dataclasses.asdict(UNKNOWN)}
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoints, "_state_arrays", lambda state: kept)
+        checkpoints.commit_first(project, constants_of(made), made.state, "input")
+    assert_same(checkpoints.load_state(read_again(project)), made.state)
 
 
 def test_a_project_without_commits_has_no_state(project: Project) -> None:

@@ -9,6 +9,7 @@ import mrcfile
 import numpy as np
 import pytest
 
+from mpipar.cryoem.matches import Matches
 from mpipar.cryoem.rotations import from_euler
 from mpipar.formats.star import read_particles
 from mpipar.options import read_settings_file
@@ -37,7 +38,8 @@ def written(tmp_path: Path) -> tuple[Small, Maps, Path]:
         shifts=random.normal(size=(count, 2)),
         score=random.normal(size=count),
     )
-    state = dataclasses.replace(made.state, poses=poses)
+    matches = Matches(*random.normal(100, 10, size=(4, count)))
+    state = dataclasses.replace(made.state, poses=poses, matches=matches)
     halves = random.normal(size=(2, BOX, BOX, BOX)).astype(np.float32)
     maps = Maps(halves, made.data.sphere, halves.sum(axis=0), CURVE / 2, CURVE, CURVE)
     path = tmp_path / "run"
@@ -86,6 +88,9 @@ def test_particles_are_read_back(written: tuple[Small, Maps, Path]) -> None:
     np.testing.assert_allclose(again.defocus_u, before.defocus_u)
     score = again.table["rlnLogLikeliContribution"].astype(float)
     np.testing.assert_allclose(score, poses.score, rtol=1e-5, atol=1e-5)
+    held_out = again.table["mpiparHeldOutScore"].astype(float)
+    np.testing.assert_allclose(held_out, made.state.matches.held_score, rtol=1e-5)
+    assert again.table["rlnParticleFigureOfMerit"].astype(float).between(0, 1).all()
 
 
 def test_settings_are_read_back(written: tuple[Small, Maps, Path]) -> None:

@@ -14,6 +14,7 @@ from scipy.spatial.transform import Rotation
 from mpipar.cryoem import reconstruction, symmetry
 from mpipar.cryoem.alignment import Poses
 from mpipar.cryoem.fourier import components
+from mpipar.cryoem.matches import Matches
 from mpipar.cryoem.search_plan import plan_search
 from mpipar.programs import iteration
 from mpipar.programs.stages import AlignResult
@@ -118,7 +119,8 @@ def results_of(made: Small, residual: float) -> list[AlignResult]:
         turns = Rotation.from_rotvec(np.outer(rows + 1, [0, 0, 0.01])).as_matrix()
         shifts = np.stack([rows, -rows], axis=1).astype(float)
         power = np.full(RADIUS + 1, residual * len(rows))
-        results.append(AlignResult(Poses(turns, shifts, rows.astype(float)), power))
+        matches = Matches(*np.asarray([rows + 1000.0 * term for term in range(4)], np.float64))
+        results.append(AlignResult(Poses(turns, shifts, rows.astype(float)), power, matches))
     return results
 
 
@@ -130,6 +132,9 @@ def test_poses_come_back_in_the_order_of_the_list(made: Small) -> None:
     np.testing.assert_array_equal(poses.score, count)
     np.testing.assert_array_equal(poses.shifts, np.stack([count, -count], axis=1))
     assert (made.state.poses.score == -np.inf).all(), "the state itself does not change"
+    matches = iteration.collect_matches(made.data, results_of(made, 1.0))
+    np.testing.assert_array_equal(matches.own_cross, count)
+    np.testing.assert_array_equal(matches.held_quadratic, count + 3000.0)
 
 
 def test_noise_is_the_mean_residual_and_unseen_shells_keep_theirs(made: Small) -> None:

@@ -12,7 +12,7 @@ from scipy.spatial.transform import Rotation
 
 from mpipar.cryoem import noise as noise_module
 from mpipar.cryoem import reconstruction, symmetry
-from mpipar.cryoem.alignment import Poses, SearchPlan, make_reference
+from mpipar.cryoem.alignment import Poses, Reference, SearchPlan, make_reference, slices_of
 from mpipar.cryoem.ctf import CtfParameters
 from mpipar.cryoem.fourier import components
 from mpipar.cryoem.resolution import fourier_shell_correlation
@@ -179,6 +179,37 @@ def test_residual_is_the_noise_once_the_poses_are_known() -> None:
     everything = dataclasses.replace(silent.plan, free_scale=True)
     silent.stage = AlignStage(silent.stage.geometry, everything, BOX // 2 - 1, silent.scales)
     assert silent.run()[0].residual.max() == pytest.approx(0, abs=1e-3), "no scale: no model"
+
+
+def test_matches_are_with_the_own_and_the_held_out_half_map() -> None:
+    done = trial(noise=1.0)
+    own = done.run()[0].matches
+    score = own.own_cross - 0.5 * own.own_quadratic
+    np.testing.assert_allclose(score, done.run()[0].poses.score, rtol=1e-4)
+    # both references are the same
+    np.testing.assert_allclose(own.held_cross, own.own_cross, rtol=1e-5)
+    np.testing.assert_allclose(own.held_quadratic, own.own_quadratic, rtol=1e-5)
+    assert own.own_significance.min() > 12
+    done.shared["reference2"] = make_reference(phantom()[::-1].copy(), done.plan.radius).transform
+    other = done.run()[0].matches
+    np.testing.assert_array_equal(other.own_cross, own.own_cross)
+    assert np.median(other.held_cross / own.held_cross) < 0.95, "a mirrored one fits worse"
+
+
+@pytest.mark.parametrize("first", [1, 5, BOX])
+def test_held_out_matches_begin_at_the_first_independent_shell(first: int) -> None:
+    done = trial(noise=1.0)
+    done.stage = AlignStage(
+        done.stage.geometry, done.plan, BOX // 2 - 1, done.scales, first_independent_shell=first
+    )
+    result = done.run()[0]
+    wanted = components(BOX, done.plan.radius)
+    reference = Reference(done.shared["reference2"], done.plan.radius, BOX)
+    flat = slices_of(reference, result.poses.rotations, wanted.frequencies)
+    power = np.abs(flat.view(np.complex64)) ** 2 / done.shared["noise"][0, 0]
+    expected = power[:, wanted.shell >= first].sum(axis=1)
+    np.testing.assert_allclose(result.matches.held_quadratic, expected, rtol=1e-4)
+    np.testing.assert_allclose(result.matches.own_quadratic, power[:, 1:].sum(axis=1), rtol=1e-4)
 
 
 def test_the_sums_are_the_half_sets_map() -> None:

@@ -23,6 +23,7 @@ pytestmark = [only_simulated, pytest.mark.usefixtures("few_threads")]
 BOX, IMAGES = 16, 3
 GEOMETRY = ImageGeometry(BOX, 3.0, 7.0)
 MOLECULE = blobs(BOX)
+OTHER = blobs(BOX, seed=5)
 TURNS = Rotation.random(IMAGES, random_state=3).as_matrix()
 
 
@@ -67,12 +68,14 @@ def test_block_has_the_processors_poses_residual_and_sums(exhaustive, free_scale
     shared = {
         "noise": np.full((2, 9), 0.03),
         "reference1": alignment.make_reference(MOLECULE.volume(BOX), plan.radius).transform,
+        "reference2": alignment.make_reference(OTHER.volume(BOX), plan.radius).transform,
         "orientations": rotations.orientation_grid(60.0, symmetry.operators("C1"), seed),
     }
-    stage = AlignStage(GEOMETRY, plan, 7, reconstruction.fixed_point(1e5, 1e4, IMAGES))
+    scales = reconstruction.fixed_point(1e5, 1e4, IMAGES)
+    stage = AlignStage(GEOMETRY, plan, 7, scales, first_independent_shell=2)
     state = stage.start(shared)
     expected = stage.run(Task(0, 0, rows), {"images": images}, state)
-    there = AlignStage(GEOMETRY, plan, 7, stage.scales, Simulated(()))
+    there = AlignStage(GEOMETRY, plan, 7, scales, Simulated(()), first_independent_shell=2)
     device_state = there.start(shared)
     found = there.run(Task(0, 0, rows), {"images": images}, device_state)
     poses, residual = found.poses, found.residual
@@ -81,12 +84,16 @@ def test_block_has_the_processors_poses_residual_and_sums(exhaustive, free_scale
         IMAGES,
         IMAGES,
         len(state.wanted.shell),
+        4,
     ]
     # climbs end after some steps, so where the score is flat they may end a little apart
     assert rotations.angle_between(poses.rotations, expected.poses.rotations).max() < 0.3
     np.testing.assert_allclose(poses.shifts, expected.poses.shifts, atol=0.05)
     np.testing.assert_allclose(poses.score, expected.poses.score, rtol=1e-4)
     np.testing.assert_allclose(residual, expected.residual, rtol=0.05)
+    for name in found.matches.__dataclass_fields__:
+        values, usual = getattr(found.matches, name), getattr(expected.matches, name)
+        np.testing.assert_allclose(values, usual, rtol=0.02, atol=0.02 * np.abs(usual).max())
     sums, usual = there.partial(device_state)["half1"], stage.partial(state)["half1"]
     apart = np.linalg.norm((sums - usual).astype(np.float64))
     assert apart < 0.05 * np.linalg.norm(usual.astype(np.float64))

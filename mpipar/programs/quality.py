@@ -1,0 +1,66 @@
+"""The quality of a run's particles, from its state; as columns and as a picture."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from mpipar.cryoem import masks
+from mpipar.cryoem.particle_quality import density_of, particle_quality
+from mpipar.programs.block_rows import MASK_EDGE
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+    from mpipar.cryoem.particle_quality import ParticleQuality
+    from mpipar.programs.dataset import Dataset
+    from mpipar.programs.iteration import RefineState
+
+
+def quality_of(data: Dataset, state: RefineState) -> ParticleQuality | None:
+    """Return the quality of all particles; None if they were not aligned, or are too few."""
+    box = data.geometry.box
+    disc = masks.soft_discs(box, np.zeros((1, 2)), data.geometry.radius, MASK_EDGE)
+    return particle_quality(state.matches, float(np.mean(np.square(disc, dtype=np.float64))))
+
+
+def quality_columns(
+    state: RefineState, quality: ParticleQuality | None
+) -> dict[str, NDArray[np.float64]]:
+    """Return what particles.star says of each particle's score and quality, by label.
+
+    rlnLogLikeliContribution   half the log-likelihood at the own half map
+    rlnParticleFigureOfMerit   probability that the image holds the particle; RELION's
+                               `relion_reconstruct --fom_weighting` weights images with it
+    mpiparSignificance         of the match with the own half map; the histogram of particles.png
+    mpiparHeldOutScore         half the log-likelihood at the half map that has not seen the
+                               particle, over the detail that the half maps do not share
+    """
+    columns = {"rlnLogLikeliContribution": state.poses.score}
+    if quality is None:
+        return columns
+    return columns | {
+        "rlnParticleFigureOfMerit": quality.probability,
+        "mpiparSignificance": quality.significance,
+        "mpiparHeldOutScore": state.matches.held_score,
+    }
+
+
+def draw_quality(path: Path, quality: ParticleQuality | None) -> None:
+    """Write the histogram of significance with its peaks as a PNG."""
+    from mpipar.views.plots import score_picture
+
+    if quality is None:
+        score_picture(path, np.zeros(0), {}, title="particles were not judged: too few, or no pose")
+        return
+    curves = {
+        name: partial(density_of, peaks)
+        for name, peaks in quality.mixture.named_peaks().items()
+        if peaks
+    }
+    title = quality.sentence() or "no junk found"
+    score_picture(path, quality.significance, curves, title=title)
