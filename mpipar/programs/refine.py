@@ -12,7 +12,7 @@ from mpipar.cryoem import symmetry
 from mpipar.cryoem.fourier import filter_shells, largest_radius, lowpass_gain
 from mpipar.cryoem.search_plan import plan_search
 from mpipar.cryoem.symmetry_check import CONVINCING, fitting_setting
-from mpipar.programs import checkpoints, dataset, devices, exports, iteration, run_folder
+from mpipar.programs import alarms, checkpoints, dataset, devices, exports, iteration, run_folder
 from mpipar.programs.convergence import FinishedIteration, NextIteration, decide
 from mpipar.programs.first_look import look_at_all
 from mpipar.programs.inputs import RefineInputs, read_inputs
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from mpipar.cryoem.alignment import SearchPlan
+    from mpipar.programs.alarms import Findings
     from mpipar.programs.block_rows import ImageGeometry
     from mpipar.programs.dataset import Dataset
     from mpipar.programs.devices import DeviceChoice
@@ -136,8 +137,8 @@ def run(settings: RefineSettings, open_pool: OpenPool, view: View) -> None:
         session = RefineSession(settings, inputs, project, pool, view, clock)
         session.devices, session.device = _devices(session, operators)
         data, state = _prepare(session, operators)
-        _refine(session, data, state)
-        project.verdict("done", "refinement finished")
+        findings = _refine(session, data, state)
+        project.verdict("done", "refinement finished" + alarms.in_short(findings.alarms))
     except BaseException as error:
         run_folder.close_after_error(project, error, _kept(project), view.say)
         raise
@@ -291,7 +292,7 @@ def _first_look(
     return look
 
 
-def _refine(session: RefineSession, data: Dataset, state: RefineState) -> None:
+def _refine(session: RefineSession, data: Dataset, state: RefineState) -> Findings:
     """Iterate until converged, then write the results."""
     settings = session.settings
     maps: Maps | None = None
@@ -301,8 +302,18 @@ def _refine(session: RefineSession, data: Dataset, state: RefineState) -> None:
     session.view.say(decision.reason)
     with session.phase("writing results"):
         maps = maps or checkpoints.load_maps(session.project)
-        exports.write_all(session.project, session.inputs, session.settings, data, state, maps)
-    _summarise(session, maps)
+        findings = _look(session, data, state, maps, finished=True)
+        exports.write_all(session.project, session.inputs, session.settings, data, state, findings)
+    _summarise(session, findings)
+    return findings
+
+
+def _look(
+    session: RefineSession, data: Dataset, state: RefineState, maps: Maps, *, finished: bool
+) -> Findings:
+    """Return the alarms that are sure now, and what they rest on."""
+    start = alarms.starting_model(session.inputs, session.settings, len(data.symmetry))
+    return alarms.look(data, state, maps, session.history, start, finished=finished)
 
 
 def _iterate(
@@ -337,6 +348,9 @@ def _iterate(
     with session.phase("saving"), signals.postponed():
         checkpoints.commit(session.project, state, maps, session.history)
     _report(session, state, plan, outcome, time.monotonic() - started)
+    if alarms.search_has_just_ended(session.history):
+        for alarm in _look(session, data, state, maps, finished=False).alarms:
+            session.view.say(f"warning: {alarm}")
     return state, maps
 
 
@@ -357,13 +371,15 @@ def _report(
     )
 
 
-def _summarise(session: RefineSession, maps: Maps) -> None:
+def _summarise(session: RefineSession, findings: Findings) -> None:
     view, geometry = session.view, session.inputs
     view.phase("")
-    inside, everywhere = exports.resolutions(maps, geometry.box, geometry.pixel_size)
+    inside, everywhere = exports.resolutions(findings.maps, geometry.box, geometry.pixel_size)
     view.say(
         f"resolution {inside:.2f} A (FSC 0.143 inside the mask; {everywhere:.2f} A without one)"
     )
+    for line in alarms.block(findings.alarms):
+        view.say(line)
     view.say(f"results in {session.project.path}: {', '.join(exports.NAMES)}")
     total = sum(session.clock.spent.values())
     for name, seconds in session.clock.spent.items():

@@ -1,0 +1,312 @@
+"""What is wrong with a refinement, told from its own numbers and maps: alarms for the user.
+
+An alarm is said only if it is sure. Each threshold lies between what good runs and failed ones gave
+on sets of known truth; docs/refine.md has these numbers.
+"""
+
+from __future__ import annotations
+
+import textwrap
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+
+from mpipar.cryoem import masks
+from mpipar.cryoem.fourier import filter_shells, lowpass_gain
+from mpipar.cryoem.orientation_spread import directional_resolution, spread_of
+from mpipar.programs.dataset import lowpass_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from numpy.typing import NDArray
+
+    from mpipar.cryoem.orientation_spread import DirectionalResolution, OrientationSpread
+    from mpipar.programs.convergence import FinishedIteration
+    from mpipar.programs.dataset import Dataset
+    from mpipar.programs.inputs import RefineInputs
+    from mpipar.programs.iteration import Maps, RefineState
+    from mpipar.settings import RefineSettings
+
+SHELLS_BEYOND, RATIO_BEYOND = 1.5, 1.1
+"""The start reaches a shell beyond its cutoff (the filter's edge). A map of more detail has to be
+resolved by so many shells more than the cutoff, and by this factor."""
+STILL_MOVING: Final = 0.1
+"""Fraction of particles that may still turn in the last search over all orientations."""
+FEWEST_SEARCHES: Final = 2  # in the first one, all particles turn
+POORLY_SPREAD: Final = 0.5
+"""Efficiency of a spread of orientations below which half of the particles are of no use."""
+INVERTED: Final = -0.3
+"""Correlation of the map with the start below which one of the two is inverted."""
+ALIKE_AT_START, PAST_DOUBT = 0.8, 2.0
+"""Correlation with the start, at its resolution, below which the map has become something else. If
+the map has so many times the start's detail, it has found its way from a poor start, as from half
+of the molecule."""
+FAR_FROM_CENTRE: Final = 0.08
+"""Of the diameter, between the map's centre of mass and the centre of the box."""
+CUT_OFF: Final = 0.1
+"""Fraction of the map's density that may lie outside of the particle's sphere."""
+WIDTH: Final = 96  # of a line, in characters
+COARSE: Final = 40.0
+"""Angstrom to which a map is filtered before its density is looked at, at least."""
+
+
+@dataclass(frozen=True)
+class Alarm:
+    """A short name, and a sentence: what was seen, what it means, what to do."""
+
+    name: str
+    sentence: str
+
+    def __str__(self) -> str:
+        return f"{self.name}: {self.sentence}"
+
+
+@dataclass(frozen=True)
+class RunEvidence:
+    """What is known at the end of an iteration.
+
+    history            of all finished iterations, oldest first
+    finished           whether no iteration follows
+    resolution         A, of the map
+    start_resolution   A, to which the model was filtered
+    start, combined    (n, n, n) the filtered model, and the map of all particles, not masked
+    pixel_size, radius   A; of the sphere that the particle lies in
+    spread             of the orientations; None if there are too few
+    directions         resolution by direction; None where it was not measured
+    told               alarms that other measurements are sure of: of the particles, for instance
+    """
+
+    history: Sequence[FinishedIteration]
+    finished: bool
+    resolution: float
+    start_resolution: float
+    start: NDArray[np.float32]
+    combined: NDArray[np.float32]
+    pixel_size: float
+    radius: float
+    spread: OrientationSpread | None = None
+    directions: DirectionalResolution | None = None
+    told: tuple[Alarm, ...] = ()
+
+    @property
+    def settled(self) -> bool:
+        """Whether the search over all orientations has ended."""
+        return self.finished or bool(self.history and not self.history[-1].exhaustive)
+
+
+@dataclass(frozen=True)
+class StartingModel:
+    """What the refinement began from: (n, n, n) the filtered model, and its resolution in A."""
+
+    volume: NDArray[np.float32]
+    resolution: float
+
+
+@dataclass(frozen=True)
+class Findings:
+    """The maps of an iteration, what else is known, and the alarms that this is enough for."""
+
+    maps: Maps
+    evidence: RunEvidence
+    alarms: tuple[Alarm, ...]
+
+
+def starting_model(
+    inputs: RefineInputs, settings: RefineSettings, symmetry_order: int
+) -> StartingModel:
+    """Return the model as the first iteration used it."""
+    cutoff = lowpass_of(inputs, settings, symmetry_order)
+    gain = lowpass_gain(inputs.box, inputs.box * inputs.pixel_size / cutoff)
+    return StartingModel(filter_shells(inputs.model, gain), cutoff)
+
+
+def search_has_just_ended(history: Sequence[FinishedIteration]) -> bool:
+    """Whether the last iteration is the first that did not search all orientations."""
+    return [step.exhaustive for step in history[-2:]] == [True, False]
+
+
+def look(
+    data: Dataset,
+    state: RefineState,
+    maps: Maps,
+    history: Sequence[FinishedIteration],
+    start: StartingModel,
+    *,
+    finished: bool,
+) -> Findings:
+    """Return what an iteration has to be alarmed about; at the end, also by direction."""
+    pixel_size = data.geometry.pixel_size
+    directions = None
+    if finished:
+        first, second = (half * maps.mask for half in maps.halves)
+        directions = directional_resolution(first, second, pixel_size, correlation_by_mask(maps))
+    evidence = RunEvidence(
+        history=history,
+        finished=finished,
+        resolution=state.resolution,
+        start_resolution=start.resolution,
+        start=start.volume,
+        combined=maps.combined,
+        pixel_size=pixel_size,
+        radius=data.geometry.radius * pixel_size,
+        spread=spread_of(state.poses.rotations, data.symmetry),
+        directions=directions,
+    )
+    return Findings(maps, evidence, tuple(alarms_of(evidence)))
+
+
+def correlation_by_mask(maps: Maps) -> NDArray[np.float64]:
+    """Return what was taken off the masked FSC: corrected = (masked - it) / (1 - it), per shell."""
+    left = np.maximum(1.0 - maps.corrected, 1e-6)
+    return np.asarray(np.clip((maps.masked - maps.corrected) / left, 0.0, 1.0))
+
+
+def alarms_of(evidence: RunEvidence) -> list[Alarm]:
+    """Return the alarms that are sure; none before poses have settled."""
+    if not evidence.settled:
+        return []
+    checks: tuple[Callable[[RunEvidence], Alarm | None], ...] = (
+        _not_past_the_start,
+        _still_moving,
+        _poorly_spread,
+        # where the density of a map that has gone wrong lies says nothing more
+        lambda evidence: _map_and_start(evidence) or _off_centre(evidence),
+    )
+    found = [alarm for check in checks if (alarm := check(evidence)) is not None]
+    return [*found, *evidence.told]
+
+
+def in_short(alarms: Sequence[Alarm]) -> str:
+    """Return the alarms' names as the end of a sentence; nothing if there are none."""
+    return f", with warnings: {', '.join(alarm.name for alarm in alarms)}" if alarms else ""
+
+
+def block(alarms: Sequence[Alarm], indent: str = "  ") -> list[str]:
+    """Return the alarms as lines that fit a terminal, under a heading; none without alarms."""
+    lines = ["warnings:"] if alarms else []
+    for alarm in alarms:
+        lines += textwrap.wrap(
+            str(alarm), WIDTH, initial_indent=indent, subsequent_indent=2 * indent
+        )
+    return lines
+
+
+def _not_past_the_start(evidence: RunEvidence) -> Alarm | None:
+    """At the end only: a search over all orientations may still bring detail."""
+    width = evidence.start.shape[0] * evidence.pixel_size
+    begun = width / evidence.start_resolution
+    enough = max(begun + SHELLS_BEYOND, begun * RATIO_BEYOND)
+    if not evidence.finished or width / evidence.resolution > enough:
+        return None
+    return Alarm(
+        "resolution not past the start",
+        f"the resolution, {evidence.resolution:.1f} A, is not clearly past the "
+        f"{evidence.start_resolution:.0f} A that the model was filtered to: nothing in the map "
+        "is shown to come from the images. Look whether they hold this molecule (class averages), "
+        "and begin from another or a less filtered model (--lowpass)",
+    )
+
+
+def _still_moving(evidence: RunEvidence) -> Alarm | None:
+    """The last search over all orientations counts: local iterations cannot turn a pose far."""
+    searches = [step for step in evidence.history if step.exhaustive]
+    if len(searches) < FEWEST_SEARCHES or searches[-1].jumped <= STILL_MOVING:
+        return None
+    return Alarm(
+        "poses still moving",
+        f"in the last search over all orientations {searches[-1].jumped:.0%} of the particles "
+        "still turned by more than 1.5 steps of the search (at most 4 % where poses are found): "
+        "their poses are not found, and the resolution that is given may be too good. A better "
+        "model, more iterations (--iter) or more particles may help",
+    )
+
+
+def _poorly_spread(evidence: RunEvidence) -> Alarm | None:
+    spread, directions = evidence.spread, evidence.directions
+    if spread is None or spread.efficiency >= POORLY_SPREAD:
+        return None
+    empty = f", and {spread.empty:.0%} of the directions have no data" if spread.empty else ""
+    by_direction = (
+        f"; the resolution is {directions.best:.1f} A in the best direction and "
+        f"{directions.worst:.1f} A in the worst"
+        if directions is not None
+        else ""
+    )
+    return Alarm(
+        "orientations poorly spread",
+        f"the particles show few sides of the molecule: {spread.efficiency:.0%} of them would do "
+        f"as well if they were evenly spread{empty}{by_direction}. The map is smeared in the worst "
+        "direction. Tilt the stage, change the grid or the detergent, or thin out the common view",
+    )
+
+
+def _map_and_start(evidence: RunEvidence) -> Alarm | None:
+    """Compare the map with the model at the model's resolution, inside the sphere."""
+    gain = _gain(evidence, evidence.start_resolution)
+    inside = _distance(evidence) <= evidence.radius
+    now, then = (
+        filter_shells(volume, gain)[inside].astype(np.float64)
+        for volume in (evidence.combined, evidence.start)
+    )
+    if not (now.std() > 0 and then.std() > 0):
+        return None
+    alike = float(np.corrcoef(now, then)[0, 1])
+    if alike < INVERTED:
+        return Alarm(
+            "wrong contrast",
+            f"the map is the negative of the model (correlation {alike:.2f}): the images or the "
+            "model have inverted contrast. Look at both, and give --contrast invert or as-is",
+        )
+    if alike < ALIKE_AT_START and evidence.start_resolution < PAST_DOUBT * evidence.resolution:
+        return Alarm(
+            "not the start any more",
+            f"at {evidence.start_resolution:.0f} A the map has become something else than the "
+            f"model (correlation {alike:.2f}; 0.96 and more where the model is right): the model "
+            "may be of another molecule, or of another scale or contrast than the images. Compare "
+            "the map with the model, and begin again from a model that is made of these images",
+        )
+    return None
+
+
+def _off_centre(evidence: RunEvidence) -> Alarm | None:
+    """Look at the dense part of the map, filtered to 40 A, or coarser as the start."""
+    cutoff = max(COARSE, evidence.start_resolution)
+    smooth = filter_shells(evidence.combined, _gain(evidence, cutoff))
+    distance = _distance(evidence)
+    smooth[distance > (evidence.start.shape[0] / 2 - 1) * evidence.pixel_size] = 0.0
+    if not smooth.max() > 0:
+        return None
+    dense = masks.dense_part(smooth)
+    outside = float(dense[distance > evidence.radius].sum())
+    if outside > CUT_OFF:
+        return Alarm(
+            "map cut off",
+            f"{outside:.0%} of the map's density lies outside of the particle's diameter, "
+            f"{2 * evidence.radius:.0f} A, and is cut off: give a larger --diameter, or a model "
+            "that is centred",
+        )
+    off = float(np.linalg.norm(masks.centre_of_mass(dense))) * evidence.pixel_size
+    if off <= FAR_FROM_CENTRE * 2 * evidence.radius:
+        return None
+    return Alarm(
+        "centre off",
+        f"the map's centre of mass lies {off:.0f} A off the centre of the box "
+        f"({off / (2 * evidence.radius):.0%} of the diameter): the resolution is hardly worse for "
+        "that, but the diameter is too large, and the origins are not the particles' centres. "
+        "Begin again from a centred model",
+    )
+
+
+def _gain(evidence: RunEvidence, cutoff: float) -> NDArray[np.float32]:
+    box = evidence.start.shape[0]
+    return lowpass_gain(box, box * evidence.pixel_size / cutoff)
+
+
+def _distance(evidence: RunEvidence) -> NDArray[np.float64]:
+    """Return each voxel's distance from the centre of the box in A."""
+    box = evidence.start.shape[0]
+    x = (np.arange(box) - box // 2) * evidence.pixel_size
+    squares = x * x
+    return np.asarray(np.sqrt(squares[:, None, None] + squares[:, None] + squares))
