@@ -182,6 +182,17 @@ def test_a_map_that_is_off_its_centre() -> None:
     assert names(good(start=filtered(moved), combined=moved)) == []
 
 
+def test_a_head_on_a_stalk_is_centred_by_its_mass_or_by_its_ends() -> None:
+    z, y, x = (np.indices((BOX,) * 3) - BOX // 2) * PIXEL_SIZE
+    aside = np.sqrt(x**2 + y**2)
+    head = np.sqrt(aside**2 + (z - 20) ** 2) < 25
+    shape = (head | ((aside < 8) & (np.abs(z) < 45))).astype(np.float32)
+    assert ndimage.center_of_mass(shape)[0] > BOX // 2 + 0.1 * 2 * RADIUS / PIXEL_SIZE
+    for moved, expected in ((0, []), (-3, []), (3, ["centre off"])):
+        map_ = np.roll(shape, moved, axis=0)
+        assert names(good(start=filtered(map_), combined=map_, radius=68.0)) == expected
+
+
 def test_a_map_that_is_cut_off() -> None:
     assert names(good(radius=25.0)) == ["map cut off"]
     assert "outside of the particle's diameter, 50 A" in sentence(good(radius=25.0))
