@@ -15,6 +15,7 @@ import numpy as np
 from mpipar.cryoem import masks
 from mpipar.cryoem.fourier import filter_shells, lowpass_gain
 from mpipar.cryoem.orientation_spread import directional_resolution, spread_of
+from mpipar.cryoem.symmetry_check import CONVINCING, symmetry_correlation
 from mpipar.programs.dataset import lowpass_of
 
 if TYPE_CHECKING:
@@ -65,14 +66,28 @@ class Alarm:
 
 
 @dataclass(frozen=True)
+class StartingModel:
+    """What the refinement began from.
+
+    volume       (n, n, n) the filtered model
+    resolution   A, of that
+    symmetric    correlation of the model with its symmetry mates; 1 without symmetry
+    """
+
+    volume: NDArray[np.float32]
+    resolution: float
+    symmetric: float = 1.0
+
+
+@dataclass(frozen=True)
 class RunEvidence:
     """What is known at the end of an iteration.
 
     history            of all finished iterations, oldest first
     finished           whether no iteration follows
     resolution         A, of the map
-    start_resolution   A, to which the model was filtered
-    start, combined    (n, n, n) the filtered model, and the map of all particles, not masked
+    start              the model
+    combined           (n, n, n) the map of all particles, not masked
     pixel_size, radius   A; of the sphere that the particle lies in
     spread             of the orientations; None if there are too few
     directions         resolution by direction; None where it was not measured
@@ -82,8 +97,7 @@ class RunEvidence:
     history: Sequence[FinishedIteration]
     finished: bool
     resolution: float
-    start_resolution: float
-    start: NDArray[np.float32]
+    start: StartingModel
     combined: NDArray[np.float32]
     pixel_size: float
     radius: float
@@ -98,14 +112,6 @@ class RunEvidence:
 
 
 @dataclass(frozen=True)
-class StartingModel:
-    """What the refinement began from: (n, n, n) the filtered model, and its resolution in A."""
-
-    volume: NDArray[np.float32]
-    resolution: float
-
-
-@dataclass(frozen=True)
 class Findings:
     """The maps of an iteration, what else is known, and the alarms that this is enough for."""
 
@@ -115,12 +121,16 @@ class Findings:
 
 
 def starting_model(
-    inputs: RefineInputs, settings: RefineSettings, symmetry_order: int
+    inputs: RefineInputs, settings: RefineSettings, symmetry: NDArray[np.float64]
 ) -> StartingModel:
-    """Return the model as the first iteration used it."""
-    cutoff = lowpass_of(inputs, settings, symmetry_order)
+    """Return the model as the first iteration used it.
+
+    symmetry   (g, 3, 3) operators
+    """
+    cutoff = lowpass_of(inputs, settings, len(symmetry))
     gain = lowpass_gain(inputs.box, inputs.box * inputs.pixel_size / cutoff)
-    return StartingModel(filter_shells(inputs.model, gain), cutoff)
+    symmetric = symmetry_correlation(inputs.model, symmetry) if len(symmetry) > 1 else 1.0
+    return StartingModel(filter_shells(inputs.model, gain), cutoff, symmetric)
 
 
 def search_has_just_ended(history: Sequence[FinishedIteration]) -> bool:
@@ -147,8 +157,7 @@ def look(
         history=history,
         finished=finished,
         resolution=state.resolution,
-        start_resolution=start.resolution,
-        start=start.volume,
+        start=start,
         combined=maps.combined,
         pixel_size=pixel_size,
         radius=data.geometry.radius * pixel_size,
@@ -172,6 +181,7 @@ def alarms_of(evidence: RunEvidence) -> list[Alarm]:
         _not_past_the_start,
         _still_moving,
         _poorly_spread,
+        _wrong_symmetry,
         # where the density of a map that has gone wrong lies says nothing more
         lambda evidence: _map_and_start(evidence) or _off_centre(evidence),
     )
@@ -196,15 +206,15 @@ def block(alarms: Sequence[Alarm], indent: str = "  ") -> list[str]:
 
 def _not_past_the_start(evidence: RunEvidence) -> Alarm | None:
     """At the end only: a search over all orientations may still bring detail."""
-    width = evidence.start.shape[0] * evidence.pixel_size
-    begun = width / evidence.start_resolution
+    width = evidence.combined.shape[0] * evidence.pixel_size
+    begun = width / evidence.start.resolution
     enough = max(begun + SHELLS_BEYOND, begun * RATIO_BEYOND)
     if not evidence.finished or width / evidence.resolution > enough:
         return None
     return Alarm(
         "resolution not past the start",
         f"the resolution, {evidence.resolution:.1f} A, is not clearly past the "
-        f"{evidence.start_resolution:.0f} A that the model was filtered to: nothing in the map "
+        f"{evidence.start.resolution:.0f} A that the model was filtered to: nothing in the map "
         "is shown to come from the images. Look whether they hold this molecule (class averages), "
         "and begin from another or a less filtered model (--lowpass)",
     )
@@ -243,13 +253,26 @@ def _poorly_spread(evidence: RunEvidence) -> Alarm | None:
     )
 
 
+def _wrong_symmetry(evidence: RunEvidence) -> Alarm | None:
+    """The map shows any symmetry that was imposed; what the model shows is evidence."""
+    if evidence.start.symmetric >= CONVINCING:
+        return None
+    return Alarm(
+        "symmetry not shown",
+        "the model hardly shows the symmetry that was imposed (correlation "
+        f"{evidence.start.symmetric:.2f} with its mates; {CONVINCING:g} and more where it is "
+        "right). The map has it because it was imposed, and its resolution says nothing for it. "
+        "Refine without --sym, and look whether the map shows it by itself",
+    )
+
+
 def _map_and_start(evidence: RunEvidence) -> Alarm | None:
     """Compare the map with the model at the model's resolution, inside the sphere."""
-    gain = _gain(evidence, evidence.start_resolution)
+    gain = _gain(evidence, evidence.start.resolution)
     inside = _distance(evidence) <= evidence.radius
     now, then = (
         filter_shells(volume, gain)[inside].astype(np.float64)
-        for volume in (evidence.combined, evidence.start)
+        for volume in (evidence.combined, evidence.start.volume)
     )
     if not (now.std() > 0 and then.std() > 0):
         return None
@@ -260,10 +283,10 @@ def _map_and_start(evidence: RunEvidence) -> Alarm | None:
             f"the map is the negative of the model (correlation {alike:.2f}): the images or the "
             "model have inverted contrast. Look at both, and give --contrast invert or as-is",
         )
-    if alike < ALIKE_AT_START and evidence.start_resolution < PAST_DOUBT * evidence.resolution:
+    if alike < ALIKE_AT_START and evidence.start.resolution < PAST_DOUBT * evidence.resolution:
         return Alarm(
             "not the start any more",
-            f"at {evidence.start_resolution:.0f} A the map has become something else than the "
+            f"at {evidence.start.resolution:.0f} A the map has become something else than the "
             f"model (correlation {alike:.2f}; 0.96 and more where the model is right): the model "
             "may be of another molecule, or of another scale or contrast than the images. Compare "
             "the map with the model, and begin again from a model that is made of these images",
@@ -273,10 +296,10 @@ def _map_and_start(evidence: RunEvidence) -> Alarm | None:
 
 def _off_centre(evidence: RunEvidence) -> Alarm | None:
     """Look at the dense part of the map, filtered to 40 A, or coarser as the start."""
-    cutoff = max(COARSE, evidence.start_resolution)
+    cutoff = max(COARSE, evidence.start.resolution)
     smooth = filter_shells(evidence.combined, _gain(evidence, cutoff))
     distance = _distance(evidence)
-    smooth[distance > (evidence.start.shape[0] / 2 - 1) * evidence.pixel_size] = 0.0
+    smooth[distance > (evidence.combined.shape[0] / 2 - 1) * evidence.pixel_size] = 0.0
     if not smooth.max() > 0:
         return None
     dense = masks.dense_part(smooth)
@@ -315,13 +338,13 @@ def _middle(dense: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def _gain(evidence: RunEvidence, cutoff: float) -> NDArray[np.float32]:
-    box = evidence.start.shape[0]
+    box = evidence.combined.shape[0]
     return lowpass_gain(box, box * evidence.pixel_size / cutoff)
 
 
 def _distance(evidence: RunEvidence) -> NDArray[np.float64]:
     """Return each voxel's distance from the centre of the box in A."""
-    box = evidence.start.shape[0]
+    box = evidence.combined.shape[0]
     x = (np.arange(box) - box // 2) * evidence.pixel_size
     squares = x * x
     return np.asarray(np.sqrt(squares[:, None, None] + squares[:, None] + squares))

@@ -312,7 +312,7 @@ def _look(
     session: RefineSession, data: Dataset, state: RefineState, maps: Maps, *, finished: bool
 ) -> Findings:
     """Return the alarms that are sure now, and what they rest on."""
-    start = alarms.starting_model(session.inputs, session.settings, len(data.symmetry))
+    start = alarms.starting_model(session.inputs, session.settings, data.symmetry)
     return alarms.look(data, state, maps, session.history, start, finished=finished)
 
 

@@ -11,8 +11,10 @@ from scipy import ndimage
 
 from mpipar.cryoem.fourier import filter_shells, lowpass_gain
 from mpipar.cryoem.orientation_spread import DirectionalResolution, OrientationSpread
+from mpipar.cryoem.symmetry import operators
+from mpipar.cryoem.symmetry_check import CONVINCING
 from mpipar.programs import alarms
-from mpipar.programs.alarms import Alarm, RunEvidence
+from mpipar.programs.alarms import Alarm, RunEvidence, StartingModel
 from mpipar.programs.convergence import FinishedIteration
 from mpipar.programs.iteration import Maps
 from tests.support.small_refinement import small
@@ -48,14 +50,13 @@ def step(resolution: float, jumped: float, *, exhaustive: bool = True) -> Finish
 HISTORY = [step(25, 1.0), step(20, 0.08), step(17, 0.02), step(16, 0.0, exhaustive=False)]
 
 
-def good(**changes: Any) -> RunEvidence:
-    """The end of a run in which all is well; or with other evidence."""
+def good(*, start: NDArray[np.float32] | None = None, **changes: Any) -> RunEvidence:
+    """The end of a run in which all is well; or with another start, or other evidence."""
     usual = RunEvidence(
         history=HISTORY,
         finished=True,
         resolution=16.0,
-        start_resolution=START,
-        start=filtered(molecule()),
+        start=StartingModel(filtered(molecule()) if start is None else start, START),
         combined=molecule(),
         pixel_size=PIXEL_SIZE,
         radius=RADIUS,
@@ -109,7 +110,7 @@ def test_a_resolution_that_is_the_starts(resolution: float) -> None:
 
 def test_a_fine_start_needs_a_shell_and_a_half_and_a_tenth_more() -> None:
     """160 A wide: a start of 12 A is at shell 13.3, and 10.9 A at 14.7."""
-    fine = good(start=filtered(molecule(), 12.0), start_resolution=12.0)
+    fine = replace(good(), start=StartingModel(filtered(molecule(), 12.0), 12.0))
     assert names(replace(fine, resolution=11.5)) == ["resolution not past the start"]
     assert names(replace(fine, resolution=10.5)) == []
 
@@ -159,6 +160,23 @@ def test_orientations_poorly_spread() -> None:
 def test_orientations_that_are_good_enough(efficiency: float) -> None:
     assert names(good(spread=OrientationSpread(efficiency, 0.0))) == []
     assert names(good(spread=None)) == []
+
+
+def test_symmetry_that_the_model_does_not_show() -> None:
+    usual = good()
+    evidence = replace(usual, start=replace(usual.start, symmetric=0.4))
+    assert names(evidence) == ["symmetry not shown"]
+    assert "(correlation 0.40 with its mates; 0.6 and more" in sentence(evidence)
+
+
+@pytest.mark.parametrize("turns", [3, 4])
+def test_the_symmetry_of_the_model_is_measured(tmp_path: Path, turns: int) -> None:
+    made = small(tmp_path, count=10)
+    square = molecule()[8:24, 8:24, 8:24]
+    turned = np.sum([np.rot90(square, turn, axes=(1, 2)) for turn in range(4)], axis=0)
+    inputs = replace(made.inputs, model=turned)
+    start = alarms.starting_model(inputs, made.settings, operators(f"C{turns}"))
+    assert (start.symmetric > CONVINCING) == (turns == 4)
 
 
 @pytest.mark.parametrize(("start", "combined"), [(1, -1), (-1, 1)])
@@ -242,7 +260,8 @@ def test_noise_is_looked_at_as_a_run_does(tmp_path: Path) -> None:
     halves = random.normal(size=(2, 16, 16, 16)).astype(np.float32)
     curve = np.zeros(9)
     maps = Maps(halves, made.data.sphere, halves.sum(axis=0), curve, curve, curve)
-    start = alarms.starting_model(made.inputs, made.settings, 1)
+    start = alarms.starting_model(made.inputs, made.settings, made.data.symmetry)
+    assert start.symmetric == 1
     state = replace(made.state, resolution=start.resolution)
     history = [step(start.resolution, 1.0), step(start.resolution, 0.5)]
     found = alarms.look(made.data, state, maps, history, start, finished=True)
