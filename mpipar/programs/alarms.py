@@ -119,6 +119,20 @@ class Findings:
     evidence: RunEvidence
     alarms: tuple[Alarm, ...]
 
+    def in_short(self) -> str:
+        """Return the alarms' names as the end of a sentence; nothing if there are none."""
+        names = ", ".join(alarm.name for alarm in self.alarms)
+        return f", with warnings: {names}" if names else ""
+
+    def block(self, indent: str = "  ") -> list[str]:
+        """Return the alarms as lines that fit a terminal, under a heading; none without alarms."""
+        lines = ["warnings:"] if self.alarms else []
+        for alarm in self.alarms:
+            lines += textwrap.wrap(
+                str(alarm), WIDTH, initial_indent=indent, subsequent_indent=2 * indent
+            )
+        return lines
+
 
 def starting_model(
     inputs: RefineInputs, settings: RefineSettings, symmetry: NDArray[np.float64]
@@ -187,21 +201,6 @@ def alarms_of(evidence: RunEvidence) -> list[Alarm]:
     )
     found = [alarm for check in checks if (alarm := check(evidence)) is not None]
     return [*found, *evidence.told]
-
-
-def in_short(alarms: Sequence[Alarm]) -> str:
-    """Return the alarms' names as the end of a sentence; nothing if there are none."""
-    return f", with warnings: {', '.join(alarm.name for alarm in alarms)}" if alarms else ""
-
-
-def block(alarms: Sequence[Alarm], indent: str = "  ") -> list[str]:
-    """Return the alarms as lines that fit a terminal, under a heading; none without alarms."""
-    lines = ["warnings:"] if alarms else []
-    for alarm in alarms:
-        lines += textwrap.wrap(
-            str(alarm), WIDTH, initial_indent=indent, subsequent_indent=2 * indent
-        )
-    return lines
 
 
 def _not_past_the_start(evidence: RunEvidence) -> Alarm | None:

@@ -5,19 +5,18 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from mpipar.cryoem.orientation_spread import view_density
 from mpipar.cryoem.resolution import GOLD_STANDARD, resolution_of
 from mpipar.cryoem.rotations import to_euler
 from mpipar.formats.mrc import write_volume
 from mpipar.formats.star import write_particles
-from mpipar.programs.alarms import block
+from mpipar.programs.orientation_export import draw_orientations
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     import numpy as np
 
-    from mpipar.programs.alarms import Findings, RunEvidence
+    from mpipar.programs.alarms import Findings
     from mpipar.programs.dataset import Dataset
     from mpipar.programs.inputs import RefineInputs
     from mpipar.programs.iteration import Maps, RefineState
@@ -30,9 +29,9 @@ NAMES = (
     "half2.mrc",
     "mask.mrc",
     "particles.star",
+    "orientations.png",
     "fsc.txt",
     "fsc.png",
-    "orientations.png",
     "settings.toml",
 )
 
@@ -74,9 +73,11 @@ def write_all(
             half=data.half,
             extra={"rlnLogLikeliContribution": state.poses.score},
         )
+    with project.export("orientations.png") as path:
+        draw_orientations(path, findings, state, data)
     with project.export("fsc.txt") as path:
-        warnings = "".join(f"# {line}\n" for line in block(findings.alarms))
-        path.write_text(warnings + fsc_table(maps, inputs.box, pixel_size), encoding="utf-8")
+        heading = "".join(f"# {line}\n" for line in findings.block())
+        path.write_text(heading + fsc_table(maps, inputs.box, pixel_size), encoding="utf-8")
     with project.export("settings.toml") as path:
         # without the folder, which is taken: used again, they make another run
         again = replace(settings, path=None, resume=False)
@@ -84,8 +85,6 @@ def write_all(
         path.write_text(again.to_toml(), encoding="utf-8", errors="surrogateescape")
     with project.export("fsc.png") as path:
         _draw(path, maps, volumes["map.mrc"], inputs)
-    with project.export("orientations.png") as path:
-        _draw_orientations(path, findings, state, data)
 
 
 def fsc_table(maps: Maps, box: int, pixel_size: float) -> str:
@@ -122,25 +121,3 @@ def _draw(
         resolution,
         title=f"{inputs.particles.count} particles",
     )
-
-
-def _draw_orientations(path: Path, findings: Findings, state: RefineState, data: Dataset) -> None:
-    from mpipar.views.plots import orientation_picture
-
-    geometry, directions = data.geometry, findings.evidence.directions
-    assert directions is not None  # it is measured at the end
-    orientation_picture(
-        path,
-        view_density(state.poses.rotations, data.symmetry),
-        findings.maps.corrected,
-        directions,
-        geometry.box * geometry.pixel_size,
-        title=_spread_in_words(findings.evidence),
-    )
-
-
-def _spread_in_words(evidence: RunEvidence) -> str:
-    found, spread = evidence.directions, evidence.spread
-    efficiency = f"efficiency of the orientations {spread.efficiency:.2f}, " if spread else ""
-    by_direction = f"{found.best:.1f} to {found.worst:.1f} Å by direction" if found else ""
-    return efficiency + by_direction

@@ -138,7 +138,7 @@ def run(settings: RefineSettings, open_pool: OpenPool, view: View) -> None:
         session.devices, session.device = _devices(session, operators)
         data, state = _prepare(session, operators)
         findings = _refine(session, data, state)
-        project.verdict("done", "refinement finished" + alarms.in_short(findings.alarms))
+        project.verdict("done", "refinement finished" + findings.in_short())
     except BaseException as error:
         run_folder.close_after_error(project, error, _kept(project), view.say)
         raise
@@ -304,7 +304,7 @@ def _refine(session: RefineSession, data: Dataset, state: RefineState) -> Findin
         maps = maps or checkpoints.load_maps(session.project)
         findings = _look(session, data, state, maps, finished=True)
         exports.write_all(session.project, session.inputs, session.settings, data, state, findings)
-    _summarise(session, findings)
+    _summarise(session, maps, findings)
     return findings
 
 
@@ -371,14 +371,14 @@ def _report(
     )
 
 
-def _summarise(session: RefineSession, findings: Findings) -> None:
+def _summarise(session: RefineSession, maps: Maps, findings: Findings) -> None:
     view, geometry = session.view, session.inputs
     view.phase("")
-    inside, everywhere = exports.resolutions(findings.maps, geometry.box, geometry.pixel_size)
+    inside, everywhere = exports.resolutions(maps, geometry.box, geometry.pixel_size)
     view.say(
         f"resolution {inside:.2f} A (FSC 0.143 inside the mask; {everywhere:.2f} A without one)"
     )
-    for line in alarms.block(findings.alarms):
+    for line in findings.block():
         view.say(line)
     view.say(f"results in {session.project.path}: {', '.join(exports.NAMES)}")
     total = sum(session.clock.spent.values())

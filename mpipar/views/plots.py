@@ -58,6 +58,86 @@ def picture(
         figure.savefig(path, dpi=120, format="png")
 
 
+def _draw_maps(figure: SubFigure, volume: NDArray[np.float32], pixel_size: float) -> None:
+    """Draw two rows of three: slices through the centre, and projections."""
+    figure.set_facecolor(SURFACE)
+    centre = volume.shape[0] // 2
+    rows = (
+        ("central slice", [volume.take(centre, axis=axis) for axis in range(3)]),
+        ("projection", [volume.sum(axis=axis) for axis in range(3)]),
+    )
+    axes = figure.subplots(2, 3)
+    for across, (name, images) in zip(axes, rows, strict=True):
+        for panel, image, view in zip(across, images, VIEWS, strict=True):
+            _draw_image(panel, image)
+            panel.set_title(f"{name} {view}", fontsize=10, color=INK)
+    _draw_scale_bar(axes[1, 0], volume.shape[0], pixel_size)
+
+
+def _draw_image(panel: Axes, image: NDArray[np.float32]) -> None:
+    import numpy as np
+
+    low, high = np.percentile(image, (1.0, 99.8))
+    panel.imshow(image, cmap="gray", vmin=low, vmax=max(high, low + 1e-12), origin="lower")
+    panel.set_xticks([])
+    panel.set_yticks([])
+    for spine in panel.spines.values():
+        spine.set_visible(False)
+
+
+def _draw_scale_bar(panel: Axes, box: int, pixel_size: float) -> None:
+    """Draw a scale bar of a round length, about a quarter of the box."""
+    rounds = [step * 10**power for power in range(5) for step in (1, 2, 5)]
+    length = max(
+        (size for size in rounds if size <= 0.35 * box * pixel_size), default=box * pixel_size
+    )
+    left, height = 0.06 * box, 0.06 * box
+    panel.plot([left, left + length / pixel_size], [height, height], color="white", linewidth=3)
+    panel.text(left, height + 0.03 * box, f"{length:g} Å", color="white", fontsize=10, va="bottom")
+
+
+def _draw_fsc(
+    panel: Axes,
+    fsc: Mapping[str, Sequence[float] | NDArray[Any]],
+    step: float,
+    resolution: float,
+) -> None:
+    """Draw correlation against frequency, labelled in A, with threshold and resolution."""
+    last = 0.0
+    for (name, values), colour in zip(fsc.items(), CURVES, strict=False):
+        frequencies = [step * k for k in range(len(values))]
+        last = max(last, frequencies[-1])
+        panel.plot(frequencies, values, color=colour, linewidth=2, label=name)
+    panel.axhline(0, color=QUIET, linewidth=0.8)
+    panel.axhline(THRESHOLD, color=QUIET, linewidth=1, linestyle="--")
+    panel.text(0.01 * last, THRESHOLD + 0.015, f"{THRESHOLD}", color=QUIET)
+    if resolution > 0:
+        panel.axvline(1 / resolution, color=INK, linewidth=1, linestyle=":")
+        panel.annotate(
+            f"{resolution:.2f} Å",
+            (1 / resolution, 0.5),
+            xytext=(6, 0),
+            textcoords="offset points",
+            fontweight="bold",
+        )
+    _label_fsc(panel, last, several=len(fsc) > 1)
+
+
+def _label_fsc(panel: Axes, last: float, *, several: bool) -> None:
+    ticks = [last * part / 6 for part in range(1, 7)]
+    panel.set_xticks(ticks, [f"{1 / tick:.1f}" for tick in ticks])
+    panel.set_xlim(0, last)
+    panel.set_ylim(-0.1, 1.02)
+    panel.set_xlabel("resolution (Å)")
+    panel.set_title("Fourier shell correlation of the half maps", fontsize=10, color=INK)
+    panel.set_facecolor(SURFACE)
+    panel.tick_params(colors=QUIET, labelcolor=INK)
+    panel.grid(color="#e6e5e1", linewidth=0.6)
+    panel.spines[["top", "right"]].set_visible(False)
+    if several:
+        panel.legend(frameon=False, loc="upper right")
+
+
 def orientation_picture(
     path: Path,
     density: NDArray[np.float32],
@@ -148,83 +228,3 @@ def _draw_directions(
     panel.axhline(THRESHOLD, color=QUIET, linewidth=1, linestyle="--")
     _label_fsc(panel, float(frequencies[-1]), several=True)
     panel.set_title("FSC of the half maps in cones of 20°", fontsize=10, color=INK)
-
-
-def _draw_maps(figure: SubFigure, volume: NDArray[np.float32], pixel_size: float) -> None:
-    """Draw two rows of three: slices through the centre, and projections."""
-    figure.set_facecolor(SURFACE)
-    centre = volume.shape[0] // 2
-    rows = (
-        ("central slice", [volume.take(centre, axis=axis) for axis in range(3)]),
-        ("projection", [volume.sum(axis=axis) for axis in range(3)]),
-    )
-    axes = figure.subplots(2, 3)
-    for across, (name, images) in zip(axes, rows, strict=True):
-        for panel, image, view in zip(across, images, VIEWS, strict=True):
-            _draw_image(panel, image)
-            panel.set_title(f"{name} {view}", fontsize=10, color=INK)
-    _draw_scale_bar(axes[1, 0], volume.shape[0], pixel_size)
-
-
-def _draw_image(panel: Axes, image: NDArray[np.float32]) -> None:
-    import numpy as np
-
-    low, high = np.percentile(image, (1.0, 99.8))
-    panel.imshow(image, cmap="gray", vmin=low, vmax=max(high, low + 1e-12), origin="lower")
-    panel.set_xticks([])
-    panel.set_yticks([])
-    for spine in panel.spines.values():
-        spine.set_visible(False)
-
-
-def _draw_scale_bar(panel: Axes, box: int, pixel_size: float) -> None:
-    """Draw a scale bar of a round length, about a quarter of the box."""
-    rounds = [step * 10**power for power in range(5) for step in (1, 2, 5)]
-    length = max(
-        (size for size in rounds if size <= 0.35 * box * pixel_size), default=box * pixel_size
-    )
-    left, height = 0.06 * box, 0.06 * box
-    panel.plot([left, left + length / pixel_size], [height, height], color="white", linewidth=3)
-    panel.text(left, height + 0.03 * box, f"{length:g} Å", color="white", fontsize=10, va="bottom")
-
-
-def _draw_fsc(
-    panel: Axes,
-    fsc: Mapping[str, Sequence[float] | NDArray[Any]],
-    step: float,
-    resolution: float,
-) -> None:
-    """Draw correlation against frequency, labelled in A, with threshold and resolution."""
-    last = 0.0
-    for (name, values), colour in zip(fsc.items(), CURVES, strict=False):
-        frequencies = [step * k for k in range(len(values))]
-        last = max(last, frequencies[-1])
-        panel.plot(frequencies, values, color=colour, linewidth=2, label=name)
-    panel.axhline(0, color=QUIET, linewidth=0.8)
-    panel.axhline(THRESHOLD, color=QUIET, linewidth=1, linestyle="--")
-    panel.text(0.01 * last, THRESHOLD + 0.015, f"{THRESHOLD}", color=QUIET)
-    if resolution > 0:
-        panel.axvline(1 / resolution, color=INK, linewidth=1, linestyle=":")
-        panel.annotate(
-            f"{resolution:.2f} Å",
-            (1 / resolution, 0.5),
-            xytext=(6, 0),
-            textcoords="offset points",
-            fontweight="bold",
-        )
-    _label_fsc(panel, last, several=len(fsc) > 1)
-
-
-def _label_fsc(panel: Axes, last: float, *, several: bool) -> None:
-    ticks = [last * part / 6 for part in range(1, 7)]
-    panel.set_xticks(ticks, [f"{1 / tick:.1f}" for tick in ticks])
-    panel.set_xlim(0, last)
-    panel.set_ylim(-0.1, 1.02)
-    panel.set_xlabel("resolution (Å)")
-    panel.set_title("Fourier shell correlation of the half maps", fontsize=10, color=INK)
-    panel.set_facecolor(SURFACE)
-    panel.tick_params(colors=QUIET, labelcolor=INK)
-    panel.grid(color="#e6e5e1", linewidth=0.6)
-    panel.spines[["top", "right"]].set_visible(False)
-    if several:
-        panel.legend(frameon=False, loc="upper right")

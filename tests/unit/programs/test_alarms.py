@@ -14,7 +14,7 @@ from mpipar.cryoem.orientation_spread import DirectionalResolution, OrientationS
 from mpipar.cryoem.symmetry import operators
 from mpipar.cryoem.symmetry_check import CONVINCING
 from mpipar.programs import alarms
-from mpipar.programs.alarms import Alarm, RunEvidence, StartingModel
+from mpipar.programs.alarms import Alarm, Findings, RunEvidence, StartingModel
 from mpipar.programs.convergence import FinishedIteration
 from mpipar.programs.iteration import Maps
 from tests.support.small_refinement import small
@@ -232,17 +232,22 @@ def test_the_search_has_just_ended_once() -> None:
     assert not alarms.search_has_just_ended([*HISTORY, step(16, 0.0, exhaustive=False)])
 
 
+def findings(evidence: RunEvidence) -> Findings:
+    empty = np.zeros((16,) * 3, np.float32)
+    maps = Maps(np.stack([empty] * 2), empty, empty, np.zeros(9), np.zeros(9), np.zeros(9))
+    return Findings(maps, evidence, tuple(alarms.alarms_of(evidence)))
+
+
 def test_a_block_of_alarms_fits_a_terminal() -> None:
-    assert alarms.block([]) == []
-    assert alarms.in_short([]) == ""
-    told = alarms.alarms_of(good(spread=OrientationSpread(0.2, 0.1), resolution=50.0))
-    lines = alarms.block(told)
+    assert findings(good()).block() == []
+    assert findings(good()).in_short() == ""
+    bad = findings(good(spread=OrientationSpread(0.2, 0.1), resolution=50.0))
+    lines = bad.block()
     assert lines[0] == "warnings:"
     assert max(map(len, lines)) <= 100
-    for alarm in told:
+    for alarm in bad.alarms:
         assert str(alarm) in " ".join(" ".join(lines).split())
-    short = alarms.in_short(told)
-    assert short.endswith("resolution not past the start, orientations poorly spread")
+    assert bad.in_short().endswith("resolution not past the start, orientations poorly spread")
 
 
 def test_the_mask_is_taken_off_as_it_was() -> None:
