@@ -7,7 +7,7 @@ on sets of known truth; docs/refine.md has these numbers.
 from __future__ import annotations
 
 import textwrap
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
@@ -91,7 +91,6 @@ class RunEvidence:
     pixel_size, radius   A; of the sphere that the particle lies in
     spread             of the orientations; None if there are too few
     directions         resolution by direction; None where it was not measured
-    told               alarms that other measurements are sure of: of the particles, for instance
     """
 
     history: Sequence[FinishedIteration]
@@ -103,7 +102,6 @@ class RunEvidence:
     radius: float
     spread: OrientationSpread | None = None
     directions: DirectionalResolution | None = None
-    told: tuple[Alarm, ...] = ()
 
     @property
     def settled(self) -> bool:
@@ -118,6 +116,10 @@ class Findings:
     maps: Maps
     evidence: RunEvidence
     alarms: tuple[Alarm, ...]
+
+    def and_also(self, *more: Alarm) -> Findings:
+        """Return the findings with alarms that other measurements are sure of."""
+        return replace(self, alarms=(*self.alarms, *more))
 
     def in_short(self) -> str:
         """Return the alarms' names as the end of a sentence; nothing if there are none."""
@@ -199,8 +201,7 @@ def alarms_of(evidence: RunEvidence) -> list[Alarm]:
         # where the density of a map that has gone wrong lies says nothing more
         lambda evidence: _map_and_start(evidence) or _off_centre(evidence),
     )
-    found = [alarm for check in checks if (alarm := check(evidence)) is not None]
-    return [*found, *evidence.told]
+    return [alarm for check in checks if (alarm := check(evidence)) is not None]
 
 
 def _not_past_the_start(evidence: RunEvidence) -> Alarm | None:

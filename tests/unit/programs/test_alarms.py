@@ -216,11 +216,6 @@ def test_a_map_that_is_cut_off() -> None:
     assert "outside of the particle's diameter, 50 A" in sentence(good(radius=25.0))
 
 
-def test_alarms_of_others_are_told_too() -> None:
-    junk = Alarm("junk", "half of the particles are junk")
-    assert alarms.alarms_of(good(told=(junk,))) == [junk]
-
-
 def test_empty_maps_are_no_error() -> None:
     empty = np.zeros((BOX,) * 3, np.float32)
     assert names(good(start=empty, combined=empty)) == []
@@ -236,6 +231,13 @@ def findings(evidence: RunEvidence) -> Findings:
     empty = np.zeros((16,) * 3, np.float32)
     maps = Maps(np.stack([empty] * 2), empty, empty, np.zeros(9), np.zeros(9), np.zeros(9))
     return Findings(maps, evidence, tuple(alarms.alarms_of(evidence)))
+
+
+def test_alarms_of_other_measurements_are_told_too() -> None:
+    junk = Alarm("junk", "half of the particles are junk")
+    both = findings(good(resolution=50.0)).and_also(junk)
+    assert both.in_short().endswith("resolution not past the start, junk")
+    assert both.block()[-1] == "  junk: half of the particles are junk"
 
 
 def test_a_block_of_alarms_fits_a_terminal() -> None:
