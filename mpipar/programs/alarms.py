@@ -40,10 +40,12 @@ POORLY_SPREAD: Final = 0.5
 """Efficiency of a spread of orientations below which half of the particles are of no use."""
 INVERTED: Final = -0.3
 """Correlation of the map with the start below which one of the two is inverted."""
-ALIKE_AT_START, PAST_DOUBT = 0.8, 2.0
+ALIKE_AT_START, PAST_DOUBT = 0.8, 2.5
 """Correlation with the start, at its resolution, below which the map has become something else. If
 the map has so many times the start's detail, it has found its way from a poor start, as from half
 of the molecule."""
+SHAPE: Final = 30.0
+"""Angstrom, or a quarter of the diameter if that is less: what counts as shape, not as detail."""
 FAR_FROM_CENTRE: Final = 0.07
 """Of the diameter, between the centre of the box and the map's centre of mass, or its middle."""
 RIM: Final = 0.02  # of the density along an axis, on either side
@@ -267,8 +269,12 @@ def _wrong_symmetry(evidence: RunEvidence) -> Alarm | None:
 
 
 def _map_and_start(evidence: RunEvidence) -> Alarm | None:
-    """Compare the map with the model at the model's resolution, inside the sphere."""
-    gain = _gain(evidence, evidence.start.resolution)
+    """Compare the map with the model inside the sphere, at the model's resolution or coarser.
+
+    Their shapes are compared: two structures of one molecule may differ in all finer detail.
+    """
+    cutoff = max(evidence.start.resolution, min(SHAPE, evidence.radius / 2))
+    gain = _gain(evidence, cutoff)
     inside = _distance(evidence) <= evidence.radius
     now, then = (
         filter_shells(volume, gain)[inside].astype(np.float64)
@@ -286,7 +292,7 @@ def _map_and_start(evidence: RunEvidence) -> Alarm | None:
     if alike < ALIKE_AT_START and evidence.start.resolution < PAST_DOUBT * evidence.resolution:
         return Alarm(
             "not the start any more",
-            f"at {evidence.start.resolution:.0f} A the map has become something else than the "
+            f"at {cutoff:.0f} A the map has become something else than the "
             f"model (correlation {alike:.2f}; 0.96 and more where the model is right): the model "
             "may be of another molecule, or of another scale or contrast than the images. Compare "
             "the map with the model, and begin again from a model that is made of these images",
