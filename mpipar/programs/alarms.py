@@ -137,6 +137,10 @@ class Findings:
             )
         return lines
 
+    def heading(self) -> str:
+        """Return the block as comments at the head of a text file."""
+        return "".join(f"# {line}\n" for line in self.block())
+
 
 def starting_model(
     inputs: RefineInputs, settings: RefineSettings, symmetry: NDArray[np.float64]

@@ -53,8 +53,7 @@ def write_all(
     findings: Findings,
 ) -> None:
     """Write every file of `NAMES` into the project's folder, each whole or not at all."""
-    maps = findings.maps
-    pixel_size = inputs.pixel_size
+    maps, pixel_size = findings.maps, inputs.pixel_size
     volumes = {
         "map.mrc": maps.combined * data.sphere,
         "half1.mrc": maps.halves[0],
@@ -76,15 +75,19 @@ def write_all(
     with project.export("orientations.png") as path:
         draw_orientations(path, findings, state, data)
     with project.export("fsc.txt") as path:
-        heading = "".join(f"# {line}\n" for line in findings.block())
-        path.write_text(heading + fsc_table(maps, inputs.box, pixel_size), encoding="utf-8")
+        table = fsc_table(maps, inputs.box, pixel_size)
+        path.write_text(findings.heading() + table, encoding="utf-8")
     with project.export("settings.toml") as path:
-        # without the folder, which is taken: used again, they make another run
-        again = replace(settings, path=None, resume=False)
-        # names that are not UTF-8 are written as they are
-        path.write_text(again.to_toml(), encoding="utf-8", errors="surrogateescape")
+        _write_settings(path, settings)
     with project.export("fsc.png") as path:
         _draw(path, maps, volumes["map.mrc"], inputs)
+
+
+def _write_settings(path: Path, settings: RefineSettings) -> None:
+    # without the folder, which is taken: used again, they make another run
+    again = replace(settings, path=None, resume=False)
+    # names that are not UTF-8 are written as they are
+    path.write_text(again.to_toml(), encoding="utf-8", errors="surrogateescape")
 
 
 def fsc_table(maps: Maps, box: int, pixel_size: float) -> str:
