@@ -108,7 +108,7 @@ class RunEvidence:
     @property
     def settled(self) -> bool:
         """Whether the search over all orientations has ended."""
-        return self.finished or bool(self.history and not self.history[-1].exhaustive)
+        return self.finished or bool(self.history and _is_local(self.history[-1]))
 
 
 @dataclass(frozen=True)
@@ -157,7 +157,18 @@ def starting_model(
 
 def search_has_just_ended(history: Sequence[FinishedIteration]) -> bool:
     """Whether the last iteration is the first that did not search all orientations."""
-    return [step.exhaustive for step in history[-2:]] == [True, False]
+    last_two = list(history[-2:])
+    return any(map(_is_search, last_two[:-1])) and _is_local(last_two[-1])
+
+
+def _is_search(step: FinishedIteration) -> bool:
+    """Whether all orientations were searched for the best one."""
+    return step.exhaustive
+
+
+def _is_local(step: FinishedIteration) -> bool:
+    """Whether orientations were looked for near the last ones only."""
+    return not step.exhaustive
 
 
 def look(
@@ -228,7 +239,7 @@ def _not_past_the_start(evidence: RunEvidence) -> Alarm | None:
 
 def _still_moving(evidence: RunEvidence) -> Alarm | None:
     """The last search over all orientations counts: local iterations cannot turn a pose far."""
-    searches = [step for step in evidence.history if step.exhaustive]
+    searches = [step for step in evidence.history if _is_search(step)]
     if len(searches) < FEWEST_SEARCHES or searches[-1].jumped <= STILL_MOVING:
         return None
     return Alarm(
@@ -255,7 +266,8 @@ def _poorly_spread(evidence: RunEvidence) -> Alarm | None:
         "orientations poorly spread",
         f"the particles show few sides of the molecule: {spread.efficiency:.0%} of them would do "
         f"as well if they were evenly spread{empty}{by_direction}. The map is smeared in the worst "
-        "direction. Tilt the stage, change the grid or the detergent, or thin out the common view",
+        "direction. Tilt the stage, change the grid or the detergent, or thin out the common view; "
+        "if the specimen has no such view, the model is wrong, and so are the poses",
     )
 
 
