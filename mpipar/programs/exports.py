@@ -11,13 +11,15 @@ from mpipar.cryoem.resolution import GOLD_STANDARD, limited_by_pixels, resolutio
 from mpipar.cryoem.rotations import to_euler
 from mpipar.formats.mrc import write_volume
 from mpipar.formats.star import write_particles
-from mpipar.programs.quality import draw_quality, quality_columns, quality_of
+from mpipar.programs.orientation_export import draw_orientations
+from mpipar.programs.quality import draw_quality, quality_columns
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from numpy.typing import NDArray
 
+    from mpipar.programs.alarms import Findings
     from mpipar.programs.dataset import Dataset
     from mpipar.programs.inputs import RefineInputs
     from mpipar.programs.iteration import Maps, RefineState
@@ -30,6 +32,7 @@ NAMES = (
     "half2.mrc",
     "mask.mrc",
     "particles.star",
+    "orientations.png",
     "fsc.txt",
     "fsc.png",
     "particles.png",
@@ -77,10 +80,10 @@ def write_all(
     settings: RefineSettings,
     data: Dataset,
     state: RefineState,
-    maps: Maps,
+    findings: Findings,
 ) -> None:
     """Write every file of `NAMES` into the project's folder, each whole or not at all."""
-    pixel_size = inputs.pixel_size
+    maps, pixel_size = findings.maps, inputs.pixel_size
     volumes = {
         "map.mrc": maps.combined * data.sphere,
         "half1.mrc": maps.halves[0],
@@ -90,7 +93,7 @@ def write_all(
     for name, volume in volumes.items():
         with project.export(name) as path:
             write_volume(path, volume, pixel_size, maps.mark)
-    quality = quality_of(data, state)
+    quality = findings.evidence.quality
     with project.export("particles.png") as path:
         draw_quality(path, quality)
     with project.export("particles.star") as path:
@@ -102,15 +105,22 @@ def write_all(
             half=data.half,
             extra=quality_columns(state, quality),
         )
+    with project.export("orientations.png") as path:
+        draw_orientations(path, findings, state, data)
     with project.export("fsc.txt") as path:
-        path.write_text(fsc_table(maps, inputs.box, pixel_size), encoding="utf-8")
+        table = fsc_table(maps, inputs.box, pixel_size)
+        path.write_text(findings.heading() + table, encoding="utf-8")
     with project.export("settings.toml") as path:
-        # without the folder, which is taken: used again, they make another run
-        again = replace(settings, path=None, resume=False)
-        # names that are not UTF-8 are written as they are
-        path.write_text(again.to_toml(), encoding="utf-8", errors="surrogateescape")
+        _write_settings(path, settings)
     with project.export("fsc.png") as path:
         _draw(path, maps, volumes["map.mrc"], inputs)
+
+
+def _write_settings(path: Path, settings: RefineSettings) -> None:
+    # without the folder, which is taken: used again, they make another run
+    again = replace(settings, path=None, resume=False)
+    # names that are not UTF-8 are written as they are
+    path.write_text(again.to_toml(), encoding="utf-8", errors="surrogateescape")
 
 
 def fsc_table(maps: Maps, box: int, pixel_size: float) -> str:

@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
+JOINING_EDGE = 2
+"""Shells beyond the start's filter that the shared ones still reach."""
 JUMP = 1.5
 """Grid steps by which an orientation must change to count as changed."""
 CLEAR = 0.8
@@ -147,7 +149,9 @@ def align_stage(
 ) -> AlignStage:
     """Return the iteration's stage; `complete`: every shell up to Nyquist is back-projected."""
     radius = data.sampling.insertion_radius(plan.radius, complete)
-    return AlignStage(data.geometry, plan, radius, fixed_point(data, state), data.devices)
+    first_independent = data.start_shell + JOINING_EDGE  # coarser shells are shared
+    scales = fixed_point(data, state)
+    return AlignStage(data.geometry, plan, radius, scales, data.devices, first_independent)
 
 
 def shared_arrays(
@@ -257,16 +261,17 @@ def maps_of(
     mask   of the FSC; None: the user's, or one made from the map
     """
     raw = np.stack(for_both(lambda sums: reconstruction.solve(sums, None, radius), halves))
-    unmasked = resolution.fourier_shell_correlation(raw[0], raw[1])
+    filled = np.arange(data.geometry.box // 2 + 1) <= radius  # a mask mixes shells into others
+    unmasked = filled * resolution.fourier_shell_correlation(raw[0], raw[1])
     if mask is None:
         mask = data.mask if data.mask is not None else _mask_of(data, raw.mean(axis=0), unmasked)
-    masked = resolution.fourier_shell_correlation(raw[0] * mask, raw[1] * mask)
+    masked = filled * resolution.fourier_shell_correlation(raw[0] * mask, raw[1] * mask)
     seed = np.random.SeedSequence(data.seed, spawn_key=(iteration, 1))
     corrected = resolution.corrected_correlation(raw[0], raw[1], mask, seed, unmasked, masked)
     # 2 FSC / (1 + FSC): what half-set correlation says of the full set (Rosenthal & Henderson 2003)
     positive = np.clip(corrected, 0.0, 1.0)
     combined = reconstruction.solve(halves[0] + halves[1], 2 * positive / (1 + positive), radius)
-    return Maps(raw, mask, combined, unmasked, masked, corrected)
+    return Maps(raw, mask, combined, unmasked, masked, filled * corrected)
 
 
 def _mask_of(
@@ -333,10 +338,9 @@ def next_state(
     halves = sums_of(data, outcome.sums, stage.scales)
     poses = collect_poses(data, [result.poses for result in outcome.results], state)
     maps = maps_of(data, halves, radius, state.iteration + 1)
-    filled = np.where(np.arange(len(maps.corrected)) <= radius, maps.corrected, 0.0)
-    resolved = resolution.last_resolved_shell(filled, resolution.GOLD_STANDARD)
+    resolved = resolution.last_resolved_shell(maps.corrected, resolution.GOLD_STANDARD)
     box, pixel_size = data.geometry.box, data.geometry.pixel_size
-    reached = resolution.resolution_of(filled, resolution.GOLD_STANDARD, box, pixel_size)
+    reached = resolution.resolution_of(maps.corrected, resolution.GOLD_STANDARD, box, pixel_size)
     turned = orientation_changes(data, state.poses, poses)
     jumped = float(np.mean(turned > JUMP * plan.step))
     may_settle = plan.exhaustive and searches >= UNSETTLED

@@ -14,6 +14,7 @@ from mpipar.cryoem.search_plan import plan_search, plan_soft
 from mpipar.cryoem.symmetry_check import CONVINCING, fitting_setting
 from mpipar.errors import NoSignalError
 from mpipar.programs import (
+    alarms,
     checkpoints,
     dataset,
     devices,
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from mpipar.programs.alarms import Findings
     from mpipar.programs.dataset import Dataset, Start
     from mpipar.programs.devices import DeviceChoice
     from mpipar.programs.first_look import FirstLook
@@ -145,8 +147,8 @@ def run(settings: RefineSettings, open_pool: OpenPool, view: View) -> None:
         session = RefineSession(settings, inputs, project, pool, view, clock)
         session.devices, session.device = _devices(session, operators)
         data, state = _prepare(session, operators)
-        _refine(session, data, state)
-        project.verdict("done", "refinement finished")
+        findings = _refine(session, data, state)
+        project.verdict("done", "refinement finished" + findings.in_short())
     except BaseException as error:
         run_folder.close_after_error(project, error, _kept(project), view.say)
         raise
@@ -290,7 +292,7 @@ def _first_look(session: RefineSession, start: Start) -> FirstLook:
     return look
 
 
-def _refine(session: RefineSession, data: Dataset, state: RefineState) -> None:
+def _refine(session: RefineSession, data: Dataset, state: RefineState) -> Findings:
     """Iterate until converged, then write the results.
 
     raises   NoSignalError, with marked results, if the images hold no signal beyond the start
@@ -309,8 +311,18 @@ def _refine(session: RefineSession, data: Dataset, state: RefineState) -> None:
     if not tested:
         _require_signal(session, data, state, maps)
     with session.phase("writing results"):
-        exports.write_all(session.project, session.inputs, session.settings, data, state, maps)
-    _summarise(session, maps)
+        findings = _look(session, data, state, maps, finished=True)
+        exports.write_all(session.project, session.inputs, session.settings, data, state, findings)
+    _summarise(session, maps, findings)
+    return findings
+
+
+def _look(
+    session: RefineSession, data: Dataset, state: RefineState, maps: Maps, *, finished: bool
+) -> Findings:
+    """Return the alarms that are sure now, and what they rest on."""
+    start = alarms.starting_model(session.inputs, session.settings, data.symmetry)
+    return alarms.look(data, state, maps, session.history, start, finished=finished)
 
 
 def _require_signal(session: RefineSession, data: Dataset, state: RefineState, maps: Maps) -> bool:
@@ -324,8 +336,8 @@ def _require_signal(session: RefineSession, data: Dataset, state: RefineState, m
         return True
     start = session.inputs.box * session.inputs.pixel_size / data.start_shell
     with session.phase("writing results"):
-        marked = replace(maps, mark=NO_SIGNAL)
-        exports.write_all(session.project, session.inputs, session.settings, data, state, marked)
+        findings = _look(session, data, state, replace(maps, mark=NO_SIGNAL), finished=True)
+        exports.write_all(session.project, session.inputs, session.settings, data, state, findings)
     raise NoSignalError(signal.verdict(start, str(session.project.path)))
 
 
@@ -358,6 +370,9 @@ def _iterate(
     with session.phase("saving"), signals.postponed():
         checkpoints.commit(session.project, state, maps, session.history)
     _report(session, state, decision.kind, statistics, time.monotonic() - started)
+    if alarms.search_has_just_ended(session.history):
+        for alarm in _look(session, data, state, maps, finished=False).alarms:
+            session.view.say(f"warning: {alarm}")
     return state, maps
 
 
@@ -437,7 +452,7 @@ def _report(
     )
 
 
-def _summarise(session: RefineSession, maps: Maps) -> None:
+def _summarise(session: RefineSession, maps: Maps, findings: Findings) -> None:
     view, geometry = session.view, session.inputs
     view.phase("")
     inside, everywhere = exports.resolutions(maps, geometry.box, geometry.pixel_size)
@@ -446,6 +461,8 @@ def _summarise(session: RefineSession, maps: Maps) -> None:
         f"resolution {inside:.2f} A (FSC 0.143 inside the mask; {everywhere:.2f} A without one)"
         + (f": {limit}" if limit else "")
     )
+    for line in findings.block():
+        view.say(line)
     view.say(f"results in {session.project.path}: {', '.join(exports.NAMES)}")
     total = sum(session.clock.spent.values())
     for name, seconds in session.clock.spent.items():

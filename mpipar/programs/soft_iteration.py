@@ -144,7 +144,7 @@ def soft_next_state(
     box, pixel_size = data.geometry.box, data.geometry.pixel_size
     halves = iteration.sums_of(data, outcome.sums, stage.scales)
     maps = iteration.maps_of(data, halves, radius, state.iteration + 1, mask=data.sphere)
-    trusted = np.where(np.arange(len(maps.masked)) <= radius, maps.masked, 0.0)
+    trusted = maps.masked
     solved = iteration.for_both(lambda sums: reconstruction.solve(sums, trusted, radius), halves)
     resolved = resolution.last_resolved_shell(trusted, resolution.GOLD_STANDARD)
     poses, peak, evidence, offset = _collect(data, outcome.results, state)

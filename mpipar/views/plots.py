@@ -1,4 +1,4 @@
-"""Pictures of a result: slices and projections of a map, and its FSC curve."""
+"""Pictures of a result: slices and projections of a map, its FSC curve, and the orientations."""
 
 from __future__ import annotations
 
@@ -14,10 +14,13 @@ if TYPE_CHECKING:
     from matplotlib.figure import SubFigure
     from numpy.typing import NDArray
 
-__all__ = ["picture", "score_picture"]
+    from mpipar.cryoem.orientation_spread import DirectionalResolution
+
+__all__ = ["orientation_picture", "picture", "score_picture"]
 
 THRESHOLD: Final = 0.143  # of the FSC between independent half maps
 VIEWS: Final = ("along z", "along y", "along x")  # axis of the array 0, 1, 2
+FEW_VIEWS: Final = 5  # in a cell of the map of views
 SURFACE: Final = "#fcfcfb"
 INK: Final = "#1f1f1e"
 QUIET: Final = "#6f6e69"
@@ -174,3 +177,95 @@ def _label_fsc(panel: Axes, last: float, *, several: bool) -> None:
     panel.spines[["top", "right"]].set_visible(False)
     if several:
         panel.legend(frameon=False, loc="upper right")
+
+
+def orientation_picture(
+    path: Path,
+    density: NDArray[np.float32],
+    overall: NDArray[np.floating],
+    directions: DirectionalResolution,
+    width: float,
+    *,
+    title: str = "",
+) -> None:
+    """Write a PNG: from where the particles are seen, and the FSC by direction.
+
+    path         of the PNG
+    density      (m,) number of views along each cell of a HEALPix grid (ring), mates counted
+    overall      (s,) FSC of whole shells
+    directions   the FSC by direction
+    width        A; entry k of a curve is at the frequency k / width
+    """
+    from matplotlib import rc_context
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    with rc_context({"font.size": 10, "axes.edgecolor": QUIET, "text.color": INK}):
+        figure = Figure(figsize=(12.0, 4.8), facecolor=SURFACE, layout="constrained")
+        FigureCanvasAgg(figure)
+        sphere, panel = figure.subfigures(1, 2, squeeze=False, width_ratios=(1.3, 1.0))[0]
+        sphere.set_facecolor(SURFACE)
+        _draw_views(sphere, density)
+        _draw_directions(panel.subplots(), overall, directions, 1 / width)
+        if title:
+            figure.suptitle(title, fontsize=13, fontweight="bold", x=0.01, ha="left")
+        figure.savefig(path, dpi=120, format="png")
+
+
+def _draw_views(figure: SubFigure, density: NDArray[np.float32]) -> None:
+    """Draw the density of views, relative to an even one, on a map of the sphere (Mollweide)."""
+    import healpy
+    import numpy as np
+
+    cells = 4  # HEALPix resolution: as fine as leaves a few views in each cell
+    finest = healpy.npix2nside(density.size)
+    while cells < finest and density.sum() > FEW_VIEWS * 12 * (2 * cells) ** 2:
+        cells *= 2
+    relative = healpy.ud_grade(np.asarray(density, np.float64), cells)
+    relative /= max(float(relative.mean()), 1e-12)
+    longitude, latitude = np.linspace(-180, 180, 361), np.linspace(-90, 90, 181)
+    across, up = np.meshgrid(longitude[:-1] + 0.5, latitude[:-1] + 0.5)
+    seen = relative[healpy.ang2pix(cells, across, up, lonlat=True)]
+    panel = figure.add_subplot(projection="mollweide")
+    drawn = panel.pcolormesh(
+        np.radians(longitude), np.radians(latitude), seen, cmap="viridis", vmin=0, rasterized=True
+    )
+    panel.set_title("from where the particles are seen (rot across, tilt 0 at the top)", color=INK)
+    panel.set_xticks(np.radians([-120, -60, 0, 60, 120]))
+    panel.set_yticks(np.radians([60, 30, 0, -30, -60]), ["30°", "60°", "90°", "120°", "150°"])
+    panel.tick_params(colors=QUIET, labelsize=8)
+    panel.grid(color="#ffffff", linewidth=0.3, alpha=0.5)
+    bar = figure.colorbar(drawn, ax=panel, orientation="horizontal", shrink=0.6, aspect=35)
+    bar.set_label("views, relative to an even spread")
+
+
+def _draw_directions(
+    panel: Axes,
+    overall: NDArray[np.floating],
+    directions: DirectionalResolution,
+    step: float,
+) -> None:
+    """Draw the FSC of whole shells, the band of those by direction, the best and the worst."""
+    import numpy as np
+
+    curves, resolution = directions.curves, directions.resolution
+    frequencies = step * np.arange(len(overall))
+    known = np.flatnonzero(np.isfinite(curves).all(axis=0))
+    panel.fill_between(
+        frequencies[known],
+        curves[:, known].min(axis=0),
+        curves[:, known].max(axis=0),
+        color=QUIET,
+        alpha=0.2,
+        linewidth=0,
+        label="all directions",
+    )
+    chosen = (("best", int(np.argmin(resolution))), ("worst", int(np.argmax(resolution))))
+    for (name, row), colour in zip(chosen, CURVES[1:], strict=False):
+        label = f"{name} direction, {resolution[row]:.1f} Å"
+        panel.plot(frequencies, curves[row], color=colour, linewidth=1.5, label=label)
+    panel.plot(frequencies, overall, color=CURVES[0], linewidth=2, label="whole shells")
+    panel.axhline(0, color=QUIET, linewidth=0.8)
+    panel.axhline(THRESHOLD, color=QUIET, linewidth=1, linestyle="--")
+    _label_fsc(panel, float(frequencies[-1]), several=True)
+    panel.set_title("FSC of the half maps in cones of 20°", fontsize=10, color=INK)

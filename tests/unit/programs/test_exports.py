@@ -13,7 +13,7 @@ from mpipar.cryoem.matches import Matches
 from mpipar.cryoem.rotations import from_euler
 from mpipar.formats.star import read_particles
 from mpipar.options import read_settings_file
-from mpipar.programs import exports
+from mpipar.programs import alarms, exports
 from mpipar.programs.iteration import Maps
 from mpipar.settings import RefineSettings
 from mpipar.store.project import Project
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 BOX, PIXEL_SIZE = 16, 2.0
 CURVE = np.array([1.0, 1.0, 0.9, 0.8, 0.643, 0.143 - 0.5, -0.4, -0.4, -0.5])
 """Falls to 0.143 half-way between shells 4 and 5."""
+ALARM = alarms.Alarm("a name", "what was seen, what it means, what to do")
 
 
 @pytest.fixture
@@ -42,9 +43,12 @@ def written(tmp_path: Path) -> tuple[Small, Maps, Path]:
     state = dataclasses.replace(made.state, poses=poses, matches=matches)
     halves = random.normal(size=(2, BOX, BOX, BOX)).astype(np.float32)
     maps = Maps(halves, made.data.sphere, halves.sum(axis=0), CURVE / 2, CURVE, CURVE)
+    start = alarms.StartingModel(made.inputs.model, 12.0)
+    found = alarms.look(made.data, state, maps, [], start, finished=True)
+    found = dataclasses.replace(found, alarms=(ALARM,))
     path = tmp_path / "run"
     with Project.create(path, settings={}, kind="refine") as project:
-        exports.write_all(project, made.inputs, made.settings, made.data, state, maps)
+        exports.write_all(project, made.inputs, made.settings, made.data, state, found)
     return dataclasses.replace(made, state=state), maps, path
 
 
@@ -100,10 +104,12 @@ def test_settings_are_read_back(written: tuple[Small, Maps, Path]) -> None:
     assert again.path is None, "the folder of the run is taken"
 
 
-def test_fsc_table_is_numbers_under_a_resolution(written: tuple[Small, Maps, Path]) -> None:
+def test_fsc_table_is_numbers_under_warnings_and_a_resolution(
+    written: tuple[Small, Maps, Path],
+) -> None:
     _, maps, path = written
     text = (path / "fsc.txt").read_text()
-    assert text == exports.fsc_table(maps, BOX, PIXEL_SIZE)
+    assert text == f"# warnings:\n#   {ALARM}\n{exports.fsc_table(maps, BOX, PIXEL_SIZE)}"
     at = BOX * PIXEL_SIZE / 4.5
     assert f"{at:.2f} A inside the mask" in text
     table = np.loadtxt(path / "fsc.txt")

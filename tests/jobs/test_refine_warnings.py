@@ -1,0 +1,34 @@
+"""A run that has gone wrong says so: once it is sure, at its end, in fsc.txt, in its verdict."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+from tests.support import refine_runs
+from tests.support.refine_input import make_input
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+SURE_EARLY, AT_THE_END = "not the start any more", "resolution not past the start"
+
+
+def test_images_of_the_wrong_contrast_are_said_to_have_failed(tmp_path: Path) -> None:
+    made, path = make_input(tmp_path / "input"), tmp_path / "run"
+    words = made.words("--contrast", "invert", "--path", path, iterations=12)
+    done = refine_runs.run_here(words, tmp_path)
+    assert done.returncode == 0, done.stderr
+    during, _, after = done.stdout.partition("\nresolution ")
+    assert during.count(f"\nwarning: {SURE_EARLY}: ") == 1
+    assert AT_THE_END not in during
+    lines = after.splitlines()
+    assert lines[1] == "warnings:"
+    assert lines[2].startswith(f"  {AT_THE_END}: ")
+    assert any(line.startswith(f"  {SURE_EARLY}: ") for line in lines)
+    head = (path / "fsc.txt").read_text().splitlines()
+    assert head[0] == "# warnings:"
+    assert head[1] == f"# {lines[2]}"
+    verdict = json.loads((path / "verdict.json").read_text())
+    assert verdict["verdict"] == "done"
+    assert verdict["reason"].startswith(f"refinement finished, with warnings: {AT_THE_END}")
