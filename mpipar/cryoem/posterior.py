@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 
 from mpipar.cryoem.alignment import Poses, Reference, joined, phases, shift_grid, slices_of
-from mpipar.kernels import posterior
+from mpipar.kernels import pose_weights
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -163,7 +163,7 @@ class GridPosterior:
         by_row = np.empty((2, len(first), len(largest)), np.float32)
         totals = np.zeros(len(largest))
         high = np.repeat(largest, len(self._grid))
-        posterior.exponentiate(first, second, high, by_row[0], by_row[1], totals)
+        pose_weights.exponentiate(first, second, high, by_row[0], by_row[1], totals)
         return by_row, totals
 
     def _expect_group(
@@ -213,7 +213,7 @@ class GridPosterior:
             np.matmul(self._real[part], columns[0, :count], out=first[part])
             np.matmul(self._imaginary[part], columns[1, :count], out=second[part])
             quadratic = self._power[part] @ power
-            posterior.log_likelihoods(
+            pose_weights.log_likelihoods(
                 first[part], second[part], quadratic, prior, self._plan.free_scale, largest
             )
         return first, second, largest

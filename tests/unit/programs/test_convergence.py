@@ -38,7 +38,7 @@ DECISIONS = {
     "first iteration": ([], 20, None, (False, SOFT, False)),
     "first iteration that is also the last": ([], 1, None, (False, SEARCH, True)),
     "last one allowed while soft": (soft(1, 2), 3, None, (False, SEARCH, True)),
-    "few soft ones, though calm": (soft(5, 5, 5, jumped=0.0), 20, None, (False, SOFT, False)),
+    "few soft ones, though calm": (soft(5, 5, jumped=0.0), 20, None, (False, SOFT, False)),
     "evidence rises": (soft(1, 2, 3, 4, 4.1), 20, None, (False, SOFT, False)),
     "evidence rises on average": (soft(1, 4, 5, 4.8, 5.1), 20, None, (False, SOFT, False)),
     "evidence stands": (soft(1, 4, 5, 5, 5, 5.1), 20, None, (False, SEARCH, False)),

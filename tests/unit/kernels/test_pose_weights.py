@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from mpipar.kernels import posterior
+from mpipar.kernels import pose_weights
 
 ROWS, IMAGES, SHIFTS = 7, 3, 5
 RANDOM = np.random.default_rng(0)
@@ -19,7 +19,7 @@ def test_log_likelihoods_are_those_of_both_orientations(free_scale: bool) -> Non
     first, second = REAL.copy(), IMAGINARY.copy()
     largest = np.full(IMAGES, -np.inf, np.float32)
     largest[2] = 1000.0  # that of an earlier part of the grid
-    posterior.log_likelihoods(first, second, POWER, PRIOR, free_scale, largest)
+    pose_weights.log_likelihoods(first, second, POWER, PRIOR, free_scale, largest)
     power = np.repeat(POWER, SHIFTS, axis=1)
     for found, cross in ((first, REAL + IMAGINARY), (second, REAL - IMAGINARY)):
         fitted = np.maximum(cross, 0) ** 2 / power if free_scale else 2 * cross - power
@@ -34,7 +34,7 @@ def test_weights_are_exponentials_and_their_sums() -> None:
     largest = both.max(axis=(0, 1, 3))
     sums, totals = np.empty((2, ROWS, IMAGES), np.float32), np.zeros(IMAGES)
     high = np.repeat(largest, SHIFTS)
-    posterior.exponentiate(first, second, high, sums[0], sums[1], totals)
+    pose_weights.exponentiate(first, second, high, sums[0], sums[1], totals)
     expected = np.exp(both - largest[:, None])
     found = np.stack([first, second]).reshape(both.shape)
     near = both - largest[:, None] > -5
@@ -47,7 +47,7 @@ def test_weights_are_exponentials_and_their_sums() -> None:
 
 def test_exponential_over_its_whole_range() -> None:
     exponents = np.linspace(-20.0, 0.0, 400, dtype=np.float32)
-    values = np.array([posterior.power_of_e(x) for x in exponents])
+    values = np.array([pose_weights.power_of_e(x) for x in exponents])
     errors = np.abs(values / np.exp(exponents.astype(np.float64)) - 1)
     assert errors.max() < 2.5e-3
     assert errors[exponents > -5].max() < 2e-5
