@@ -89,15 +89,15 @@ class Expectation:
     """A block of images in all their poses.
 
     found       what is known of each image
-    rotations   (r, 3, 3) orientations of the grid that have weight
-    values      (r, v, 3) float32: the sums over images and shifts, weighted by the posterior, of
+    rows        (r,) numbers of the orientations of the grid that have weight
+    values      (3, r, v) float32: the sums over images and shifts, weighted by the posterior, of
                 CTF X / noise (real, imaginary part) and CTF^2 / noise
     explained   (w,) sum over images of the expected power that the reference explains, over noise;
                 for the components that tell poses
     """
 
     found: SoftPoses
-    rotations: NDArray[np.float64]
+    rows: NDArray[np.int64]
     values: NDArray[np.float32]
     explained: NDArray[np.float64]
 
@@ -146,13 +146,10 @@ class GridPosterior:
         groups = self._groups(len(data))
         found = [self._expect_group(data[part], centres[part], sums) for part in groups]
         rows = np.flatnonzero(sums[2].any(axis=1))
-        values = np.stack([part[rows] for part in sums], axis=2)
-        known = values[:, : self._count]
-        cross = self._real[rows] * known[..., 0] + self._imaginary[rows] * known[..., 1]
-        power = self._power[rows] * known[..., 2]
-        explained = (2.0 * cross - power).sum(axis=0, dtype=np.float64)
-        rotations = self._orientations[rows].astype(np.float64)
-        return Expectation(_joined(found), rotations, values, explained)
+        values = sums if len(rows) == m else np.ascontiguousarray(sums[:, rows])
+        explained = np.zeros(self._count)
+        pose_weights.explain(values, rows, self._real, self._imaginary, self._power, explained)
+        return Expectation(_joined(found), rows, values, explained)
 
     def evidence(
         self, data: NDArray[np.float32], centres: NDArray[np.float64]

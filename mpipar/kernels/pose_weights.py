@@ -208,3 +208,25 @@ def add_rows(values, rows, sums):
     for n in range(rows.size):
         for v in range(values.shape[1]):
             sums[rows[n], v] += values[n, v]
+
+
+@kernel(
+    "void(float32[:,:,::1], int64[::1], float32[:,::1], float32[:,::1], float32[:,::1], "
+    "float64[::1])",
+    changes=(5,),
+)
+def explain(values, rows, real, imaginary, power, explained):
+    """Add up the power that the slices of a reference explain.
+
+    values           (3, n, v)  sums of images by orientation: real part, imaginary part, weight
+    rows             (n,)       the orientation of each
+    real, imaginary  (m, w)     the first components of the slices of all orientations
+    power            (m, w)     their squares, added up
+    explained        (w,)       in place: 2 cross - power
+    """
+    two = np.float32(2.0)
+    for n in range(rows.size):
+        m = rows[n]
+        for v in range(explained.size):
+            cross = real[m, v] * values[0, n, v] + imaginary[m, v] * values[1, n, v]
+            explained[v] += two * cross - power[m, v] * values[2, n, v]

@@ -38,7 +38,7 @@ class SoftState:
     wanted: Components
     lock: threading.Lock = field(default_factory=threading.Lock)
     grids: dict[str, GridPosterior] = field(default_factory=dict)
-    sums: dict[str, NDArray[np.int64]] = field(default_factory=dict)
+    sums: dict[str, reconstruction.OrientationSums] = field(default_factory=dict)
 
     def grid(
         self, name: str, geometry: ImageGeometry, plan: SoftPlan, spectrum: NDArray[np.float64]
@@ -85,16 +85,18 @@ class SoftStage(Stage):
             explained = inner.shell_sums(expected.explained)
             power[: len(explained)] -= explained * spectrum[: len(explained)]
         values = expected.values
-        values[:, 0] *= 0.5  # zero frequency is its own Friedel mate
+        values[:, :, 0] *= 0.5  # zero frequency is its own Friedel mate
         with state.lock:
             name = f"half{rows.half}"
             if name not in state.sums:
-                state.sums[name] = reconstruction.empty_sums(self.plan.insertion_radius)
-            reconstruction.insert(state.sums[name], values, expected.rotations, wanted, self.scales)
+                orientations = state.shared["orientations"]
+                state.sums[name] = reconstruction.OrientationSums(orientations, wanted, self.scales)
+            state.sums[name].add(values, expected.rows)
         return SoftResult(expected.found, power)
 
     def partial(self, state: SoftState) -> dict[str, NDArray[np.int64]]:
-        return state.sums
+        radius = self.plan.insertion_radius
+        return {name: sums.inserted(radius) for name, sums in state.sums.items()}
 
 
 class HeldOutStage(Stage):

@@ -104,16 +104,10 @@ def test_everything_is_as_a_visit_to_each_pose_gives_it(
     merged = sums[:half].copy()
     merged += sums[half:] * [1, -1, 1]
     whole = np.zeros_like(merged)
-    rows = [
-        int(np.flatnonzero((turn.astype(np.float32) == GRID).all(axis=(1, 2)))[0])
-        for turn in found.rotations
-    ]
-    whole[rows] = found.values
+    whole[found.rows] = np.moveaxis(found.values, 0, 2)
     scale = np.abs(merged).max(axis=(0, 1))
     np.testing.assert_allclose(whole / scale, merged / scale, atol=0.02)
-    np.testing.assert_allclose(
-        found.values[..., 2].sum(axis=0), data[..., 2].sum(axis=0), rtol=0.02
-    )
+    np.testing.assert_allclose(found.values[2].sum(axis=0), data[..., 2].sum(axis=0), rtol=0.02)
     best = weights.sum(axis=2).argmax(axis=1)
     turns = np.concatenate([GRID, GRID @ HALF_TURN.astype(np.float32)])
     assert angle_between(found.found.poses.rotations, turns[best]).max() < 0.1
@@ -180,7 +174,7 @@ def test_groups_of_images_change_nothing(
     monkeypatch.setattr("mpipar.cryoem.posterior.ROWS_PER_PRODUCT", 7)
     one_by_one = grid.expect(data, CENTRES)
     np.testing.assert_allclose(one_by_one.found.evidence, at_once.found.evidence, rtol=1e-5)
-    found, expected = (part.values.sum(axis=0, dtype=np.float64) for part in (one_by_one, at_once))
+    found, expected = (part.values.sum(axis=1, dtype=np.float64) for part in (one_by_one, at_once))
     np.testing.assert_allclose(found, expected, atol=0.04 * np.abs(expected).max())
 
 

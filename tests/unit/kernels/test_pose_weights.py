@@ -89,6 +89,17 @@ def test_rows_are_added_where_they_belong() -> None:
     np.testing.assert_array_equal(sums, expected)
 
 
+def test_explained_power_is_added_up_over_rows() -> None:
+    real, imaginary, power = RANDOM.normal(size=(3, ROWS, 4)).astype(np.float32)
+    values = RANDOM.normal(size=(3, 2, 6)).astype(np.float32)
+    rows, explained = np.array([5, 1]), np.ones(4)
+    pose_weights.explain(values, rows, real, imaginary, power, explained)
+    known = values[:, :, :4].astype(np.float64)
+    cross = real[rows] * known[0] + imaginary[rows] * known[1]
+    expected = 1 + (2 * cross - power[rows] * known[2]).sum(axis=0)
+    np.testing.assert_allclose(explained, expected, rtol=1e-5)
+
+
 def test_exponential_over_its_whole_range() -> None:
     exponents = np.linspace(-20.0, 0.0, 400, dtype=np.float32)
     values = np.array([pose_weights.power_of_e(x) for x in exponents])
