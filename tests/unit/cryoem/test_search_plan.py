@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from mpipar.cryoem.alignment import shift_grid
 from mpipar.cryoem.fourier import components
-from mpipar.cryoem.search_plan import Sampling, plan_search
+from mpipar.cryoem.search_plan import Sampling, plan_search, plan_soft
 
 boxes = st.integers(4, 256).map(lambda half: 2 * half)  # 8 to 512
 
@@ -65,3 +65,13 @@ def test_shift_grid_fills_a_disc_from_its_centre(reach, step, count):
     assert len(grid) == count
     assert tuple(grid[0]) == (0, 0)
     assert ((grid**2).sum(axis=1) <= reach**2 + 1e-6).all()
+
+
+@pytest.mark.parametrize(
+    ("spread", "reach"),
+    [(None, 5.44), (1.5, 2.75 * 1.5), (0.2, 2.75 * 5.44 / 5), (4.0, 5.44)],
+)
+def test_soft_iterations_look_no_farther_than_shifts_are(spread: float | None, reach: float):
+    plan = plan_soft(Sampling(64, 57.0, 30), 11, spread=spread, free_scale=False)
+    assert plan.reach == pytest.approx(max(reach, 2 * plan.shift_step))
+    assert plan.shift_step == pytest.approx(64 / (4 * plan.radius))
