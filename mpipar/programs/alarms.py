@@ -97,6 +97,7 @@ class RunEvidence:
     spread             of the orientations; None if there are too few
     directions         resolution by direction; None where it was not measured
     quality            of the particles; None where it was not measured
+    signal             whether the images hold any beyond the start; else the map shows noise
     """
 
     history: Sequence[FinishedIteration]
@@ -109,6 +110,7 @@ class RunEvidence:
     spread: OrientationSpread | None = None
     directions: DirectionalResolution | None = None
     quality: ParticleQuality | None = None
+    signal: bool = True
 
     @property
     def settled(self) -> bool:
@@ -203,6 +205,7 @@ def look(
         spread=spread_of(state.poses.rotations, data.symmetry),
         directions=directions,
         quality=quality,
+        signal=not maps.mark,
     )
     return Findings(maps, evidence, tuple(alarms_of(evidence)))
 
@@ -214,9 +217,15 @@ def correlation_by_mask(maps: Maps) -> NDArray[np.float64]:
 
 
 def alarms_of(evidence: RunEvidence) -> list[Alarm]:
-    """Return the alarms that are sure; none before poses have settled."""
+    """Return the alarms that are sure; none before poses have settled.
+
+    Without signal, poses and map are those of noise, and tell nothing of what is wrong: a map of
+    noise was the negative of its model (correlation -0.67). The model may still be judged.
+    """
     if not evidence.settled:
         return []
+    if not evidence.signal:
+        return [alarm for alarm in [_wrong_symmetry(evidence)] if alarm is not None]
     checks: tuple[Callable[[RunEvidence], Alarm | None], ...] = (
         _not_past_the_start,
         _still_moving,

@@ -135,6 +135,14 @@ def test_before_poses_have_settled_nothing_is_sure() -> None:
     ]
 
 
+def test_without_signal_only_the_model_is_judged() -> None:
+    noise = good(combined=-molecule(), resolution=60.0, spread=OrientationSpread(0.1, 0.3))
+    assert "wrong contrast" in names(noise)
+    assert names(replace(noise, signal=False)) == []
+    model = StartingModel(filtered(molecule()), START, symmetric=0.2)
+    assert names(replace(noise, start=model, signal=False)) == ["symmetry not shown"]
+
+
 def test_poses_that_still_moved_in_the_last_search() -> None:
     history = [step(40, 1.0), step(35, 0.4), step(33, 0.33), step(33, 0.0, exhaustive=False)]
     assert "33% of the particles" in sentence(good(history=history))
@@ -290,6 +298,10 @@ def test_noise_is_looked_at_as_a_run_does(tmp_path: Path) -> None:
     }
     assert found.evidence.directions is not None
     assert found.evidence.radius == pytest.approx(made.data.geometry.radius * 2.0)
+    marked = replace(maps, mark="NO SIGNAL FOUND")
+    without = alarms.look(made.data, state, marked, history, start, finished=True)
+    assert not without.evidence.signal
+    assert without.alarms == ()
     before = alarms.look(made.data, state, maps, history, start, finished=False)
     assert before.alarms == ()
     assert before.evidence.directions is None
