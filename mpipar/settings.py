@@ -141,7 +141,7 @@ examples:
         group=SAMPLE,
     )
     iter: int = option(
-        20, help="iterations at most", minimum=1, metavar="N", group=SEARCH, changeable=True
+        40, help="iterations at most", minimum=1, metavar="N", group=SEARCH, changeable=True
     )
     targetres: float | None = option(
         None,
@@ -156,7 +156,7 @@ examples:
         None,
         help="low-pass of the initial model",
         units="A",
-        default_text="from the size of the particle",
+        default_text="from the size of the particle and what the model supports",
         minimum=0.1,
         group=SEARCH,
     )

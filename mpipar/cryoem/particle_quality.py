@@ -10,7 +10,9 @@ That absolute place tells junk from a wide spread of contrast, defocus and views
 The significances of all images are described by a mixture of normal distributions, fitted by
 expectation maximisation: the peak of noise, if there is one, and up to two others. How many there
 are, and whether noise is among them, the Bayesian information criterion decides (Schwarz 1978). An
-image's probability to hold the particle follows by Bayes' rule from the peaks.
+image's probability to hold the particle follows by Bayes' rule from the peaks. Junk that has some
+shape (another molecule, particles of the wrong sign) lies somewhat above noise. So a peak that is
+clearly apart from the particles and much nearer to noise is junk, too.
 
 A real particle whose pose was not found at all looks like noise, too: it does in the map as well.
 """
@@ -40,6 +42,14 @@ MOST_PEAKS: Final = 2  # besides that of noise
 STEP: Final = 0.1  # of the histogram that is fitted
 MOST_STEPS: Final = 500
 FEWEST_PARTICLES: Final = 30
+NEAR_NOISE: Final = 0.25
+"""A peak is near to noise if it lies within this part of the way from noise to the particles. Wrong
+poses at low signal lie 0.37 of the way up, and half the contrast at half: they are no junk."""
+CLEARLY: Final = 2.0
+"""Two peaks are clearly apart if their means are farther apart than the sum of their standard
+deviations times this."""
+FEWEST_GOOD: Final = 0.15
+"""The highest peak must hold this share of all to be taken for the particles."""
 LITTLE_JUNK: Final = 0.05
 """Shares below this are not put into words: a good set has some wrong poses (2.2 % in a D2 set, all
 of them found), and among very many particles the peak of noise also stands for a tail that is no
@@ -81,21 +91,43 @@ class ScoreMixture:
     particles: tuple[ScorePeak, ...]
     criterion: float
 
-    def named_peaks(self) -> dict[str, tuple[ScorePeak, ...]]:
-        """Return the peaks under the names that a reader knows."""
+    @property
+    def junk(self) -> tuple[ScorePeak, ...]:
+        """The peak of noise, and those near to it and clearly apart from the highest one."""
         noise = () if self.noise is None else (self.noise,)
-        return {"like noise": noise, "particles": self.particles}
+        if not self.particles:
+            return noise
+        highest = max(self.particles, key=lambda peak: peak.mean)
+        if highest.share < FEWEST_GOOD:
+            return noise
+        zero = sum(NOISE_MEANS) / 2 if self.noise is None else self.noise.mean
+        limit = zero + NEAR_NOISE * (highest.mean - zero)
+        return noise + tuple(
+            peak
+            for peak in self.particles
+            if peak.mean < limit
+            and highest.mean - peak.mean > CLEARLY * (highest.deviation + peak.deviation)
+        )
 
-    def noise_probability(self, significance: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Return the probability that an image is of the peak of noise; never rises upwards."""
-        if self.noise is None:
+    @property
+    def good(self) -> tuple[ScorePeak, ...]:
+        """All other peaks."""
+        return tuple(peak for peak in self.particles if peak not in self.junk)
+
+    @property
+    def junk_share(self) -> float:
+        """The share of all particles that is in peaks of junk."""
+        return sum((peak.share for peak in self.junk), 0.0)
+
+    def junk_probability(self, significance: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Return the probability that an image is of a peak of junk; never rises upwards."""
+        if not self.junk:
             return np.zeros(len(significance))
-        # below the peak's mean a wide peak of particles would win again
-        at = np.maximum(significance, self.noise.mean)
-        noise = self.noise.density(at)
-        others = density_of(self.particles, at)
-        total = np.maximum(noise + others, np.finfo(float).tiny)
-        return np.asarray(noise / total)
+        # below the lowest peak's mean a wide peak of particles would win again
+        at = np.maximum(significance, min(peak.mean for peak in self.junk))
+        junk, good = density_of(self.junk, at), density_of(self.good, at)
+        total = np.maximum(junk + good, np.finfo(float).tiny)
+        return np.asarray(junk / total)
 
 
 @dataclass(frozen=True)
@@ -104,7 +136,7 @@ class ParticleQuality:
 
     significance   (p,) of the match with the own half map, in its standard deviations for noise
     probability    (p,) that the image holds the particle, and not only what noise would match
-    junk_share     share of images without; 0 if there is no peak of noise
+    junk_share     share of images in peaks of noise, or near to noise; 0 if there is none
     junk_error     its standard error; where there is no such peak, or no other, how large, or how
                    much smaller, the share may be without being noticed
     held_mean      mean significance of matches with the held-out half map; 0 for noise
@@ -135,12 +167,12 @@ class ParticleQuality:
             return ""
         return (
             f"{100 * self.junk_share:.0f} % (+- {max(1, 100 * self.junk_error):.0f}) of the "
-            "particles match the map no better than noise would: they are junk, or their poses "
-            "were not found"
+            "particles match the map hardly better than noise would, or not at all: they are junk, "
+            "or their poses were not found"
         )
 
     def _like_noise(self) -> str:
-        if self.junk_share > ALL_NOISE:
+        if self.mixture.noise is not None and self.mixture.noise.share > ALL_NOISE:
             return (
                 "the particles match the map no better than noise would (median significance "
                 f"{self.median:.1f}; noise has 5 to 7)"
@@ -162,18 +194,18 @@ def particle_quality(matches: Matches, covered: float) -> ParticleQuality | None
         return None
     fits = _fits(significance)
     best = fits[0]
-    share = 0.0 if best.noise is None else best.noise.share
+    noise_share = 0.0 if best.noise is None else best.noise.share
     held = matches.held_significance * scale
     independent = bool(matches.held_quadratic.any())
     held_mean = float(held.mean())
     return ParticleQuality(
         significance,
-        1.0 - best.noise_probability(significance),
-        share,
+        1.0 - best.junk_probability(significance),
+        best.junk_share,
         _share_error(fits, significance),
         held_mean,
         float(held.std() / math.sqrt(len(held))),
-        share > ALL_NOISE or (independent and held_mean < HELD_NOISE),
+        noise_share > ALL_NOISE or (independent and held_mean < HELD_NOISE),
         best,
     )
 
@@ -258,21 +290,19 @@ def _possible(
 
 
 def _share_error(fits: list[ScoreMixture], significance: NDArray[np.float64]) -> float:
-    """Return the standard error of the best mixture's share of noise.
+    """Return the standard error of the best mixture's share of junk.
 
     It is that of the best one with noise and other peaks, from the information that each particle
     gives (it grows where the peaks overlap), and at least how far the two mixtures differ.
     """
-    share = 0.0 if fits[0].noise is None else fits[0].noise.share
-    mixed = next(fit for fit in fits if fit.noise is not None and fit.particles)
-    assert mixed.noise is not None
-    other = 1.0 - mixed.noise.share
-    noise = mixed.noise.density(significance) / max(mixed.noise.share, 1e-9)
-    particles = density_of(mixed.particles, significance) / max(other, 1e-9)
-    density = mixed.noise.share * noise + other * particles
-    slope = (noise - particles) / np.maximum(density, np.finfo(float).tiny)
     count = len(significance)
+    mixed = next(fit for fit in fits if fit.noise is not None and fit.particles)
+    share = min(mixed.junk_share, 1.0)
+    tiny = np.finfo(float).tiny
+    junk = density_of(mixed.junk, significance) / max(share, 1e-9)
+    good = density_of(mixed.good, significance) / max(1.0 - share, 1e-9)
+    slope = (junk - good) / np.maximum(share * junk + (1.0 - share) * good, tiny)
     error = 1.0 / math.sqrt(max(float((slope**2).sum()), 1.0))
-    if mixed.noise.share * count < 1.0:  # none of them: the information tells nothing
+    if share * count < 1.0:  # none of them: the information tells nothing
         error = 1.0 / count
-    return float(min(1.0, max(error, abs(share - mixed.noise.share))))
+    return float(min(1.0, max(error, abs(fits[0].junk_share - share))))

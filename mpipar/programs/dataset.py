@@ -11,7 +11,13 @@ import numpy as np
 from mpipar.cryoem import masks, noise
 from mpipar.cryoem.ctf import CtfParameters
 from mpipar.cryoem.device.device_memory import LARGEST_DEVICE_BLOCK
-from mpipar.cryoem.fourier import components, filter_shells, largest_radius, lowpass_gain
+from mpipar.cryoem.fourier import (
+    components,
+    filter_shells,
+    largest_radius,
+    lowpass_gain,
+    supported_shell,
+)
 from mpipar.cryoem.search_plan import Sampling, finer_for
 from mpipar.errors import InputError
 from mpipar.programs import copies
@@ -35,6 +41,8 @@ DEVICE_BLOCKS = 16  # at least, if that does not make them smaller than a proces
 NORMALISED = 0.25
 """How far backgrounds may be from mean 0 and deviation 1 before images count as not normalised."""
 
+FINEST_START = 30.0
+"""A: finer detail of a model could stay in the map without being in the images."""
 UNLIKE, OFF = 1.5, 0.5
 """A background whose deviation is more than UNLIKE times larger or smaller than the usual one, or
 whose mean is more than OFF deviations from 0, is brought to the others' even if these count as
@@ -127,16 +135,19 @@ def start_of(inputs: RefineInputs, settings: RefineSettings, symmetry_order: int
 def lowpass_of(inputs: RefineInputs, settings: RefineSettings, symmetry_order: int) -> float:
     """Return the resolution in A to filter the model to.
 
-    That is --lowpass, or a fifth of the model's diameter, at most 60 A. A symmetric particle gets a
-    finer model, because neither its orientation nor its hand shows at 60 A.
+    That is --lowpass, or what the model supports: it may be filtered already. But it is not used
+    beyond 30 A, or a tenth of its diameter, so that it cannot impose detail; and a fifth of the
+    diameter and 60 A are used in any case, less for a symmetric particle, because neither its
+    orientation nor its hand shows at 60 A.
     """
     if settings.lowpass is not None:
         return settings.lowpass
-    shape = filter_shells(
-        inputs.model, lowpass_gain(inputs.box, inputs.box * inputs.pixel_size / 40.0)
-    )
-    coarsest = min(60.0, masks.particle_diameter(shape, inputs.pixel_size) / 5.0)
-    return coarsest / finer_for(symmetry_order)
+    width = inputs.box * inputs.pixel_size
+    shape = filter_shells(inputs.model, lowpass_gain(inputs.box, width / 40.0))
+    diameter = masks.particle_diameter(shape, inputs.pixel_size)
+    coarsest = min(60.0, diameter / 5.0) / finer_for(symmetry_order)
+    finest = min(coarsest, max(FINEST_START, diameter / 10.0))
+    return max(finest, width / supported_shell(inputs.model))
 
 
 def measure_tasks(

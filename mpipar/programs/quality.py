@@ -57,10 +57,7 @@ def draw_quality(path: Path, quality: ParticleQuality | None) -> None:
     if quality is None:
         score_picture(path, np.zeros(0), {}, title="particles were not judged: too few, or no pose")
         return
-    curves = {
-        name: partial(density_of, peaks)
-        for name, peaks in quality.mixture.named_peaks().items()
-        if peaks
-    }
+    named = {"junk": quality.mixture.junk, "particles": quality.mixture.good}
+    curves = {name: partial(density_of, peaks) for name, peaks in named.items() if peaks}
     title = quality.sentence() or "no junk found"
     score_picture(path, quality.significance, curves, title=title)

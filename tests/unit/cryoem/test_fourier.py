@@ -14,6 +14,7 @@ from mpipar.cryoem.fourier import (
     interpolation_falloff,
     lowpass_gain,
     shell_of_half_volume,
+    supported_shell,
     volume_from_half_transform,
     volume_half_transform,
 )
@@ -144,3 +145,13 @@ def test_lowpass_passes_below_and_stops_above_its_cutoff():
     assert (gain[:7] == 1).all()
     assert gain[8] == pytest.approx(0.5)
     assert (gain[10:] == 0).all()
+
+
+@pytest.mark.parametrize("cutoff", [4, 9, 13])
+def test_supported_shell_is_that_of_the_filter(cutoff: int) -> None:
+    volume = naive.blobs(32, seed=2).volume(32)
+    volume[16, 14, 17] += 3.0 * volume.max()  # has all frequencies
+    assert supported_shell(volume) == 16
+    filtered = filter_shells(volume, lowpass_gain(32, cutoff))
+    assert abs(supported_shell(filtered) - cutoff) <= 1
+    assert supported_shell(-5.0 * filtered + 3.0) == supported_shell(filtered)

@@ -80,6 +80,23 @@ def test_junk_is_named_and_counted(junk: int, good: int, mean: float, width: flo
     assert np.abs(off).max() < 2.0, "the share is right within its error"
 
 
+def test_junk_with_some_shape_lies_near_noise_and_clearly_below_the_particles() -> None:
+    """As another molecule does: above noise, but far below particles."""
+    other = normal(0, (60, 8.4, 0.85), (140, 28.3, 1.7))
+    found = quality(other)
+    assert found.junk_share == pytest.approx(0.3, abs=0.01)
+    assert found.junk_error == pytest.approx(np.sqrt(0.21 / 200), rel=0.1)
+    assert found.probability[:60].max() < 0.01
+    assert found.probability[60:].min() > 0.99
+    assert not found.like_noise
+    both = quality(np.concatenate([other, normal(1, (200, 6.3, 0.6), (100, 28.3, 1.7))]))
+    assert both.junk_share == pytest.approx(260 / 500, abs=0.02)
+    half_the_contrast = quality(normal(0, (60, 14, 1.0), (140, 28, 1.7)))
+    assert half_the_contrast.junk_share < 0.01
+    few_higher = quality(normal(0, (190, 10, 1.0), (10, 45, 2)))
+    assert few_higher.junk_share < 0.01
+
+
 def test_the_share_is_less_certain_where_peaks_overlap() -> None:
     apart = quality(normal(0, (500, 6.5, 0.7), (500, 20, 1)))
     near = quality(normal(0, (500, 6.5, 0.7), (500, 8.5, 1)))

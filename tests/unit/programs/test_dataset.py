@@ -204,7 +204,10 @@ def test_geometry_and_low_pass_follow_the_model_unless_given(made: Small) -> Non
     assert 16 < 2 * geometry.radius * geometry.pixel_size < 32
     assert 2 * inputs.pixel_size < cutoff <= 60
     given_ = dataclasses.replace(settings, lowpass=17.0, diameter=12.0)
-    assert dataset.lowpass_of(inputs, settings, 60) < 0.6 * cutoff
+    sharp = inputs.model + np.random.default_rng(0).normal(scale=0.01, size=inputs.model.shape)
+    detailed = dataclasses.replace(inputs, model=sharp.astype(np.float32))
+    assert dataset.lowpass_of(detailed, settings, 60) < 0.6 * cutoff
+    assert dataset.lowpass_of(detailed, settings, 1) < cutoff, "the model itself has no more detail"
     assert dataset.lowpass_of(inputs, given_, 60) == 17.0
     assert dataset.geometry_of(inputs, given_, inputs.model).radius == pytest.approx(3.0)
     wide = dataclasses.replace(settings, diameter=32.0)
