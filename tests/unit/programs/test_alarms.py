@@ -200,6 +200,17 @@ def test_a_map_of_something_else_than_the_start() -> None:
     assert "at 40 A the map has become something else" in sentence(other)
 
 
+def test_a_fine_map_that_is_quite_unlike_the_start() -> None:
+    """Poses that all follow one wrong model make a map of much detail, too."""
+    random = np.random.default_rng(5)
+    noise = filtered(random.normal(size=(BOX,) * 3))
+    noise *= filtered(molecule()).std() / noise.std()
+    poor = good(start=np.float32(0.8) * filtered(molecule()) + noise, resolution=12.0)
+    assert names(poor) == []
+    wrong = good(start=np.float32(0.3) * filtered(molecule()) + noise, resolution=12.0)
+    assert names(wrong) == ["not the start any more"]
+
+
 def test_a_fine_start_that_differs_in_detail_has_no_alarm() -> None:
     """At 12 A, most of the start is another structure of the same shape."""
     detail = np.random.default_rng(0).normal(size=(BOX,) * 3) * (molecule() > 0.02)
