@@ -151,7 +151,7 @@ def _draw(
     from mpipar.views.plots import picture
 
     curves = {"corrected": maps.corrected, "inside the mask": maps.masked, "no mask": maps.unmasked}
-    resolution = resolutions(maps, inputs.box, inputs.pixel_size)[0]
+    resolution = 0.0 if maps.mark else resolutions(maps, inputs.box, inputs.pixel_size)[0]
     limited = limit_of_pixels(maps, inputs.box, inputs.pixel_size)
     note = "; at least this resolution, limited by the pixels" if limited else ""
     picture(
@@ -160,5 +160,5 @@ def _draw(
         inputs.pixel_size,
         curves,
         resolution,
-        title=f"{inputs.particles.count} particles{note}",
+        title=maps.mark or f"{inputs.particles.count} particles{note}",
     )

@@ -103,7 +103,7 @@ def device_need(inputs: RefineInputs, symmetry: NDArray[np.float64], seed: int) 
     """
     box, finest = inputs.box, largest_radius(inputs.box)
     sampling = Sampling(box, 0.7 * box, finest, len(symmetry))
-    plan = plan_search(sampling, finest, exhaustive=True, free_scale=True)
+    plan = plan_search(sampling, finest, exhaustive=True, free_scale=True, doubtful=True)
     grid = orientation_grid(plan.step, symmetry, np.random.SeedSequence(seed))
     images = min(inputs.particles.count, LARGEST_DEVICE_BLOCK)
     return device_bytes(box, plan, finest, len(grid), images)

@@ -26,7 +26,7 @@ def draw_orientations(path: Path, findings: Findings, state: RefineState, data: 
         findings.maps.corrected,
         directions,
         geometry.box * geometry.pixel_size,
-        title=_spread_in_words(findings.evidence),
+        title=findings.maps.mark or _spread_in_words(findings.evidence),
     )
 
 

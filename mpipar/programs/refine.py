@@ -302,7 +302,8 @@ def _refine(session: RefineSession, data: Dataset, state: RefineState) -> Findin
     tested = any(step.kind != SOFT for step in session.history)
     while not (decision := decide(session.history, settings.iter, settings.targetres)).stop:
         signals.check()
-        if decision.kind != SOFT and session.history and not tested:
+        early = len(session.history) + 1 >= settings.iter  # soft iterations were cut short
+        if decision.kind != SOFT and session.history and not tested and not early:
             maps = maps or checkpoints.load_maps(session.project)
             tested = _require_signal(session, data, state, maps)
         state, maps = _iterate(session, data, state, decision)

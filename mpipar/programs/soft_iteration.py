@@ -154,6 +154,7 @@ def soft_next_state(
     trusted = maps.masked
     solved = iteration.for_both(lambda sums: reconstruction.solve(sums, trusted, radius), halves)
     resolved = resolution.last_resolved_shell(trusted, resolution.GOLD_STANDARD)
+    reached = resolution.resolution_of(trusted, resolution.GOLD_STANDARD, box, pixel_size)
     poses, peak, evidence, offset = _collect(data, outcome.results, state)
     turned = iteration.orientation_changes(data, state.poses, poses)
     new = replace(
@@ -164,7 +165,7 @@ def soft_next_state(
         before=state.references if state.iteration else state.before,
         noise=iteration.updated_noise(data, outcome.results, radius, state),
         correlation=trusted,
-        resolution=resolution.resolution_of(trusted, resolution.GOLD_STANDARD, box, pixel_size),
+        resolution=max(reached, box * pixel_size / data.start_shell),  # until signal is found
         resolved_shell=max(min(resolved, radius), data.start_shell),
         jumped=float(np.mean(turned > iteration.JUMP * stage.plan.step)),
         peak=peak,

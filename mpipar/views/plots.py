@@ -42,7 +42,7 @@ def picture(
     volume       (n, n, n) float32, axes z y x
     pixel_size   A
     fsc          curve by its name; each (s,), entry k at the frequency k / (n * pixel_size)
-    resolution   A; marked on the curve
+    resolution   A; marked on the curve; 0: none is
     """
     from matplotlib import rc_context
     from matplotlib.backends.backend_agg import FigureCanvasAgg
