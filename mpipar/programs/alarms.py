@@ -47,10 +47,11 @@ ALIKE_AT_START, PAST_DOUBT = 0.8, 2.5
 """Correlation with the start, at its resolution, below which the map has become something else. If
 the map has so many times the start's detail, it has found its way from a poor start, as from half
 of the molecule,"""
-UNLIKE_START: Final = 0.55
-"""but not if it is less alike than this. A map of wrong poses that all follow one wrong model can
-be resolved to a third of the start, in both half maps: GroEL as a model of ribosomes gave 0.48,
-halves of ribosomes resemble the whole by 0.61 to 0.76."""
+UNEVEN: Final = 0.85
+"""unless the efficiency of its orientations is below this. Poses that all follow one wrong model
+give half maps that agree to a third of the start's detail, too, but the images match few sides of
+such a map: 0.71 to 0.73, against 0.97 and more where a ball, half or a third of the molecule were
+the model and the poses came out right."""
 SHAPE: Final = 30.0
 """Angstrom, or a quarter of the diameter if that is less: what counts as shape, not as detail."""
 FAR_FROM_CENTRE: Final = 0.07
@@ -340,8 +341,9 @@ def _map_and_start(evidence: RunEvidence) -> Alarm | None:
             f"the map is the negative of the model (correlation {alike:.2f}): the images or the "
             "model have inverted contrast. Look at both, and give --contrast invert or as-is",
         )
-    finer = evidence.start.resolution / evidence.resolution
-    if alike < (ALIKE_AT_START if finer < PAST_DOUBT else UNLIKE_START):
+    uneven = evidence.spread is not None and evidence.spread.efficiency < UNEVEN
+    found = evidence.start.resolution >= PAST_DOUBT * evidence.resolution and not uneven
+    if alike < ALIKE_AT_START and not found:
         return Alarm(
             "not the start any more",
             f"at {cutoff:.0f} A the map has become something else than the "

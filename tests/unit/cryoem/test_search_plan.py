@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from mpipar.cryoem.alignment import shift_grid
 from mpipar.cryoem.fourier import components
-from mpipar.cryoem.search_plan import Sampling, plan_search
+from mpipar.cryoem.search_plan import BEYOND_START, Sampling, plan_search, plan_soft
 
 boxes = st.integers(4, 256).map(lambda half: 2 * half)  # 8 to 512
 
@@ -65,3 +65,12 @@ def test_shift_grid_fills_a_disc_from_its_centre(reach, step, count):
     assert len(grid) == count
     assert tuple(grid[0]) == (0, 0)
     assert ((grid**2).sum(axis=1) <= reach**2 + 1e-6).all()
+
+
+@given(sampling=samplings(), start=st.integers(2, 40), more=st.integers(0, 40))
+def test_soft_iterations_reach_beyond_their_start(sampling, start, more):
+    """Else no signal could be found there, however good the images are."""
+    shell = min(start, sampling.finest_shell)
+    plan = plan_soft(sampling, shell + more, shell, spread=None, free_scale=False)
+    assert 1 <= plan.radius <= plan.insertion_radius <= sampling.finest_shell
+    assert plan.insertion_radius >= min(shell + BEYOND_START, sampling.finest_shell)
