@@ -10,7 +10,9 @@ import pytest
 from scipy import ndimage
 
 from mpipar.cryoem.fourier import filter_shells, lowpass_gain
+from mpipar.cryoem.matches import Matches
 from mpipar.cryoem.orientation_spread import DirectionalResolution, OrientationSpread
+from mpipar.cryoem.particle_quality import ParticleQuality, particle_quality
 from mpipar.cryoem.symmetry import operators
 from mpipar.cryoem.symmetry_check import CONVINCING
 from mpipar.programs import alarms
@@ -218,6 +220,26 @@ def test_a_fine_start_that_differs_in_detail_has_no_alarm() -> None:
     alike = np.corrcoef(evidence.combined.ravel(), evidence.start.volume.ravel())[0, 1]
     assert alike < alarms.ALIKE_AT_START
     assert names(evidence) == []
+
+
+def test_particles_like_noise() -> None:
+    """Where the map has nothing beyond its start, the held-out half map has not, either."""
+    random = np.random.default_rng(0)
+
+    def matched(own: float, held: float) -> ParticleQuality | None:
+        unit = np.sqrt(np.full(200, 0.5))
+        own_cross, held_cross = (random.normal(mean, 0.8, 200) * unit for mean in (own, held))
+        ones = np.ones(200)
+        return particle_quality(Matches(own_cross, ones, held_cross, ones), 1.0)
+
+    unsupported = matched(12.0, 0.5)
+    assert names(good(quality=unsupported)) == ["particles match like noise"]
+    assert names(good(quality=unsupported, resolution=40.0)) == ["resolution not past the start"]
+    assert names(good(quality=matched(6.0, 0.0), resolution=40.0)) == [
+        "resolution not past the start",
+        "particles match like noise",
+    ]
+    assert names(good(quality=matched(12.0, 8.0))) == []
 
 
 def test_a_map_that_is_off_its_centre() -> None:
