@@ -171,8 +171,14 @@ class ParticleQuality:
             "or their poses were not found"
         )
 
+    @property
+    def in_noise_peak(self) -> bool:
+        """Whether nearly all lie where noise does, whatever the held-out half map shows."""
+        noise = self.mixture.noise
+        return noise is not None and noise.share > ALL_NOISE
+
     def _like_noise(self) -> str:
-        if self.mixture.noise is not None and self.mixture.noise.share > ALL_NOISE:
+        if self.in_noise_peak:
             return (
                 "the particles match the map no better than noise would (median significance "
                 f"{self.median:.1f}; noise has 5 to 7)"

@@ -22,6 +22,9 @@ MOST_REFINED = 2.0
 """How much finer, at most, the grid search of a symmetric particle is."""
 SOFT_DETAIL = 9.4
 """Soft iterations use detail down to diameter / 9.4."""
+BEYOND_START = 4
+"""Shells beyond the start's filter that soft iterations back-project at least: whether half maps
+agree on detail that the start does not have can only be told where they have some."""
 COARSEST_STEP = 12.0
 """Degrees between orientations of a soft iteration, at most."""
 SHIFT_RANGE = 0.085
@@ -106,7 +109,12 @@ def plan_search(
 
 
 def plan_soft(
-    sampling: Sampling, resolved_shell: int, *, spread: float | None, free_scale: bool
+    sampling: Sampling,
+    resolved_shell: int,
+    start_shell: int,
+    *,
+    spread: float | None,
+    free_scale: bool,
 ) -> SoftPlan:
     """Return the plan of one soft iteration.
 
@@ -114,7 +122,8 @@ def plan_soft(
     as the reference has them: images that are matched at the start's resolution only keep to the
     first poses that they find.
 
-    spread   standard deviation of the shifts along one axis, pixels; None: not known yet
+    start_shell   the shell that the start is filtered to
+    spread        standard deviation of the shifts along one axis, pixels; None: not known yet
     """
     widest = sampling.box / sampling.diameter
     finest = round(SOFT_DETAIL * finer_for(sampling.symmetry_order) * widest)
@@ -129,7 +138,7 @@ def plan_soft(
         reach = min(widest_reach, max(FEWEST_STEPS * shift_step, SPREADS * spread))
     return SoftPlan(
         radius=radius,
-        insertion_radius=finest,
+        insertion_radius=min(max(finest, start_shell + BEYOND_START), sampling.finest_shell),
         step=min(COARSEST_STEP, GRID_STEP * COARSE_DETAIL * widest / radius),
         reach=reach,
         shift_step=shift_step,

@@ -46,7 +46,12 @@ INVERTED: Final = -0.3
 ALIKE_AT_START, PAST_DOUBT = 0.8, 2.5
 """Correlation with the start, at its resolution, below which the map has become something else. If
 the map has so many times the start's detail, it has found its way from a poor start, as from half
-of the molecule."""
+of the molecule,"""
+UNEVEN: Final = 0.85
+"""unless the efficiency of its orientations is below this. Poses that all follow one wrong model
+give half maps that agree to a third of the start's detail, too, but the images match few sides of
+such a map: 0.71 to 0.73, against 0.97 and more where a ball, half or a third of the molecule were
+the model and the poses came out right."""
 SHAPE: Final = 30.0
 """Angstrom, or a quarter of the diameter if that is less: what counts as shape, not as detail."""
 FAR_FROM_CENTRE: Final = 0.07
@@ -97,6 +102,7 @@ class RunEvidence:
     spread             of the orientations; None if there are too few
     directions         resolution by direction; None where it was not measured
     quality            of the particles; None where it was not measured
+    signal             whether the images hold any beyond the start; else the map shows noise
     """
 
     history: Sequence[FinishedIteration]
@@ -109,6 +115,7 @@ class RunEvidence:
     spread: OrientationSpread | None = None
     directions: DirectionalResolution | None = None
     quality: ParticleQuality | None = None
+    signal: bool = True
 
     @property
     def settled(self) -> bool:
@@ -203,6 +210,7 @@ def look(
         spread=spread_of(state.poses.rotations, data.symmetry),
         directions=directions,
         quality=quality,
+        signal=not maps.mark,
     )
     return Findings(maps, evidence, tuple(alarms_of(evidence)))
 
@@ -214,9 +222,15 @@ def correlation_by_mask(maps: Maps) -> NDArray[np.float64]:
 
 
 def alarms_of(evidence: RunEvidence) -> list[Alarm]:
-    """Return the alarms that are sure; none before poses have settled."""
+    """Return the alarms that are sure; none before poses have settled.
+
+    Without signal, poses and map are those of noise, and tell nothing of what is wrong: a map of
+    noise was the negative of its model (correlation -0.67). The model may still be judged.
+    """
     if not evidence.settled:
         return []
+    if not evidence.signal:
+        return [alarm for alarm in [_wrong_symmetry(evidence)] if alarm is not None]
     checks: tuple[Callable[[RunEvidence], Alarm | None], ...] = (
         _not_past_the_start,
         _still_moving,
@@ -285,6 +299,9 @@ def _junk(evidence: RunEvidence) -> Alarm | None:
     if quality is None or not (said := quality.sentence()):
         return None
     if quality.like_noise:
+        # a held-out half map without detail beyond the start says nothing of poses
+        if not quality.in_noise_peak and _not_past_the_start(evidence):
+            return None
         return Alarm("particles match like noise", f"{said}: neither poses nor map can be trusted")
     return Alarm(
         "junk among the particles",
@@ -327,7 +344,9 @@ def _map_and_start(evidence: RunEvidence) -> Alarm | None:
             f"the map is the negative of the model (correlation {alike:.2f}): the images or the "
             "model have inverted contrast. Look at both, and give --contrast invert or as-is",
         )
-    if alike < ALIKE_AT_START and evidence.start.resolution < PAST_DOUBT * evidence.resolution:
+    uneven = evidence.spread is not None and evidence.spread.efficiency < UNEVEN
+    found = evidence.start.resolution >= PAST_DOUBT * evidence.resolution and not uneven
+    if alike < ALIKE_AT_START and not found:
         return Alarm(
             "not the start any more",
             f"at {cutoff:.0f} A the map has become something else than the "

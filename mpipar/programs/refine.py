@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from mpipar.cryoem.posterior import SoftPlan
     from mpipar.programs.alarms import Findings
     from mpipar.programs.dataset import Dataset, Start
     from mpipar.programs.devices import DeviceChoice
@@ -344,12 +345,23 @@ def _require_signal(session: RefineSession, data: Dataset, state: RefineState, m
 
 
 def _signal(session: RefineSession, data: Dataset, state: RefineState, maps: Maps) -> Signal:
-    plan = plan_soft(data.sampling, state.resolved_shell, spread=state.spread, free_scale=False)
+    plan = _soft_plan(data, state, free_scale=False)
+    plan = replace(plan, radius=plan.insertion_radius)  # all that may be beyond the start
     stage = HeldOutStage(data.geometry, plan)
     shared = soft_iteration.held_out_arrays(data, state, maps, plan)
     tasks = soft_iteration.held_out_tasks(data, _soft_tasks(session, data, state))
     outcome = session.run("looking for signal", stage, shared, tasks)
     return soft_iteration.signal_of(outcome.results)
+
+
+def _soft_plan(data: Dataset, state: RefineState, *, free_scale: bool) -> SoftPlan:
+    return plan_soft(
+        data.sampling,
+        state.resolved_shell,
+        data.start_shell,
+        spread=state.spread,
+        free_scale=free_scale,
+    )
 
 
 def _soft_tasks(session: RefineSession, data: Dataset, state: RefineState) -> list[Task]:
@@ -387,12 +399,7 @@ def _weigh_poses(
 ) -> Iterated:
     """Do a soft iteration: all poses of a grid count, each with its probability."""
     del decision
-    plan = plan_soft(
-        data.sampling,
-        state.resolved_shell,
-        spread=state.spread,
-        free_scale=state.iteration == 0,
-    )
+    plan = _soft_plan(data, state, free_scale=state.iteration == 0)
     with session.phase("preparing references"):
         stage = soft_iteration.soft_stage(data, state, plan)
         shared = soft_iteration.soft_arrays(data, state, plan)

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from mpipar.cryoem.alignment import shift_grid
 from mpipar.cryoem.fourier import components
-from mpipar.cryoem.search_plan import Sampling, plan_search, plan_soft
+from mpipar.cryoem.search_plan import BEYOND_START, Sampling, plan_search, plan_soft
 
 boxes = st.integers(4, 256).map(lambda half: 2 * half)  # 8 to 512
 
@@ -72,6 +72,15 @@ def test_shift_grid_fills_a_disc_from_its_centre(reach, step, count):
     [(None, 5.44), (1.5, 2.75 * 1.5), (0.2, 2.75 * 5.44 / 5), (4.0, 5.44)],
 )
 def test_soft_iterations_look_no_farther_than_shifts_are(spread: float | None, reach: float):
-    plan = plan_soft(Sampling(64, 57.0, 30), 11, spread=spread, free_scale=False)
+    plan = plan_soft(Sampling(64, 57.0, 30), 11, 6, spread=spread, free_scale=False)
     assert plan.reach == pytest.approx(max(reach, 2 * plan.shift_step))
     assert plan.shift_step == pytest.approx(64 / (4 * plan.radius))
+
+
+@given(sampling=samplings(), start=st.integers(2, 40), more=st.integers(0, 40))
+def test_soft_iterations_reach_beyond_their_start(sampling, start, more):
+    """Else no signal could be found there, however good the images are."""
+    shell = min(start, sampling.finest_shell)
+    plan = plan_soft(sampling, shell + more, shell, spread=None, free_scale=False)
+    assert 1 <= plan.radius <= plan.insertion_radius <= sampling.finest_shell
+    assert plan.insertion_radius >= min(shell + BEYOND_START, sampling.finest_shell)

@@ -10,7 +10,9 @@ import pytest
 from scipy import ndimage
 
 from mpipar.cryoem.fourier import filter_shells, lowpass_gain
+from mpipar.cryoem.matches import Matches
 from mpipar.cryoem.orientation_spread import DirectionalResolution, OrientationSpread
+from mpipar.cryoem.particle_quality import ParticleQuality, particle_quality
 from mpipar.cryoem.symmetry import operators
 from mpipar.cryoem.symmetry_check import CONVINCING
 from mpipar.programs import alarms
@@ -135,6 +137,14 @@ def test_before_poses_have_settled_nothing_is_sure() -> None:
     ]
 
 
+def test_without_signal_only_the_model_is_judged() -> None:
+    noise = good(combined=-molecule(), resolution=60.0, spread=OrientationSpread(0.1, 0.3))
+    assert "wrong contrast" in names(noise)
+    assert names(replace(noise, signal=False)) == []
+    model = StartingModel(filtered(molecule()), START, symmetric=0.2)
+    assert names(replace(noise, start=model, signal=False)) == ["symmetry not shown"]
+
+
 def test_poses_that_still_moved_in_the_last_search() -> None:
     history = [step(40, 1.0), step(35, 0.4), step(33, 0.33), step(33, 0.0, exhaustive=False)]
     assert "33% of the particles" in sentence(good(history=history))
@@ -192,6 +202,15 @@ def test_a_map_of_something_else_than_the_start() -> None:
     assert "at 40 A the map has become something else" in sentence(other)
 
 
+def test_a_fine_map_unlike_the_start_is_believed_if_views_are_even() -> None:
+    """Poses that all follow one wrong model make a map of much detail, too, but of few sides."""
+    other = good(start=filtered(molecule(seed=5)).swapaxes(0, 2), resolution=12.0)
+    assert names(other) == []
+    wrong = replace(other, spread=OrientationSpread(0.73, 0.0))
+    assert names(wrong) == ["not the start any more"]
+    assert names(good(resolution=12.0, spread=OrientationSpread(0.73, 0.0))) == []
+
+
 def test_a_fine_start_that_differs_in_detail_has_no_alarm() -> None:
     """At 12 A, most of the start is another structure of the same shape."""
     detail = np.random.default_rng(0).normal(size=(BOX,) * 3) * (molecule() > 0.02)
@@ -201,6 +220,26 @@ def test_a_fine_start_that_differs_in_detail_has_no_alarm() -> None:
     alike = np.corrcoef(evidence.combined.ravel(), evidence.start.volume.ravel())[0, 1]
     assert alike < alarms.ALIKE_AT_START
     assert names(evidence) == []
+
+
+def test_particles_like_noise() -> None:
+    """Where the map has nothing beyond its start, the held-out half map has not, either."""
+    random = np.random.default_rng(0)
+
+    def matched(own: float, held: float) -> ParticleQuality | None:
+        unit = np.sqrt(np.full(200, 0.5))
+        own_cross, held_cross = (random.normal(mean, 0.8, 200) * unit for mean in (own, held))
+        ones = np.ones(200)
+        return particle_quality(Matches(own_cross, ones, held_cross, ones), 1.0)
+
+    unsupported = matched(12.0, 0.5)
+    assert names(good(quality=unsupported)) == ["particles match like noise"]
+    assert names(good(quality=unsupported, resolution=40.0)) == ["resolution not past the start"]
+    assert names(good(quality=matched(6.0, 0.0), resolution=40.0)) == [
+        "resolution not past the start",
+        "particles match like noise",
+    ]
+    assert names(good(quality=matched(12.0, 8.0))) == []
 
 
 def test_a_map_that_is_off_its_centre() -> None:
@@ -290,6 +329,10 @@ def test_noise_is_looked_at_as_a_run_does(tmp_path: Path) -> None:
     }
     assert found.evidence.directions is not None
     assert found.evidence.radius == pytest.approx(made.data.geometry.radius * 2.0)
+    marked = replace(maps, mark="NO SIGNAL FOUND")
+    without = alarms.look(made.data, state, marked, history, start, finished=True)
+    assert not without.evidence.signal
+    assert without.alarms == ()
     before = alarms.look(made.data, state, maps, history, start, finished=False)
     assert before.alarms == ()
     assert before.evidence.directions is None
