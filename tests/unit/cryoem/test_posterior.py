@@ -178,6 +178,22 @@ def test_groups_of_images_change_nothing(
     np.testing.assert_allclose(found, expected, atol=0.04 * np.abs(expected).max())
 
 
+def test_images_one_by_one_in_their_own_orientations_give_the_same_sums(
+    reference: Reference, data: NDArray[np.float32], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    grid = GridPosterior(reference, GRID, PLAN, WANTED, WEIGHTS)
+    found = []
+    for share in (0.0, 2.0):  # never, and always
+        monkeypatch.setattr("mpipar.cryoem.posterior.OWN_ROWS", share)
+        values = np.zeros((3, len(GRID), data.shape[1]), np.float32)
+        expected = grid.expect(data, CENTRES)
+        values[:, expected.rows] = expected.values
+        found.append(values)
+    for part in range(3):
+        scale = np.abs(found[0][part]).max()
+        np.testing.assert_allclose(found[1][part], found[0][part], atol=0.02 * scale)
+
+
 def test_evidence_of_noise_is_below_zero_on_average(reference: Reference) -> None:
     """Its exponential has the mean 1 whatever the reference, so its mean is below 0 (Jensen)."""
     random = np.random.default_rng(6)
