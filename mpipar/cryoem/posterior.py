@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
+from mpipar.cryoem import alignment
 from mpipar.cryoem.alignment import Poses, Reference, joined, phases, shift_grid, slices_of
 from mpipar.kernels import pose_weights
 
@@ -32,17 +33,27 @@ ROWS_PER_PRODUCT: Final = 1024
 """Shape of one matrix product: its two results stay in the processor's cache while they are turned
 into log-likelihoods."""
 HALF_TURN: Final = np.diag([-1.0, -1.0, 1.0])
-LOST: Final = 3e-4
+LOST: Final = 2e-3
 """Power over noise that the slices of an orientation may lose when all are written as sums of a few
 patterns. Noise in an image makes log-likelihoods wrong by 1.4 times its square root at most, that
-is by 0.025 times a normal deviate."""
+is by 0.06 times a normal deviate; CTFs and the mean over orientations make that 0.03."""
 LOST_OF_ONE: Final = 1e-5
 """The same as a fraction of the slices' power, where the grey scale is free."""
 MOST_PATTERNS: Final = 0.8  # per component; with more, the slices themselves are multiplied
 SAMPLED: Final = 8  # one slice of so many is looked at to find out how many patterns are needed
+LOST_WEIGHT: Final = 5e-5
+"""Share of the power of flat posteriors that is lost when these are written as sums of a few
+patterns of shifts: less than a hundredth of the weights, as a deviate."""
+WEIGHTS_SAMPLED: Final = 8
+"""One orientation of so many is looked at to find these patterns. A posterior is flat if these
+orientations are more than there are shifts, even of the likeliest ones alone."""
+FEWER: Final = 0.6  # patterns per shift; with more, the weights themselves are multiplied
 NEGLIGIBLE: Final = 0.03
-"""An orientation is not back-projected for a group of images if each gives it less than this
-fraction of an even weight. So an image loses at most this fraction of its weight."""
+"""An orientation is not back-projected for an image, or for none of a group, if each gives it less
+than this fraction of an even weight. So an image loses at most this fraction of its weight."""
+OWN_ROWS: Final = 0.25
+"""Images are back-projected one by one, each in its own orientations, if these are less than this
+fraction of those of the group."""
 
 
 @dataclass(frozen=True)
@@ -179,15 +190,56 @@ class GridPosterior:
         least = np.float32(NEGLIGIBLE / (2 * len(self._real)))
         first, second, rows, totals = weights.first, weights.second, weights.rows, weights.totals
         count = pose_weights.halve(first, second, rows, weights.sums, totals, least, by_row, shares)
-        contrast = np.ascontiguousarray(data[:, :, 2])
-        real, imaginary = columns.transpose(0, 2, 1)
-        for start in range(0, count, ROWS_PER_PRODUCT):
-            part = slice(start, min(count, start + ROWS_PER_PRODUCT))
-            pose_weights.add_rows(first[part] @ real, rows[part], sums[0])
-            pose_weights.add_rows(second[part] @ imaginary, rows[part], sums[1])
-            pose_weights.add_rows(by_row[part] @ contrast, rows[part], sums[2])
+        self._add(
+            (first[:count], second[:count], by_row[:count]),
+            rows[:count],
+            (columns[0], columns[1], np.ascontiguousarray(data[:, :, 2].T)),
+            sums,
+        )
         offset = shares.reshape(len(data), -1) @ (self._grid**2).sum(axis=1)
         return SoftPoses(poses, 1.0 / totals, weights.evidence(len(self._real)), offset)
+
+    def _add(
+        self,
+        weights: tuple[NDArray[np.float32], ...],
+        rows: NDArray[np.int64],
+        columns: tuple[NDArray[np.float32], ...],
+        sums: NDArray[np.float32],
+    ) -> None:
+        """Add a group of images, with their weights in some rows, to the sums (3, m, v).
+
+        weights   of real parts and imaginary parts (n, b s), and of contrast (n, b)
+        columns   these: (v, b s) twice, and (v, b)
+        """
+        (first, second, by_row), (real, imaginary, contrast) = weights, columns
+        kept = by_row >= NEGLIGIBLE / (2 * len(self._real))
+        if np.count_nonzero(kept) < OWN_ROWS * kept.size:
+            for b, own in enumerate(kept.T):
+                of = slice(b * len(self._grid), (b + 1) * len(self._grid))
+                chosen = np.flatnonzero(own)
+                parts = first[chosen, of], second[chosen, of], by_row[chosen, b : b + 1]
+                patterns = real[:, of], imaginary[:, of], contrast[:, b : b + 1]
+                _add_products(parts, rows[chosen], patterns, sums)
+            return
+        if by_row.max() * WEIGHTS_SAMPLED * len(self._grid) < 1.0:
+            first, real = self._fewer(first, real)
+            second, imaginary = self._fewer(second, imaginary)
+        _add_products((first, second, by_row), rows, (real, imaginary, contrast), sums)
+
+    def _fewer(
+        self, weights: NDArray[np.float32], columns: NDArray[np.float32]
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Write weights (n, b s) as amounts (n, b r) of fewer sums (v, b r) of columns (v, b s).
+
+        Where no orientation of an image is much likelier than others, all have similar shifts.
+        """
+        s = len(self._grid)
+        patterns = principal(weights.reshape(len(weights), -1, s)[::WEIGHTS_SAMPLED])
+        if len(patterns) > FEWER * s:
+            return weights, columns
+        amounts = weights.reshape(-1, s) @ patterns.T
+        sums = columns.reshape(-1, s) @ patterns.T
+        return amounts.reshape(len(weights), -1), sums.reshape(len(columns), -1)
 
     def _columns(
         self, data: NDArray[np.float32], centres: NDArray[np.float64]
@@ -292,6 +344,32 @@ def compressed(
         return slices, np.eye(slices.shape[1], dtype=np.float32)
     used = np.asarray(patterns[:count] / scale, np.float32)
     return np.ascontiguousarray(amounts[:, :count]), used
+
+
+def _add_products(
+    weights: tuple[NDArray[np.float32], ...],
+    rows: NDArray[np.int64],
+    columns: tuple[NDArray[np.float32], ...],
+    sums: NDArray[np.float32],
+) -> None:
+    """Add products of weights (n, c) and columns (v, c) to rows of each of the sums (3, m, v)."""
+    for start in range(0, len(rows), ROWS_PER_PRODUCT):
+        part = slice(start, start + ROWS_PER_PRODUCT)
+        for own, column, total in zip(weights, columns, sums, strict=True):
+            pose_weights.add_rows(own[part] @ column.T, rows[part], total)
+
+
+def principal(values: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return orthonormal patterns (r, s) of which almost all of the values (n, b, s) are sums.
+
+    The images (b) count the same, however much power their values have.
+    """
+    powers = np.einsum("nbs,nbs->b", values, values)
+    equal = values * (1.0 / np.sqrt(powers + alignment.TINY))[:, None]
+    flat = equal.reshape(-1, values.shape[2])
+    shares, patterns = np.linalg.eigh((flat.T @ flat).astype(np.float64))
+    count = int(np.count_nonzero(np.cumsum(shares) > LOST_WEIGHT * shares.sum()))
+    return np.asarray(patterns[:, len(shares) - count :].T, np.float32, order="C")
 
 
 def log_prior(grid: NDArray[np.float64], spread: float) -> NDArray[np.float32]:

@@ -11,7 +11,7 @@ import pytest
 from mpipar.cryoem import alignment
 from mpipar.cryoem.alignment import Reference, make_reference, phases, shift_grid, slices_of
 from mpipar.cryoem.fourier import components
-from mpipar.cryoem.posterior import HALF_TURN, GridPosterior, SoftPlan, compressed
+from mpipar.cryoem.posterior import HALF_TURN, GridPosterior, SoftPlan, compressed, principal
 from mpipar.cryoem.rotations import angle_between, orientation_grid
 from mpipar.cryoem.symmetry import operators
 from tests.support import naive
@@ -178,6 +178,22 @@ def test_groups_of_images_change_nothing(
     np.testing.assert_allclose(found, expected, atol=0.04 * np.abs(expected).max())
 
 
+def test_images_one_by_one_in_their_own_orientations_give_the_same_sums(
+    reference: Reference, data: NDArray[np.float32], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    grid = GridPosterior(reference, GRID, PLAN, WANTED, WEIGHTS)
+    found = []
+    for share in (0.0, 2.0):  # never, and always
+        monkeypatch.setattr("mpipar.cryoem.posterior.OWN_ROWS", share)
+        values = np.zeros((3, len(GRID), data.shape[1]), np.float32)
+        expected = grid.expect(data, CENTRES)
+        values[:, expected.rows] = expected.values
+        found.append(values)
+    for part in range(3):
+        scale = np.abs(found[0][part]).max()
+        np.testing.assert_allclose(found[1][part], found[0][part], atol=0.02 * scale)
+
+
 def test_evidence_of_noise_is_below_zero_on_average(reference: Reference) -> None:
     """Its exponential has the mean 1 whatever the reference, so its mean is below 0 (Jensen)."""
     random = np.random.default_rng(6)
@@ -205,6 +221,42 @@ def test_compressed_slices_lose_no_more_than_they_may() -> None:
         assert lost.max() < 1.5 * allowed
     amounts, patterns = compressed(slices, weights, np.zeros(160))
     np.testing.assert_array_equal(amounts @ patterns, slices)
+
+
+def test_principal_patterns_are_those_of_every_image() -> None:
+    random = np.random.default_rng(8)
+    strong, weak = random.normal(size=(2, 2, 9))
+    values = np.stack(
+        [random.normal(size=(50, 2)) @ strong, 1e-4 * random.normal(size=(50, 2)) @ weak], axis=1
+    ).astype(np.float32)
+    patterns = principal(values)
+    assert patterns.shape == (4, 9)
+    np.testing.assert_allclose(patterns @ patterns.T, np.eye(4), atol=1e-5)
+    for b in range(2):
+        kept = values[:, b] @ patterns.T @ patterns
+        np.testing.assert_allclose(kept, values[:, b], atol=1e-3 * np.abs(values[:, b]).max())
+
+
+def test_flat_posteriors_give_the_same_sums_from_few_patterns(
+    reference: Reference, data: NDArray[np.float32], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weak = Reference(reference.transform * np.float32(0.05), reference.radius, reference.box)
+    grid = GridPosterior(weak, GRID, PLAN, WANTED, WEIGHTS)
+    whole = grid.expect(data, CENTRES)
+    used = []
+
+    def counted(values: NDArray[np.float32]) -> NDArray[np.float32]:
+        used.append(principal(values))
+        return used[-1]
+
+    monkeypatch.setattr("mpipar.cryoem.posterior.principal", counted)
+    monkeypatch.setattr("mpipar.cryoem.posterior.WEIGHTS_SAMPLED", 1)
+    fewer = grid.expect(data, CENTRES)
+    assert len(used) == 2
+    assert max(map(len, used)) < 0.6 * len(shift_grid(PLAN.reach, PLAN.shift_step))
+    for part in range(3):
+        scale = np.abs(whole.values[part]).max()
+        np.testing.assert_allclose(fewer.values[part], whole.values[part], atol=0.02 * scale)
 
 
 def test_half_turn_grid_is_half_of_a_grid() -> None:
