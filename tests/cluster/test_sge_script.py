@@ -12,11 +12,14 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import mrcfile
+import numpy as np
 import pytest
 
+from mpipar.errors import NoSignalError
 from tests.cluster.conftest import FIRST_ITERATION, results
 from tests.cluster.grid_engine import AGAIN, launcher_of, start_script
-from tests.cluster.particles import SYMMETRY
+from tests.cluster.particles import BOX, COUNT, PIXEL_SIZE, SYMMETRY
 from tests.cluster.slurm import wait_for
 
 if TYPE_CHECKING:
@@ -80,3 +83,18 @@ def test_wrong_input_is_not_queued_again(reference: Reference, tmp_path: Path) -
     script, log = start(reference, tmp_path, "bad", INPUT="none.star")
     assert script.wait(60) == 66, log.read_text()
     assert not (reference.folder / "bad").exists()
+
+
+def test_run_without_signal_is_not_queued_again(reference: Reference, tmp_path: Path) -> None:
+    folder, random = reference.folder, np.random.default_rng(0)
+    with mrcfile.new(folder / "noise.mrcs", overwrite=True) as file:
+        file.set_data(random.normal(size=(COUNT, BOX, BOX)).astype(np.float32))
+        file.voxel_size = PIXEL_SIZE
+    text = reference.files.star.read_text().replace("@particles.mrcs", "@noise.mrcs")
+    (folder / "noise.star").write_text(text)
+    script, log = start(reference, tmp_path, "noise", INPUT="noise.star", OPTIONS="--iter 2")
+    assert script.wait(90) == NoSignalError.exit_code, log.read_text()
+    said = log.read_text()
+    assert said.count("mpipar: no signal found: ") == 1
+    assert "refine: verdict failed, exit code 79" in said
+    assert "Traceback" not in said

@@ -87,7 +87,12 @@ def is_there(path: Path, pattern: str) -> bool:
 
 
 def refine_with_kills(
-    reference: refine_runs.Reference, folder: Path, ranks: int, kills: int, seed: int
+    reference: refine_runs.Reference,
+    folder: Path,
+    ranks: int,
+    kills: int,
+    seed: int,
+    stages: tuple[str, ...] = STAGES,
 ) -> str:
     """Kill workers of a refinement and compare its files; what it said."""
     dice = random.Random(seed)
@@ -95,7 +100,7 @@ def refine_with_kills(
     with job(ranks, reference.input.words("--path", path)) as started:
         jobs.wait_until(path.exists, started)
         victims = dice.sample(sorted(worker_processes(started).values()), kills)
-        for stage, pid in zip(sorted(dice.choices(STAGES, k=kills)), victims, strict=True):
+        for stage, pid in zip(sorted(dice.choices(stages, k=kills)), victims, strict=True):
             jobs.wait_until(functools.partial(is_there, path, stage), started)
             kill_at([dice.uniform(0, 0.1)], [pid])
         done = started.finish(LIMIT)
@@ -297,6 +302,13 @@ def test_refinement_has_the_same_bits_after_many_kills(
     reference: refine_runs.Reference, tmp_path: Path, ranks: int, seed: int
 ) -> None:
     refine_with_kills(reference, tmp_path, ranks, 1 + seed % min(3, ranks - 2), seed)
+
+
+def test_refinement_has_the_same_bits_if_a_worker_dies_in_a_soft_iteration(
+    reference: refine_runs.Reference, tmp_path: Path
+) -> None:
+    said = refine_with_kills(reference, tmp_path, 3, 1, 0, stages=STAGES[1:2])
+    assert said.index("is lost; ") < said.index(" soft  "), "before the iteration's row"
 
 
 def test_refinement_without_workers_can_be_resumed(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import mrcfile
 import numpy as np
@@ -148,3 +148,39 @@ def test_shells_that_no_image_fills_give_no_resolution() -> None:
     maps = Maps(np.stack([volume] * 2), volume, volume, unmasked, np.ones(9), np.ones(9))
     assert exports.resolutions(maps, BOX, PIXEL_SIZE) == (BOX * PIXEL_SIZE / 5,) * 2
     assert "where this run ended its maps" in exports.limit_of_pixels(maps, BOX, PIXEL_SIZE)
+
+
+def test_marked_maps_claim_no_resolution(
+    written: tuple[Small, Maps, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not even in pictures: what they would say is looked at."""
+    from mpipar.views import plots
+
+    drawn: dict[str, Any] = {}
+    made, maps, _ = written
+    start = alarms.StartingModel(made.inputs.model, 30.0)
+    marked = dataclasses.replace(maps, mark="NOTHING")
+    found = alarms.look(made.data, made.state, marked, [], start, finished=True)
+    assert found.evidence.directions is not None
+    assert found.evidence.directions.best < 30.0, "else there is nothing to keep from being said"
+    path = tmp_path / "marked"
+    with Project.create(path, settings={}, kind="refine") as project:
+        monkeypatch.setattr(exports, "draw_quality", lambda file, quality: file.touch())
+        monkeypatch.setattr(
+            plots, "picture", lambda file, *w, **t: (file.touch(), drawn.update(map=(w, t)))
+        )
+        monkeypatch.setattr(
+            plots,
+            "orientation_picture",
+            lambda file, *w, **t: (file.touch(), drawn.update(views=(w, t))),
+        )
+        exports.write_all(project, made.inputs, made.settings, made.data, made.state, found)
+    words, title = drawn["map"]
+    assert words[-1] == 0.0, "no resolution is drawn on the curve"
+    assert "NOTHING" in title["title"]
+    words, title = drawn["views"]
+    assert words[2].best == 30.0
+    assert title["title"] == "NOTHING"
+    with mrcfile.open(path / "map.mrc") as file:
+        assert list(file.get_labels()) == ["NOTHING"]
+    assert "resolution" not in exports.fsc_table(marked, BOX, PIXEL_SIZE)
