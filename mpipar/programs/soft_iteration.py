@@ -38,6 +38,9 @@ HELD_OUT: Final = 400  # particles, about, with which signal is looked for
 CERTAIN: Final = 3.0
 """Standard errors by which signal must show. In sets of noise the gain lay at -0.4 +- 1.2 of them,
 at most at 1.0; in images of the particle of which no more could be told, of SNR 0.05, at 2.3."""
+LEAST_GAIN: Final = 0.01
+"""Mean log-likelihood ratio per particle that signal must have: noise had up to 0.002, images of
+SNR 0.05 that could just be refined 0.06."""
 COARSE_SHAPE: Final = 0.5
 """Mean log-likelihood ratio per particle from which images hold the coarse shape. Noise gave up to
 0.02, and that by some standard errors: what the half maps share holds a little of each image's own
@@ -83,7 +86,7 @@ class Signal:
     @property
     def found(self) -> bool:
         """Whether there is detail beyond the start's filter that the images agree on."""
-        return self.gain > CERTAIN * self.error
+        return self.gain > max(LEAST_GAIN, CERTAIN * self.error)
 
 
 def soft_stage(data: Dataset, state: RefineState, plan: SoftPlan) -> SoftStage:
