@@ -12,6 +12,7 @@ and of the imaginary parts, added and subtracted, serve two orientations.
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
@@ -31,6 +32,14 @@ ROWS_PER_PRODUCT: Final = 1024
 """Shape of one matrix product: its two results stay in the processor's cache while they are turned
 into log-likelihoods."""
 HALF_TURN: Final = np.diag([-1.0, -1.0, 1.0])
+LOST: Final = 3e-4
+"""Power over noise that the slices of an orientation may lose when all are written as sums of a few
+patterns. Noise in an image makes log-likelihoods wrong by 1.4 times its square root at most, that
+is by 0.025 times a normal deviate."""
+LOST_OF_ONE: Final = 1e-5
+"""The same as a fraction of the slices' power, where the grey scale is free."""
+MOST_PATTERNS: Final = 0.8  # per component; with more, the slices themselves are multiplied
+SAMPLED: Final = 8  # one slice of so many is looked at to find out how many patterns are needed
 NEGLIGIBLE: Final = 0.03
 """An orientation is not back-projected for a group of images if each gives it less than this
 fraction of an even weight. So an image loses at most this fraction of its weight."""
@@ -80,15 +89,15 @@ class Expectation:
     """A block of images in all their poses.
 
     found       what is known of each image
-    rotations   (r, 3, 3) orientations of the grid that have weight
-    values      (r, v, 3) float32: the sums over images and shifts, weighted by the posterior, of
+    rows        (r,) numbers of the orientations of the grid that have weight
+    values      (3, r, v) float32: the sums over images and shifts, weighted by the posterior, of
                 CTF X / noise (real, imaginary part) and CTF^2 / noise
     explained   (w,) sum over images of the expected power that the reference explains, over noise;
                 for the components that tell poses
     """
 
     found: SoftPoses
-    rotations: NDArray[np.float64]
+    rows: NDArray[np.int64]
     values: NDArray[np.float32]
     explained: NDArray[np.float64]
 
@@ -102,11 +111,13 @@ class GridPosterior:
         orientations: NDArray[np.float32],
         plan: SoftPlan,
         wanted: Components,
+        weights: NDArray[np.float32],
     ) -> None:
         """Take the slices of the reference.
 
         orientations   (m, 3, 3); the half-turned ones are understood
         wanted         components out to plan.insertion_radius
+        weights        (v,) 1 / noise of these
         """
         self._plan, self._wanted, self._box = plan, wanted, reference.box
         self._orientations = orientations
@@ -116,6 +127,11 @@ class GridPosterior:
         self._real = np.ascontiguousarray(flat[:, 0::2])
         self._imaginary = np.ascontiguousarray(flat[:, 1::2])
         self._power = self._real**2 + self._imaginary**2
+        known = weights[: self._count]
+        lost = LOST * np.ones(len(flat))
+        if plan.free_scale:
+            lost = LOST_OF_ONE * (self._power @ known)
+        self._factors = [compressed(part, known, lost) for part in (self._real, self._imaginary)]
         self._grid = shift_grid(plan.reach, plan.shift_step)
         self._prior = log_prior(self._grid, plan.spread)
 
@@ -125,67 +141,53 @@ class GridPosterior:
         data      (b, v, 3) from `alignment.weigh`
         centres   (b, 2) shifts in pixels about which the grid of shifts lies
         """
-        group = max(1, COLUMNS_PER_PRODUCT // len(self._grid))
         m, v = len(self._real), data.shape[1]
-        sums = np.zeros((2, m, v), np.float32)
-        weights = np.zeros((m, v), np.float32)
-        found = []
-        for first in range(0, len(data), group):
-            part = slice(first, first + group)
-            found.append(self._expect_group(data[part], centres[part], sums, weights))
-        rows = np.flatnonzero(weights.any(axis=1))
-        values = np.stack([sums[0, rows], sums[1, rows], weights[rows]], axis=2)
-        known = values[:, : self._count]
-        cross = self._real[rows] * known[..., 0] + self._imaginary[rows] * known[..., 1]
-        power = self._power[rows] * known[..., 2]
-        explained = (2.0 * cross - power).sum(axis=0, dtype=np.float64)
-        rotations = self._orientations[rows].astype(np.float64)
-        return Expectation(_joined(found), rotations, values, explained)
+        sums = np.zeros((3, m, v), np.float32)
+        groups = self._groups(len(data))
+        found = [self._expect_group(data[part], centres[part], sums) for part in groups]
+        rows = np.flatnonzero(sums[2].any(axis=1))
+        values = sums if len(rows) == m else np.ascontiguousarray(sums[:, rows])
+        explained = np.zeros(self._count)
+        pose_weights.explain(values, rows, self._real, self._imaginary, self._power, explained)
+        return Expectation(_joined(found), rows, values, explained)
 
     def evidence(
         self, data: NDArray[np.float32], centres: NDArray[np.float64]
     ) -> NDArray[np.float64]:
         """Return the evidence (b,) of `SoftPoses` alone, for images as in `expect`."""
-        group = max(1, COLUMNS_PER_PRODUCT // len(self._grid))
         parts = []
-        for first in range(0, len(data), group):
-            part = data[first : first + group]
-            columns = self._columns(part, centres[first : first + group])
-            own, turned, largest = self._log_likelihoods(part, columns)
-            by_row, totals = self._weights(own, turned, largest)
-            parts.append(evidence_of(largest, totals, by_row.shape[1]))
+        for part in self._groups(len(data)):
+            columns = self._columns(data[part], centres[part])
+            parts.append(self._weights(data[part], columns).evidence(len(self._real)))
         return np.concatenate(parts)
 
-    def _weights(
-        self, first: NDArray[np.float32], second: NDArray[np.float32], largest: NDArray[np.float32]
-    ) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
-        """Make log-likelihoods weights; return these by orientation (2, m, b), and all, (b,)."""
-        by_row = np.empty((2, len(first), len(largest)), np.float32)
-        totals = np.zeros(len(largest))
-        high = np.repeat(largest, len(self._grid))
-        pose_weights.exponentiate(first, second, high, by_row[0], by_row[1], totals)
-        return by_row, totals
+    def _groups(self, count: int) -> list[slice]:
+        """Cut a block of images into those that are multiplied at once."""
+        groups = math.ceil(count / max(1, COLUMNS_PER_PRODUCT // len(self._grid)))
+        ends = np.linspace(0, count, groups + 1).astype(int).tolist()
+        return [slice(*pair) for pair in itertools.pairwise(ends)]
 
     def _expect_group(
-        self,
-        data: NDArray[np.float32],
-        centres: NDArray[np.float64],
-        sums: NDArray[np.float32],
-        weights: NDArray[np.float32],
+        self, data: NDArray[np.float32], centres: NDArray[np.float64], sums: NDArray[np.float32]
     ) -> SoftPoses:
-        """Add a group of images to the sums and weights of each orientation."""
+        """Add a group of images to the sums of each orientation, (3, m, v)."""
         columns = self._columns(data, centres)
-        first, second, largest = self._log_likelihoods(data, columns)
-        by_row, totals = self._weights(first, second, largest)
-        by_row /= totals.astype(np.float32)
-        either = by_row[0] + by_row[1]
-        rows = np.flatnonzero(either.max(axis=1) >= NEGLIGIBLE / (2 * len(first)))
-        scale = np.repeat(1.0 / totals, len(self._grid)).astype(np.float32)
-        own, turned = first[rows] * scale, second[rows] * scale
-        sums[0, rows] += (own + turned) @ columns[0].T
-        sums[1, rows] += (own - turned) @ columns[1].T
-        weights[rows] += either[rows] @ data[:, :, 2]
-        return self._found(by_row, first, second, (largest, totals), centres)
+        weights = self._weights(data, columns)
+        poses = self._poses(weights, centres)
+        by_row = np.empty((len(weights.rows), len(data)), np.float32)
+        shares = np.zeros(columns.shape[2])
+        least = np.float32(NEGLIGIBLE / (2 * len(self._real)))
+        first, second, rows, totals = weights.first, weights.second, weights.rows, weights.totals
+        count = pose_weights.halve(first, second, rows, weights.sums, totals, least, by_row, shares)
+        contrast = np.ascontiguousarray(data[:, :, 2])
+        real, imaginary = columns.transpose(0, 2, 1)
+        for start in range(0, count, ROWS_PER_PRODUCT):
+            part = slice(start, min(count, start + ROWS_PER_PRODUCT))
+            pose_weights.add_rows(first[part] @ real, rows[part], sums[0])
+            pose_weights.add_rows(second[part] @ imaginary, rows[part], sums[1])
+            pose_weights.add_rows(by_row[part] @ contrast, rows[part], sums[2])
+        offset = shares.reshape(len(data), -1) @ (self._grid**2).sum(axis=1)
+        return SoftPoses(poses, 1.0 / totals, weights.evidence(len(self._real)), offset)
 
     def _columns(
         self, data: NDArray[np.float32], centres: NDArray[np.float64]
@@ -197,71 +199,105 @@ class GridPosterior:
         flat = moved.reshape(-1, moved.shape[2]).T
         return np.stack([flat.real, flat.imag])
 
-    def _log_likelihoods(
-        self, data: NDArray[np.float32], columns: NDArray[np.float32]
-    ) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]:
-        """Return those of all orientations (m, b s), of the half-turned ones, the largest (b,)."""
+    def _weights(self, data: NDArray[np.float32], columns: NDArray[np.float32]) -> PoseWeights:
+        """Return the weights of all orientations that have any, for a group of images."""
         m, b = len(self._real), len(data)
+        rows = np.empty(m, np.int64)
         first = np.empty((m, columns.shape[2]), np.float32)
         second = np.empty_like(first)
         largest = np.full(b, -np.inf, np.float32)
+        highest = np.empty((m, b), np.float32)
         prior = np.tile(self._prior, b)
-        count = self._count
-        power = np.ascontiguousarray(data[:, :count, 2].T)
+        power = np.ascontiguousarray(data[:, : self._count, 2].T)
+        (real, real_patterns), (imaginary, imaginary_patterns) = self._factors
+        moved = real_patterns @ columns[0, : self._count]
+        turned = imaginary_patterns @ columns[1, : self._count]
+        count = 0
         for start in range(0, m, ROWS_PER_PRODUCT):
             part = slice(start, start + ROWS_PER_PRODUCT)
-            np.matmul(self._real[part], columns[0, :count], out=first[part])
-            np.matmul(self._imaginary[part], columns[1, :count], out=second[part])
+            one, two, high = real[part] @ moved, imaginary[part] @ turned, highest[part]
             quadratic = self._power[part] @ power
-            pose_weights.log_likelihoods(
-                first[part], second[part], quadratic, prior, self._plan.free_scale, largest
+            pose_weights.log_likelihoods(one, two, quadratic, prior, self._plan.free_scale, high)
+            count = pose_weights.keep_likely(
+                one, two, high, largest, start, rows, first, second, count
             )
-        return first, second, largest
-
-    def _found(
-        self,
-        by_row: NDArray[np.float32],
-        first: NDArray[np.float32],
-        second: NDArray[np.float32],
-        high: tuple[NDArray[np.float32], NDArray[np.float64]],
-        centres: NDArray[np.float64],
-    ) -> SoftPoses:
-        """Return what the weights say of each image."""
-        largest, totals = high
-        b, s = len(totals), len(self._grid)
-        images = np.arange(b)
-        turned, row = np.divmod(by_row.reshape(-1, b).argmax(axis=0), len(first))
-        weights = np.where(
-            turned[:, None] > 0,
-            second.reshape(-1, b, s)[row, images],
-            first.reshape(-1, b, s)[row, images],
+        totals = np.zeros(b)
+        sums = np.empty((2, count, b), np.float32)
+        count = pose_weights.exponentiate(
+            first, second, rows[:count], highest, largest, sums, totals
         )
-        best = weights.argmax(axis=1)
+        sums = np.ascontiguousarray(sums[:, :count])
+        return PoseWeights(rows[:count], first[:count], second[:count], sums, largest, totals)
+
+    def _poses(self, weights: PoseWeights, centres: NDArray[np.float64]) -> Poses:
+        """Return the most probable poses."""
+        b, s = len(centres), len(self._grid)
+        images = np.arange(b)
+        turned, place = np.divmod(weights.sums.reshape(-1, b).argmax(axis=0), len(weights.rows))
+        by_shift = np.where(
+            turned[:, None] > 0,
+            weights.second.reshape(-1, b, s)[place, images],
+            weights.first.reshape(-1, b, s)[place, images],
+        )
+        best = by_shift.argmax(axis=1)
         # the weight is exp(log-likelihood + prior - largest)
-        score = largest + np.log(weights[images, best]) - self._prior[best]
-        rotations = self._orientations[row].astype(np.float64)
+        score = weights.largest + np.log(by_shift[images, best]) - self._prior[best]
+        rotations = self._orientations[weights.rows[place]].astype(np.float64)
         rotations[turned > 0] = rotations[turned > 0] @ HALF_TURN
-        squared = (self._grid**2).sum(axis=1)
-        shares = np.zeros((b, s))
-        for weight in (first, second):
-            shares += weight.reshape(-1, b, s).sum(axis=0)
-        offset = (shares / totals[:, None]) @ squared
-        evidence = evidence_of(largest, totals, len(first))
-        poses = Poses(rotations, centres + self._grid[best], 0.5 * score.astype(np.float64))
-        return SoftPoses(poses, 1.0 / totals, evidence, offset)
+        return Poses(rotations, centres + self._grid[best], 0.5 * score.astype(np.float64))
+
+
+@dataclass(frozen=True)
+class PoseWeights:
+    """The weights of poses of a group of images, relative to the best pose of each.
+
+    rows            (n,) numbers of the orientations that have weight
+    first, second   (n, b s) those of the orientation and of the half-turned one, at each shift
+    sums            (2, n, b) these summed over shifts
+    largest         (b,) log-likelihood and logarithm of the prior of the best pose
+    totals          (b,) all weights of an image, added up
+    """
+
+    rows: NDArray[np.int64]
+    first: NDArray[np.float32]
+    second: NDArray[np.float32]
+    sums: NDArray[np.float32]
+    largest: NDArray[np.float32]
+    totals: NDArray[np.float64]
+
+    def evidence(self, orientations: int) -> NDArray[np.float64]:
+        """Return the log-likelihood ratio (b,): the mean over orientations, each as likely."""
+        return np.asarray(self.largest + np.log(self.totals) - math.log(2 * orientations))
+
+
+def compressed(
+    slices: NDArray[np.float32], weights: NDArray[np.float32], lost: NDArray[np.float64]
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Write slices (m, w) as amounts (m, r) of patterns (r, w), with as few patterns as will do.
+
+    Particles are compact and references smooth, so slices of all orientations resemble each other.
+
+    weights   (w,) 1 / noise
+    lost      (m,) power over noise that each slice may lose
+    """
+    scale = np.sqrt(weights.astype(np.float64))
+    scaled = slices * scale.astype(np.float32)
+    _, patterns = np.linalg.eigh((scaled.T @ scaled).astype(np.float64))
+    patterns = np.ascontiguousarray(patterns[:, ::-1].T)  # those with most power first
+    amounts = scaled @ patterns.T.astype(np.float32)
+    some = amounts[::SAMPLED].astype(np.float64)
+    left = np.cumsum((some**2)[:, ::-1], axis=1)[:, ::-1]
+    count = int(np.count_nonzero((left > lost[::SAMPLED, None]).any(axis=0)))
+    if count > MOST_PATTERNS * slices.shape[1]:
+        return slices, np.eye(slices.shape[1], dtype=np.float32)
+    used = np.asarray(patterns[:count] / scale, np.float32)
+    return np.ascontiguousarray(amounts[:, :count]), used
 
 
 def log_prior(grid: NDArray[np.float64], spread: float) -> NDArray[np.float32]:
     """Return the logarithm of the prior probability (s,) of shifts: a Gaussian, on a grid."""
     exponent = -(grid**2).sum(axis=1) / (2.0 * spread**2)
     return np.asarray(exponent - math.log(np.exp(exponent).sum()), np.float32)
-
-
-def evidence_of(
-    largest: NDArray[np.float32], totals: NDArray[np.float64], rows: int
-) -> NDArray[np.float64]:
-    """Return the log-likelihood ratio (b,): the mean over all orientations, each as likely."""
-    return np.asarray(largest + np.log(totals) - math.log(2 * rows))
 
 
 def _joined(parts: list[SoftPoses]) -> SoftPoses:

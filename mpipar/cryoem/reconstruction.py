@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
@@ -25,6 +25,10 @@ SLICES_PER_VOXEL = 8
 """Bound on the sum of trilinear weights that one slice can add to one voxel: 5.7 voxels^2 of
 plane have at most 4 samples, and Friedel mates double that."""
 LARGEST_SUM_BITS = 62
+UNIT: Final = 2**12
+"""Trilinear weights of slices that are added up by orientation are multiples of 1 / UNIT. The sums
+by orientation have as many bits fewer, of 62 less those of 8 slices per particle: enough that of a
+million particles, each gives something to each of 10^5 orientations."""
 LARGEST_EXPONENT = 1000  # of a scale: a float64 holds 2^1023
 
 
@@ -83,6 +87,34 @@ def insert(
     insertion.insert_slices(
         np.ascontiguousarray(values), np.ascontiguousarray(rotations), frequencies, pair, sums
     )
+
+
+class OrientationSums:
+    """Sums of slices by orientation, for a grid of orientations that many slices have.
+
+    They are whole numbers, and so is what `inserted` makes of them: the result for several such
+    sums, added up, is the same bits whichever slices each of them was given.
+    """
+
+    def __init__(
+        self, orientations: NDArray[np.floating], wanted: Components, scales: FixedPoint
+    ) -> None:
+        """Take a grid of orientations (m, 3, 3) and the components (v) that slices have."""
+        self._orientations, self._wanted, self._scales = orientations, wanted, scales
+        self._totals = np.zeros((3, len(orientations), len(wanted.frequencies)), np.int64)
+
+    def add(self, values: NDArray[np.float32], rows: NDArray[np.int64]) -> None:
+        """Add slices (3, n, v), as in `insert` but for the axes, of the orientations `rows`."""
+        pair = np.array([self._scales.value / UNIT, self._scales.weight / UNIT])
+        insertion.add_whole(np.ascontiguousarray(values), rows, pair, self._totals)
+
+    def inserted(self, radius: int) -> NDArray[np.int64]:
+        """Return the sums of `empty_sums(radius)` with all slices inserted."""
+        sums = empty_sums(radius)
+        frequencies = np.ascontiguousarray(self._wanted.frequencies * OVERSAMPLING)
+        turned = np.ascontiguousarray(self._orientations, np.float64)
+        insertion.insert_whole(self._totals, turned, frequencies, UNIT, sums)
+        return sums
 
 
 @dataclass(frozen=True)

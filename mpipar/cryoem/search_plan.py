@@ -29,6 +29,10 @@ COARSEST_STEP = 12.0
 """Degrees between orientations of a soft iteration, at most."""
 SHIFT_RANGE = 0.085
 """Search range for the centre, as a fraction of the box."""
+SPREADS = 2.75
+"""Range of the shifts in a soft iteration, as a multiple of their standard deviation along one
+axis: 2 % of normal shifts are larger, and the next iterations can still find those."""
+FEWEST_STEPS = 2.0  # of a shift, out to which a soft iteration looks at least
 
 
 def finer_for(symmetry_order: int) -> float:
@@ -125,13 +129,19 @@ def plan_soft(
     finest = round(SOFT_DETAIL * finer_for(sampling.symmetry_order) * widest)
     finest = min(finest, LARGEST_COARSE, sampling.finest_shell)
     radius = min(sampling.alignment_radius(resolved_shell), finest)
-    reach = max(3.0, SHIFT_RANGE * sampling.box)
+    widest_reach = max(3.0, SHIFT_RANGE * sampling.box)
+    shift_step = min(widest_reach / 2.5, sampling.box / (4.0 * radius))
+    if spread is None:
+        reach, spread = widest_reach, widest_reach / 2.0
+    else:
+        spread = min(max(spread, widest_reach / 5.0), widest_reach)
+        reach = min(widest_reach, max(FEWEST_STEPS * shift_step, SPREADS * spread))
     return SoftPlan(
         radius=radius,
         insertion_radius=min(max(finest, start_shell + BEYOND_START), sampling.finest_shell),
         step=min(COARSEST_STEP, GRID_STEP * COARSE_DETAIL * widest / radius),
         reach=reach,
-        shift_step=min(reach / 2.5, sampling.box / (4.0 * radius)),
-        spread=reach / 2.0 if spread is None else min(max(spread, reach / 5.0), reach),
+        shift_step=shift_step,
+        spread=spread,
         free_scale=free_scale,
     )

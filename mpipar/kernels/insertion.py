@@ -60,6 +60,74 @@ def insert_slices(values, rotations, frequencies, scales, sums):
                     flat[p + two] += int(math.floor(w * weight + 0.5))
 
 
+@kernel(
+    "void(float32[:,:,::1], int64[::1], float64[::1], int64[:,:,::1])",
+    changes=(3,),
+)
+def add_whole(values, rows, scales, totals):
+    """Add slices to those of the same orientation, in whole numbers.
+
+    values  (3, n, v) float32    real part, imaginary part, weight
+    rows    (n,) int64           the orientation of each slice
+    scales  (2,) float64         integers per unit of value and of weight
+    totals  (3, m, v) int64      in place
+    """
+    for part in range(3):
+        scale = scales[part // 2]
+        for n in range(rows.size):
+            row = totals[part, rows[n]]
+            for v in range(row.size):
+                row[v] += int(math.floor(values[part, n, v] * scale + 0.5))
+
+
+@kernel(
+    "void(int64[:,:,::1], float64[:,:,::1], float32[:,::1], int64, int64[:,:,:,::1])",
+    changes=(4,),
+)
+def insert_whole(totals, rotations, frequencies, unit, sums):
+    """Add slices of whole numbers, with trilinear weights that are whole numbers.
+
+    So the sums of several lists of slices are those of the sum of the lists, to the bit.
+
+    totals       (3, m, v) int64   real part, imaginary part, weight
+    rotations    (m, 3, 3) float64
+    frequencies  (v, 2) float32    kx, ky in voxels of the sums
+    unit         int               that trilinear weights are multiples of 1 / unit of
+    sums         (d, d, h, 3) int64   in place; `unit` times too large
+    """
+    flat = sums.reshape(-1)
+    side, height = sums.shape[0], sums.shape[2]
+    centre = side // 2
+    three, row, plane = np.uint64(3), np.uint64(3 * height), np.uint64(3 * height * side)
+    one, two = np.uint64(1), np.uint64(2)
+    for m in range(rotations.shape[0]):
+        columns = columns_of(rotations[m])
+        for v in range(frequencies.shape[0]):
+            real, imaginary, weight = totals[0, m, v], totals[1, m, v], totals[2, m, v]
+            if real == 0 and imaginary == 0 and weight == 0:
+                continue
+            frequency = frequencies[v, 0], frequencies[v, 1]
+            x, y, z, sign = point_of(columns, frequency, 1.0, centre)
+            imaginary *= int(sign)
+            i, j, k = int(x), int(y), int(z)
+            fx, fy, fz = x - i, y - j, z - k
+            at = np.uint64(((k * side + j) * height + i) * 3)
+            for dz in range(2):
+                wz = unit * (fz if dz else 1.0 - fz)
+                for dy in range(2):
+                    wy = wz * (fy if dy else 1.0 - fy)
+                    p = at + (plane if dz else np.uint64(0)) + (row if dy else np.uint64(0))
+                    w = int(wy * (1.0 - fx) + 0.5)
+                    flat[p] += w * real
+                    flat[p + one] += w * imaginary
+                    flat[p + two] += w * weight
+                    p += three
+                    w = int(wy * fx + 0.5)
+                    flat[p] += w * real
+                    flat[p + one] += w * imaginary
+                    flat[p + two] += w * weight
+
+
 @kernel("void(float32[:,:,:,::1], float64[:,::1], float64, float32[:,:,:,::1])", changes=(3,))
 def add_rotated(source, rotation, radius, target):
     """Turn `source` by one symmetry operator and add it to `target`.

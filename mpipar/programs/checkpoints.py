@@ -125,6 +125,7 @@ def commit(
         "map": maps.combined,
         "fsc_unmasked": maps.unmasked,
         "fsc_masked": maps.masked,
+        "fsc_corrected": maps.corrected,
     }
     attributes = {**_state_attributes(state), "history": [asdict(step) for step in history]}
     project.commit(state.iteration, arrays, attributes)
@@ -239,6 +240,6 @@ def _matches_of(arrays: Mapping[str, NDArray[Any]], count: int) -> Matches:
 def load_maps(project: Project) -> Maps:
     """Load the maps of the latest commit."""
     arrays = _latest(project).arrays
-    names = ("half_maps", "mask", "map", "fsc_unmasked", "fsc_masked", "fsc")
+    names = ("half_maps", "mask", "map", "fsc_unmasked", "fsc_masked", "fsc_corrected")
     with _understood(project):
         return Maps(*(arrays[name] for name in names))

@@ -154,6 +154,7 @@ def _draw(
     resolution = 0.0 if maps.mark else resolutions(maps, inputs.box, inputs.pixel_size)[0]
     limited = limit_of_pixels(maps, inputs.box, inputs.pixel_size)
     note = "; at least this resolution, limited by the pixels" if limited else ""
+    note = f"; {maps.mark}" if maps.mark else note
     picture(
         path,
         volume,

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
+
+import numpy as np
 
 from mpipar.cryoem.orientation_spread import view_density
 
@@ -20,13 +23,17 @@ def draw_orientations(path: Path, findings: Findings, state: RefineState, data: 
 
     geometry, directions = data.geometry, findings.evidence.directions
     assert directions is not None  # it is measured at the end
+    mark = findings.maps.mark
+    if mark:  # then nothing finer than the start is claimed in any direction
+        coarse = np.maximum(directions.resolution, findings.evidence.start.resolution)
+        directions = replace(directions, resolution=coarse)
     orientation_picture(
         path,
         view_density(state.poses.rotations, data.symmetry),
         findings.maps.corrected,
         directions,
         geometry.box * geometry.pixel_size,
-        title=findings.maps.mark or _spread_in_words(findings.evidence),
+        title=mark or _spread_in_words(findings.evidence),
     )
 
 

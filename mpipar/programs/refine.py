@@ -300,7 +300,7 @@ def _refine(session: RefineSession, data: Dataset, state: RefineState) -> Findin
     """
     settings = session.settings
     maps: Maps | None = None
-    tested = any(step.kind != SOFT for step in session.history)
+    tested = len(session.history) > 1 and session.history[-1].kind != SOFT
     while not (decision := decide(session.history, settings.iter, settings.targetres)).stop:
         signals.check()
         early = len(session.history) + 1 >= settings.iter  # soft iterations were cut short
@@ -336,9 +336,10 @@ def _require_signal(session: RefineSession, data: Dataset, state: RefineState, m
         signal = _signal(session, data, state, maps)
     if signal.found:
         return True
-    start = session.inputs.box * session.inputs.pixel_size / data.start_shell
+    start = dataset.lowpass_of(session.inputs, session.settings, len(data.symmetry))
     with session.phase("writing results"):
-        findings = _look(session, data, state, replace(maps, mark=NO_SIGNAL), finished=True)
+        marked = replace(maps, mark=NO_SIGNAL)
+        findings = replace(_look(session, data, state, marked, finished=True), alarms=())
         exports.write_all(session.project, session.inputs, session.settings, data, state, findings)
     raise NoSignalError(signal.verdict(start, str(session.project.path)))
 

@@ -38,15 +38,20 @@ class SoftState:
     wanted: Components
     lock: threading.Lock = field(default_factory=threading.Lock)
     grids: dict[str, GridPosterior] = field(default_factory=dict)
-    sums: dict[str, NDArray[np.int64]] = field(default_factory=dict)
+    sums: dict[str, reconstruction.OrientationSums] = field(default_factory=dict)
 
-    def grid(self, name: str, geometry: ImageGeometry, plan: SoftPlan) -> GridPosterior:
-        """Return the grid of the shared reference of this name."""
+    def grid(
+        self, name: str, geometry: ImageGeometry, plan: SoftPlan, spectrum: NDArray[np.float64]
+    ) -> GridPosterior:
+        """Return the grid of the shared reference of this name, for noise (s,)."""
         with self.lock:
             if name not in self.grids:
                 reference = Reference(self.shared[name], plan.radius, geometry.box)
                 orientations = self.shared["orientations"]
-                self.grids[name] = GridPosterior(reference, orientations, plan, self.wanted)
+                weights = noise.weights(spectrum, self.wanted)
+                self.grids[name] = GridPosterior(
+                    reference, orientations, plan, self.wanted, weights
+                )
             return self.grids[name]
 
 
@@ -72,7 +77,7 @@ class SoftStage(Stage):
         rows: ParticleRows = task.payload
         wanted, spectrum = state.wanted, spectrum_of(state.shared, rows.half, self.geometry)
         masked, data = weighted(rows, block["images"], self.geometry, wanted, spectrum)
-        grid = state.grid(f"reference{rows.half}", self.geometry, self.plan)
+        grid = state.grid(f"reference{rows.half}", self.geometry, self.plan, spectrum)
         expected = grid.expect(data, rows.poses.shifts)
         power = wanted.shell_sums(masked.real**2 + masked.imag**2).sum(axis=0)
         if not self.plan.free_scale:  # else the grey scale of the reference is not the images'
@@ -80,16 +85,18 @@ class SoftStage(Stage):
             explained = inner.shell_sums(expected.explained)
             power[: len(explained)] -= explained * spectrum[: len(explained)]
         values = expected.values
-        values[:, 0] *= 0.5  # zero frequency is its own Friedel mate
+        values[:, :, 0] *= 0.5  # zero frequency is its own Friedel mate
         with state.lock:
             name = f"half{rows.half}"
             if name not in state.sums:
-                state.sums[name] = reconstruction.empty_sums(self.plan.insertion_radius)
-            reconstruction.insert(state.sums[name], values, expected.rotations, wanted, self.scales)
+                orientations = state.shared["orientations"]
+                state.sums[name] = reconstruction.OrientationSums(orientations, wanted, self.scales)
+            state.sums[name].add(values, expected.rows)
         return SoftResult(expected.found, power)
 
     def partial(self, state: SoftState) -> dict[str, NDArray[np.int64]]:
-        return state.sums
+        radius = self.plan.insertion_radius
+        return {name: sums.inserted(radius) for name, sums in state.sums.items()}
 
 
 class HeldOutStage(Stage):
@@ -114,7 +121,7 @@ class HeldOutStage(Stage):
         spectrum = spectrum_of(state.shared, rows.half, self.geometry)
         _, data = weighted(rows, block["images"], self.geometry, state.wanted, spectrum)
         grids = [
-            state.grid(f"{name}{rows.half}", self.geometry, self.plan)
+            state.grid(f"{name}{rows.half}", self.geometry, self.plan, spectrum)
             for name in ("reference", "coarse")
         ]
         return np.stack([grid.evidence(data, rows.poses.shifts) for grid in grids], axis=1)

@@ -22,8 +22,15 @@ from mpipar.cryoem.alignment import (
     slices_of,
     weigh,
 )
-from mpipar.cryoem.fourier import components
-from mpipar.cryoem.reconstruction import empty_sums, fixed_point, half_sums, insert
+from mpipar.cryoem.fourier import components, filter_shells, lowpass_gain
+from mpipar.cryoem.posterior import GridPosterior, SoftPlan
+from mpipar.cryoem.reconstruction import (
+    OrientationSums,
+    empty_sums,
+    fixed_point,
+    half_sums,
+    insert,
+)
 from mpipar.cryoem.rotations import orientation_grid
 from mpipar.cryoem.symmetry import operators
 from tests.support import naive
@@ -100,3 +107,47 @@ def test_symmetry_average(benchmark: Any, data: np.ndarray) -> None:
     insert(sums, np.ascontiguousarray(data[:, : len(wanted.shell)]), TURNS, wanted, scales)
     halves = benchmark(half_sums, sums, scales, operators("O"), BOX)
     assert halves.weight.any()
+
+
+SOFT_RADIUS = 11
+SOFT_PLAN = SoftPlan(
+    radius=SOFT_RADIUS,
+    insertion_radius=SOFT_RADIUS,
+    step=8.2,
+    reach=5.4,
+    shift_step=1.45,
+    spread=2.0,
+    free_scale=False,
+)
+
+
+@pytest.mark.parametrize(("posterior", "shells", "power"), [("flat", 5, 0.3), ("sharp", 11, 200.0)])
+def test_soft_iteration(benchmark: Any, posterior: str, shells: int, power: float) -> None:
+    """One block of a soft iteration; divide by COUNT for the time per image.
+
+    shells  that the reference has
+    power   of the images' signal over noise
+    """
+    wanted = components(BOX, SOFT_RADIUS)
+    truth = naive.blobs(BOX).volume(BOX)
+    clean = slices_of(make_reference(truth, SOFT_RADIUS), TURNS, wanted.frequencies)
+    noise = 2.0 * float((clean.astype(np.float64) ** 2).sum(axis=1).mean()) / power
+    off = np.random.default_rng(0).normal(scale=np.sqrt(noise / 2), size=clean.shape)
+    weights = np.full(len(wanted.shell), 1.0 / noise, np.float32)
+    images = (clean + off.astype(np.float32)).view(np.complex64)
+    data = weigh(images, np.full(images.shape, np.sqrt(0.5), np.float32), weights)
+    reference = make_reference(filter_shells(truth, lowpass_gain(BOX, shells)), SOFT_RADIUS)
+    grid = orientation_grid(
+        SOFT_PLAN.step, operators("C1"), np.random.SeedSequence(1), half_turn=True
+    )
+    posterior_of = GridPosterior(reference, grid, SOFT_PLAN, wanted, weights)
+    sums = OrientationSums(grid, wanted, fixed_point(float(np.abs(data).max()), 1.0, COUNT))
+
+    def block() -> float:
+        expected = posterior_of.expect(data, np.zeros((COUNT, 2)))
+        sums.add(expected.values, expected.rows)
+        return float(expected.found.peak.mean())
+
+    peak = benchmark(block)
+    benchmark.extra_info["images"] = COUNT
+    assert peak < 0.01 if posterior == "flat" else peak > 0.1

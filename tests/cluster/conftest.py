@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 ROOT: Final = Path(__file__).parents[2]
 NODES: Final = 4
 PATIENCE: Final = 280  # seconds for a test; a requeued job waits a while for its second start
-FIRST_ITERATION: Final = re.compile(r"^ +1 +all .*$", re.MULTILINE)  # its row in the log
+FIRST_ITERATION: Final = re.compile(r"^ +1 +soft .*$", re.MULTILINE)  # its row in the log
 RESULTS: Final = ("map.mrc", "half1.mrc", "half2.mrc", "particles.star", "fsc.txt")
 
 

@@ -41,7 +41,7 @@ def verdict(reference: Reference, run: str) -> dict[str, object]:
 
 def table(log: str) -> list[list[str]]:
     """Iteration, search, resolution and moved; what was stolen and how long it took may differ."""
-    rows = re.findall(r"^ +(\d+) +(all|local) +([\d.]+) +([\d.]+) ", log, re.MULTILINE)
+    rows = re.findall(r"^ +(\d+) +(soft|all|local) +([\d.]+) +([\d.]+) ", log, re.MULTILINE)
     return [list(row) for row in rows]
 
 

@@ -118,7 +118,7 @@ def test_killed_within_a_commit(
     done = tuple(commits(path))
     assert done in left
     said = goes_on(reference, path, **how)
-    computed = [int(n) for n in re.findall(r"^ +(\d+) +all ", said, re.MULTILINE)]
+    computed = [int(n) for n in re.findall(r"^ +(\d+) +(?:soft|all) ", said, re.MULTILINE)]
     assert computed == [n for n in (1, 2) if n not in done], "only what was not kept"
 
 

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import shutil
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from mpipar.errors import StoppedError
+from mpipar.programs import checkpoints, convergence, refine
+from mpipar.store.project import Project
 from tests.support import jobs, refine_input, refine_runs
 
 if TYPE_CHECKING:
@@ -73,9 +76,9 @@ def test_settings_that_make_another_run_are_refused(
 
 
 def test_input_that_has_changed_is_refused(tmp_path: Path) -> None:
-    made = refine_input.make_input(tmp_path / "input", count=40)
+    made = refine_input.make_input(tmp_path / "input", count=60)
     path = tmp_path / "run"
-    words = made.words("--path", path, "--parallel=thread:2", iterations=1)
+    words = made.words("--path", path, "--parallel=thread:2")
     done = refine_runs.run_here(words, tmp_path)
     assert done.returncode == 0, done.stderr
     before = {file.name: file.read_bytes() for file in path.iterdir() if file.is_file()}
@@ -92,6 +95,48 @@ def test_input_that_has_changed_is_refused(tmp_path: Path) -> None:
     assert resume(path)[0] == 66
     for name in refine_runs.FILES:
         assert (path / name).read_bytes() == before[name]
+
+
+COUNT = 80
+STOPS = ("iteration 2: soft", "looking for signal", "iteration 4: search", "iteration 5: local")
+
+
+@pytest.fixture
+def each_kind_soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two soft iterations, two searches, then local ones."""
+    for name in ("FEWEST_SOFT", "MOST_SOFT", "FEWEST_EXHAUSTIVE", "MOST_EXHAUSTIVE"):
+        monkeypatch.setattr(convergence, name, 2)
+
+
+@pytest.mark.usefixtures("each_kind_soon")
+def test_a_run_stopped_in_each_kind_of_iteration_ends_with_the_same_bits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = refine_input.make_input(tmp_path / "input", count=COUNT)
+    words = made.words("--parallel=thread:2", iterations=6)
+    whole = refine_runs.run_here([*words, "--path", str(tmp_path / "whole")], tmp_path)
+    assert whole.returncode == 0, whole.stderr
+    left = list(STOPS)
+    really = refine.RefineSession.run
+
+    def run(self: refine.RefineSession, label: str, *arguments: Any, **facts: Any) -> Any:
+        outcome = really(self, label, *arguments, **facts)
+        if left and label == left[0]:  # all its work is lost
+            left.pop(0)
+            raise StoppedError(f"stopped in {label}")
+        return outcome
+
+    monkeypatch.setattr(refine.RefineSession, "run", run)
+    path = tmp_path / "run"
+    done = refine_runs.run_here([*words, "--path", str(path)], tmp_path)
+    for label in STOPS:
+        assert done.returncode == StoppedError.exit_code, done.stderr
+        assert jobs.complaints(done) == [f"mpipar: stopped in {label}"]
+        done = refine_runs.run_here(["mpipar", "refine", "--resume", "--path", path], tmp_path)
+    assert (done.returncode, left) == (0, []), done.stderr
+    assert refine_runs.digests(path) == refine_runs.digests(tmp_path / "whole")
+    kinds = [step.kind for step in checkpoints.load_history(Project.open(path, writer=False))]
+    assert kinds == ["soft", "soft", "all", "all", "local", "local"]
 
 
 def test_resume_without_a_run(tmp_path: Path) -> None:

@@ -5,18 +5,26 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING
 
+from mpipar.programs import convergence
 from tests.support import refine_runs
 from tests.support.refine_input import make_input
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-SURE_EARLY, AT_THE_END = "not the start any more", "resolution not past the start"
+    import pytest
+
+SURE_EARLY, AT_THE_END = "wrong contrast", "resolution not past the start"
 
 
-def test_images_of_the_wrong_contrast_are_said_to_have_failed(tmp_path: Path) -> None:
+def test_images_of_the_wrong_contrast_are_said_to_have_failed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With few iterations of each kind."""
+    for name in ("FEWEST_SOFT", "MOST_SOFT", "MOST_EXHAUSTIVE"):
+        monkeypatch.setattr(convergence, name, 2)
     made, path = make_input(tmp_path / "input"), tmp_path / "run"
-    words = made.words("--contrast", "invert", "--path", path, iterations=12)
+    words = made.words("--contrast", "invert", "--path", path, iterations=6)
     done = refine_runs.run_here(words, tmp_path)
     assert done.returncode == 0, done.stderr
     during, _, after = done.stdout.partition("\nresolution ")

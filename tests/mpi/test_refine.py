@@ -54,7 +54,7 @@ def on_ranks(world: Any, program: Callable[[Any], bool]) -> None:
 
 
 def settings_of(made: refine_input.Input, path: Path) -> RefineSettings:
-    return RefineSettings(input=made.star, model=made.model, path=path, iter=1)
+    return RefineSettings(input=made.star, model=made.model, path=path, iter=2)
 
 
 def in_this_process(made: refine_input.Input, path: Path) -> dict[str, str]:

@@ -11,7 +11,7 @@ import pytest
 from mpipar.cryoem import alignment
 from mpipar.cryoem.alignment import Reference, make_reference, phases, shift_grid, slices_of
 from mpipar.cryoem.fourier import components
-from mpipar.cryoem.posterior import HALF_TURN, GridPosterior, SoftPlan
+from mpipar.cryoem.posterior import HALF_TURN, GridPosterior, SoftPlan, compressed
 from mpipar.cryoem.rotations import angle_between, orientation_grid
 from mpipar.cryoem.symmetry import operators
 from tests.support import naive
@@ -33,6 +33,7 @@ WANTED = components(BOX, PLAN.insertion_radius)
 CENTRES = np.array([[0.0, 0.0], [0.5, -1.0], [-2.0, 1.0]])
 GRID = orientation_grid(PLAN.step, operators("c1"), np.random.SeedSequence(4), half_turn=True)
 NOISE = 400.0
+WEIGHTS = np.full(len(WANTED.shell), 1 / NOISE, np.float32)
 
 
 @pytest.fixture(scope="module")
@@ -51,8 +52,14 @@ def data(reference: Reference) -> NDArray[np.float32]:
     noise = random.normal(scale=np.sqrt(NOISE / 2), size=(*values.shape, 2))
     ctf = np.linspace(0.4, 1.0, values.shape[1], dtype=np.float32) * np.ones((COUNT, 1), np.float32)
     images = (ctf * values + noise[..., 0] + 1j * noise[..., 1]).astype(np.complex64)
-    weights = np.full(values.shape[1], 1 / NOISE, np.float32)
-    return alignment.weigh(images, ctf, weights)
+    return alignment.weigh(images, ctf, WEIGHTS)
+
+
+@pytest.fixture
+def lossless(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Slices that are multiplied as they are, so that poses hardly apart do not change places."""
+    for name in ("LOST", "LOST_OF_ONE"):
+        monkeypatch.setattr(f"mpipar.cryoem.posterior.{name}", 0.0)
 
 
 def twin(
@@ -84,28 +91,23 @@ def twin(
     return likely, weights, np.stack([values.real, values.imag, contrast], axis=2)
 
 
+@pytest.mark.usefixtures("lossless")
 @pytest.mark.parametrize("free_scale", [False, True])
 def test_everything_is_as_a_visit_to_each_pose_gives_it(
     reference: Reference, data: NDArray[np.float32], free_scale: bool
 ) -> None:
     plan = replace(PLAN, free_scale=free_scale)
     likely, weights, sums = twin(reference, data, plan)
-    found = GridPosterior(reference, GRID, plan, WANTED).expect(data, CENTRES)
+    found = GridPosterior(reference, GRID, plan, WANTED, WEIGHTS).expect(data, CENTRES)
     half = len(GRID)
     # the half-turned slice is the conjugate: both are inserted as one
     merged = sums[:half].copy()
     merged += sums[half:] * [1, -1, 1]
     whole = np.zeros_like(merged)
-    rows = [
-        int(np.flatnonzero((turn.astype(np.float32) == GRID).all(axis=(1, 2)))[0])
-        for turn in found.rotations
-    ]
-    whole[rows] = found.values
+    whole[found.rows] = np.moveaxis(found.values, 0, 2)
     scale = np.abs(merged).max(axis=(0, 1))
     np.testing.assert_allclose(whole / scale, merged / scale, atol=0.02)
-    np.testing.assert_allclose(
-        found.values[..., 2].sum(axis=0), data[..., 2].sum(axis=0), rtol=0.02
-    )
+    np.testing.assert_allclose(found.values[2].sum(axis=0), data[..., 2].sum(axis=0), rtol=0.02)
     best = weights.sum(axis=2).argmax(axis=1)
     turns = np.concatenate([GRID, GRID @ HALF_TURN.astype(np.float32)])
     assert angle_between(found.found.poses.rotations, turns[best]).max() < 0.1
@@ -140,12 +142,25 @@ def test_explained_power_is_that_of_the_expected_slices(
         cross = np.einsum("os,ov,sv->v", weights[b], slices.conj(), moved).real
         power = np.einsum("os,ov->v", weights[b], np.abs(slices) ** 2) * data[b, :count, 2]
         expected += 2 * cross - power
-    found = GridPosterior(reference, GRID, PLAN, WANTED).expect(data, CENTRES)
+    found = GridPosterior(reference, GRID, PLAN, WANTED, WEIGHTS).expect(data, CENTRES)
     np.testing.assert_allclose(found.explained, expected, atol=0.02 * np.abs(expected).max())
 
 
+@pytest.mark.parametrize("free_scale", [False, True])
+def test_patterns_change_weights_little(
+    reference: Reference, data: NDArray[np.float32], free_scale: bool
+) -> None:
+    plan = replace(PLAN, free_scale=free_scale)
+    likely, weights, _ = twin(reference, data, plan)
+    grid = GridPosterior(reference, GRID, plan, WANTED, WEIGHTS)
+    found = grid.expect(data, CENTRES)
+    evidence = np.log(np.exp(likely).sum(axis=(1, 2)) / (2 * len(GRID)))
+    np.testing.assert_allclose(found.found.evidence, evidence, atol=0.02)
+    np.testing.assert_allclose(found.found.peak, weights.max(axis=(1, 2)), rtol=0.05)
+
+
 def test_evidence_alone_is_the_same(reference: Reference, data: NDArray[np.float32]) -> None:
-    grid = GridPosterior(reference, GRID, PLAN, WANTED)
+    grid = GridPosterior(reference, GRID, PLAN, WANTED, WEIGHTS)
     found = grid.evidence(data, CENTRES)
     np.testing.assert_array_equal(found, grid.expect(data, CENTRES).found.evidence)
 
@@ -153,13 +168,13 @@ def test_evidence_alone_is_the_same(reference: Reference, data: NDArray[np.float
 def test_groups_of_images_change_nothing(
     reference: Reference, data: NDArray[np.float32], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    grid = GridPosterior(reference, GRID, PLAN, WANTED)
+    grid = GridPosterior(reference, GRID, PLAN, WANTED, WEIGHTS)
     at_once = grid.expect(data, CENTRES)
     monkeypatch.setattr("mpipar.cryoem.posterior.COLUMNS_PER_PRODUCT", 1)
     monkeypatch.setattr("mpipar.cryoem.posterior.ROWS_PER_PRODUCT", 7)
     one_by_one = grid.expect(data, CENTRES)
     np.testing.assert_allclose(one_by_one.found.evidence, at_once.found.evidence, rtol=1e-5)
-    found, expected = (part.values.sum(axis=0, dtype=np.float64) for part in (one_by_one, at_once))
+    found, expected = (part.values.sum(axis=1, dtype=np.float64) for part in (one_by_one, at_once))
     np.testing.assert_allclose(found, expected, atol=0.04 * np.abs(expected).max())
 
 
@@ -169,13 +184,27 @@ def test_evidence_of_noise_is_below_zero_on_average(reference: Reference) -> Non
     shape = (400, len(WANTED.shell), 2)
     noise = random.normal(scale=np.sqrt(NOISE / 2), size=shape).astype(np.float32)
     ones = np.ones(shape[:2], np.float32)
-    weights = np.full(shape[1], 1 / NOISE, np.float32)
-    data = alignment.weigh(noise.view(np.complex64)[..., 0], ones, weights)
+    data = alignment.weigh(noise.view(np.complex64)[..., 0], ones, WEIGHTS)
     # a strong reference would need more images than can be had to meet a likely one
     weak = Reference(reference.transform * np.float32(0.3), reference.radius, reference.box)
-    evidence = GridPosterior(weak, GRID, PLAN, WANTED).evidence(data, np.zeros((400, 2)))
+    evidence = GridPosterior(weak, GRID, PLAN, WANTED, WEIGHTS).evidence(data, np.zeros((400, 2)))
     assert evidence.mean() < 0
     assert abs(np.exp(evidence).mean() - 1.0) < 0.15
+
+
+def test_compressed_slices_lose_no_more_than_they_may() -> None:
+    random = np.random.default_rng(7)
+    few = random.normal(size=(5, 40)) * np.linspace(30, 1, 5)[:, None]
+    slices = (random.normal(size=(160, 5)) @ few).astype(np.float32)
+    slices += random.normal(scale=0.01, size=slices.shape).astype(np.float32)
+    weights = np.linspace(0.5, 2.0, 40, dtype=np.float32)
+    for allowed, most in ((0.02, 5), (1000.0, 4)):
+        amounts, patterns = compressed(slices, weights, np.full(160, allowed))
+        assert amounts.shape[1] == len(patterns) <= most
+        lost = ((slices - amounts @ patterns) ** 2) @ weights
+        assert lost.max() < 1.5 * allowed
+    amounts, patterns = compressed(slices, weights, np.zeros(160))
+    np.testing.assert_array_equal(amounts @ patterns, slices)
 
 
 def test_half_turn_grid_is_half_of_a_grid() -> None:

@@ -18,6 +18,7 @@ from mpipar.cryoem.reconstruction import (
     SLICES_PER_VOXEL,
     FixedPoint,
     HalfSums,
+    OrientationSums,
     cosets,
     empty_sums,
     fixed_point,
@@ -51,6 +52,29 @@ def sums_of(
     sums = empty_sums(radius)
     insert(sums, halved_at_zero(values), rotations, wanted, scales)
     return sums
+
+
+def test_sums_by_orientation_are_those_of_slices_of_known_pose():
+    molecule = naive.blobs(BOX)
+    rotations = Rotation.random(200, random_state=0).as_matrix().astype(np.float32)
+    images = np.array([molecule.image(BOX, rotation) for rotation in rotations], np.float32)
+    ones = np.ones((len(images), len(WANTED.shell)), np.float32)
+    values = halved_at_zero(weigh(image_components(images, WANTED), ones, ones[0]))
+    scales = fixed_point(float(molecule.weights.sum()), 1.0, 400)
+    expected = empty_sums(RADIUS)
+    for _ in range(2):
+        insert(expected, values, rotations.astype(np.float64), WANTED, scales)
+    sums = OrientationSums(rotations, WANTED, scales)
+    planes = np.moveaxis(values, 2, 0)
+    for rows in (np.arange(200), np.arange(150), np.arange(150, 200)):
+        sums.add(planes[:, rows], rows)
+    found = sums.inserted(RADIUS)
+    assert np.array_equal(found, sums.inserted(RADIUS))
+    for part in range(3):
+        largest = np.abs(expected[..., part]).max()
+        np.testing.assert_allclose(found[..., part], expected[..., part], atol=2e-3 * largest)
+    maps = [solve(half_sums(one, scales, C1, BOX), None, RADIUS) for one in (found, expected)]
+    assert np.abs(maps[0] - maps[1]).max() < 2e-3 * np.abs(maps[1]).max()
 
 
 def test_many_slices_give_back_the_molecule():

@@ -67,6 +67,16 @@ def test_shift_grid_fills_a_disc_from_its_centre(reach, step, count):
     assert ((grid**2).sum(axis=1) <= reach**2 + 1e-6).all()
 
 
+@pytest.mark.parametrize(
+    ("spread", "reach"),
+    [(None, 5.44), (1.5, 2.75 * 1.5), (0.2, 2.75 * 5.44 / 5), (4.0, 5.44)],
+)
+def test_soft_iterations_look_no_farther_than_shifts_are(spread: float | None, reach: float):
+    plan = plan_soft(Sampling(64, 57.0, 30), 11, 6, spread=spread, free_scale=False)
+    assert plan.reach == pytest.approx(max(reach, 2 * plan.shift_step))
+    assert plan.shift_step == pytest.approx(64 / (4 * plan.radius))
+
+
 @given(sampling=samplings(), start=st.integers(2, 40), more=st.integers(0, 40))
 def test_soft_iterations_reach_beyond_their_start(sampling, start, more):
     """Else no signal could be found there, however good the images are."""

@@ -117,3 +117,38 @@ def test_quarter_turn_moves_voxels_whole():
     quarter = np.array([[0.0, -1, 0], [1, 0, 0], [0, 0, 1]])  # x -> y
     insertion.add_rotated(source, quarter, 5.0, target)
     np.testing.assert_allclose(target[6, 6 + 2, 0], source[6, 6, 2], atol=1e-6)
+
+
+UNIT = 2**12
+
+
+def inserted_whole(values: np.ndarray, rotations: np.ndarray, lists: list[list[int]]):
+    """Add each list of slices to sums of its own, insert these, and add up what that gives."""
+    result = np.zeros((SIDE, SIDE, HEIGHT, 3), np.int64)
+    planes = np.ascontiguousarray(np.moveaxis(values, 2, 0))
+    for chosen in lists:
+        totals = np.zeros(planes.shape, np.int64)
+        part = np.ascontiguousarray(planes[:, chosen])
+        insertion.add_whole(part, np.array(chosen, np.int64), SCALES, totals)
+        insertion.insert_whole(totals, rotations, FREQUENCIES, UNIT, result)
+    return result
+
+
+def test_whole_slices_are_inserted_like_any():
+    values, rotations = material()
+    found = inserted_whole(values, rotations, [list(range(COUNT))])
+    # trilinear weights are rounded to multiples of 1 / UNIT, values to integers
+    tolerance = 8 * COUNT * (SCALES.max() * np.abs(values).max() / UNIT + 1)
+    np.testing.assert_allclose(found / UNIT, inserted(values, rotations), atol=tolerance)
+    assert tolerance < 0.02 * np.abs(found / UNIT).max()
+
+
+@settings(max_examples=25, deadline=None)
+@given(parts=st.lists(st.integers(0, 2), min_size=4 * COUNT, max_size=4 * COUNT))
+def test_any_partition_of_whole_slices_gives_the_same_integers(parts):
+    values, rotations = material()
+    values[:, 1, 2] *= 1e-8  # less than an integer
+    turns = [number % COUNT for number in range(4 * COUNT)]
+    lists = [[turn for turn, part in zip(turns, parts, strict=True) if part == n] for n in range(3)]
+    whole = inserted_whole(values, rotations, [turns])
+    assert np.array_equal(whole, inserted_whole(values, rotations, lists))
