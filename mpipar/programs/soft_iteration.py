@@ -36,8 +36,8 @@ where the images say little, and this halves their number (Nesterov 1983)."""
 NO_SIGNAL: Final = "NO SIGNAL FOUND: this map shows the initial model and noise"
 HELD_OUT: Final = 400  # particles, about, with which signal is looked for
 CERTAIN: Final = 3.0
-"""Standard errors by which signal must show. In sets of noise the gain lay at -0.4 +- 1.2 of them,
-at most at 1.0; in images of the particle of which no more could be told, of SNR 0.05, at 2.3."""
+"""Standard errors by which signal must show. In sets of noise the gain lay at 0.0 +- 1.3 of them,
+at most at 1.7; in images of the particle of which no more could be told, of SNR 0.05, at 2.3."""
 LEAST_GAIN: Final = 0.01
 """Mean log-likelihood ratio per particle that signal must have: noise had up to 0.002, images of
 SNR 0.05 that could just be refined 0.06."""
