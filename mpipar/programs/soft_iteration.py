@@ -36,11 +36,11 @@ where the images say little, and this halves their number (Nesterov 1983)."""
 NO_SIGNAL: Final = "NO SIGNAL FOUND: this map shows the initial model and noise"
 HELD_OUT: Final = 400  # particles, about, with which signal is looked for
 CERTAIN: Final = 3.0
-"""Standard errors by which signal must show. In sets of noise the gain lay at 0.2 +- 1.3 of them,
+"""Standard errors by which signal must show. In sets of noise the gain lay at 0.4 +- 1.3 of them,
 at most at 2.1; in images of the particle of which no more could be told, of SNR 0.05, at 2.3."""
-LEAST_GAIN: Final = 0.01
-"""Mean log-likelihood ratio per particle that signal must have: noise had up to 0.002, images of
-SNR 0.05 that could just be refined 0.06."""
+LEAST_GAIN: Final = 0.03
+"""Mean log-likelihood ratio per particle that signal must have: 60 images of noise had 0.011 by 2.0
+standard errors, more images up to 0.002; 200 of SNR 0.05 that could just be refined had 0.06."""
 COARSE_SHAPE: Final = 0.5
 """Mean log-likelihood ratio per particle from which images hold the coarse shape. Noise gave up to
 0.04, and that by some standard errors: what the half maps share holds a little of each image's own

@@ -11,7 +11,7 @@ from mpipar.programs.soft_iteration import Signal
     ("gain", "error", "found"),
     [
         (0.0012, 0.0012, False),  # noise
-        (0.004, 0.001, False),  # no noise by its error, but nothing to refine with
+        (0.011, 0.003, False),  # as much as 60 images of noise
         (0.042, 0.018, False),  # SNR 0.05, from 60 A
         (0.063, 0.018, True),  # SNR 0.05, from 33 A
         (43.0, 0.9, True),
