@@ -350,7 +350,7 @@ def _map_and_start(evidence: RunEvidence) -> Alarm | None:
         return Alarm(
             "not the start any more",
             f"at {cutoff:.0f} A the map has become something else than the "
-            f"model (correlation {alike:.2f}; 0.96 and more where the model is right): the model "
+            f"model (correlation {alike:.2f}; 0.9 and more where the model is right): the model "
             "may be of another molecule, or of another scale or contrast than the images. Compare "
             "the map with the model, and begin again from a model that is made of these images",
         )
