@@ -50,8 +50,8 @@ of the molecule,"""
 UNEVEN: Final = 0.85
 """unless the efficiency of its orientations is below this. Poses that all follow one wrong model
 give half maps that agree to a third of the start's detail, too, but the images match few sides of
-such a map: 0.71 to 0.73, against 0.97 and more where a ball, half or a third of the molecule were
-the model and the poses came out right."""
+such a map: 0.71 to 0.78, against 0.96 and more where a ball, half or a third of the molecule, or
+another one, were the model and the poses came out right."""
 SHAPE: Final = 30.0
 """Angstrom, or a quarter of the diameter if that is less: what counts as shape, not as detail."""
 FAR_FROM_CENTRE: Final = 0.07
@@ -350,7 +350,7 @@ def _map_and_start(evidence: RunEvidence) -> Alarm | None:
         return Alarm(
             "not the start any more",
             f"at {cutoff:.0f} A the map has become something else than the "
-            f"model (correlation {alike:.2f}; 0.96 and more where the model is right): the model "
+            f"model (correlation {alike:.2f}; 0.9 and more where the model is right): the model "
             "may be of another molecule, or of another scale or contrast than the images. Compare "
             "the map with the model, and begin again from a model that is made of these images",
         )

@@ -36,11 +36,14 @@ where the images say little, and this halves their number (Nesterov 1983)."""
 NO_SIGNAL: Final = "NO SIGNAL FOUND: this map shows the initial model and noise"
 HELD_OUT: Final = 400  # particles, about, with which signal is looked for
 CERTAIN: Final = 3.0
-"""Standard errors by which signal must show. In sets of noise the gain lay at -0.4 +- 1.2 of them,
-at most at 1.0; in images of the particle of which no more could be told, of SNR 0.05, at 2.3."""
+"""Standard errors by which signal must show. In sets of noise the gain lay at 0.4 +- 1.3 of them,
+at most at 2.1; in images of the particle of which no more could be told, of SNR 0.05, at 2.3."""
+LEAST_GAIN: Final = 0.03
+"""Mean log-likelihood ratio per particle that signal must have: 60 images of noise had 0.011 by 2.0
+standard errors, more images up to 0.002; 200 of SNR 0.05 that could just be refined had 0.06."""
 COARSE_SHAPE: Final = 0.5
 """Mean log-likelihood ratio per particle from which images hold the coarse shape. Noise gave up to
-0.02, and that by some standard errors: what the half maps share holds a little of each image's own
+0.04, and that by some standard errors: what the half maps share holds a little of each image's own
 noise. Images of SNR 0.05 gave 13, noise with a background like a disc 5."""
 
 
@@ -83,7 +86,7 @@ class Signal:
     @property
     def found(self) -> bool:
         """Whether there is detail beyond the start's filter that the images agree on."""
-        return self.gain > CERTAIN * self.error
+        return self.gain > max(LEAST_GAIN, CERTAIN * self.error)
 
 
 def soft_stage(data: Dataset, state: RefineState, plan: SoftPlan) -> SoftStage:
