@@ -12,7 +12,7 @@ SOFT, SEARCH, LOCAL = "soft", "all", "local"
 """Kinds of iterations: all poses of a grid, each with its weight; the best pose of all; the best
 pose near the last one."""
 FEWEST_SOFT, MOST_SOFT = 3, 16  # soft iterations
-CALM = 0.03
+CALM = 0.05
 """They end when at most this fraction of particles still change their orientation in one,"""
 SMALLEST_RISE = 0.008
 """or when the evidence per particle rises by less than this fraction in one."""

@@ -18,7 +18,7 @@ from mpipar.cryoem.device.device_memory import LARGEST_DEVICE_BLOCK, device_byte
 from mpipar.cryoem.fourier import components, largest_radius
 from mpipar.cryoem.reconstruction import empty_sums
 from mpipar.cryoem.rotations import orientation_grid
-from mpipar.cryoem.search_plan import Sampling, plan_search
+from mpipar.cryoem.search_plan import Sampling, plan_search, plan_soft
 from mpipar.errors import counted
 from mpipar.views.progress import duration
 
@@ -64,7 +64,8 @@ def needs(
     values = 2 * len(components(box, plan.coarse_radius).shell)
     sums = empty_sums(largest_radius(box)).nbytes
     images = min(count * box * box * 4 / workers, settings.cache * MEGABYTE)
-    images += 2 * len(grid) * values * 4  # slices of both references
+    slices = 2 * len(grid) * values * 4  # of both references
+    images += max(slices, _soft_bytes(sampling, symmetry, settings.seed))
     master = MASTER_PROGRAM + MASTER_SUMS * sums + count * (ROW + ROW_PER_PIXEL * box)
     worker = WORKER_PROGRAM + WORKER_SUMS * sums + images
     volume = BYTES_PER_VOXEL * box**3
@@ -83,6 +84,18 @@ def needs(
         f"time: about {duration(seconds)} for each iteration over all orientations; often 5 to 10",
         *_device_lines(inputs, symmetry, settings),
     ]
+
+
+def _soft_bytes(sampling: Sampling, symmetry: NDArray[np.float64], seed: int) -> float:
+    """Return the bytes of slices and of sums by orientation, of both half sets, on a worker."""
+    plan = plan_soft(sampling, sampling.finest_shell, 2, spread=None, free_scale=False)
+    sequence = np.random.SeedSequence(seed)
+    grid = orientation_grid(plan.step, symmetry, sequence, half_turn=True)
+    known, added = (
+        len(components(sampling.box, radius).shell)
+        for radius in (plan.radius, plan.insertion_radius)
+    )
+    return 2.0 * len(grid) * (3 * known * 4 + 3 * added * 8)
 
 
 def _device_lines(

@@ -300,23 +300,25 @@ def _refine(session: RefineSession, data: Dataset, state: RefineState) -> Findin
     """
     settings = session.settings
     maps: Maps | None = None
-    tested = len(session.history) > 1 and session.history[-1].kind != SOFT
     while not (decision := decide(session.history, settings.iter, settings.targetres)).stop:
         signals.check()
-        early = len(session.history) + 1 >= settings.iter  # soft iterations were cut short
-        if decision.kind != SOFT and session.history and not tested and not early:
+        cut_short = len(session.history) + 1 >= settings.iter
+        if decision.kind != SOFT and _was_soft(session.history) and not cut_short:
             maps = maps or checkpoints.load_maps(session.project)
-            tested = _require_signal(session, data, state, maps)
+            _require_signal(session, data, state, maps)
         state, maps = _iterate(session, data, state, decision)
     session.view.say(decision.reason)
     maps = maps or checkpoints.load_maps(session.project)
-    if not tested:
-        _require_signal(session, data, state, maps)
+    _require_signal(session, data, state, maps)
     with session.phase("writing results"):
         findings = _look(session, data, state, maps, finished=True)
         exports.write_all(session.project, session.inputs, session.settings, data, state, findings)
     _summarise(session, maps, findings)
     return findings
+
+
+def _was_soft(history: Sequence[FinishedIteration]) -> bool:
+    return bool(history) and history[-1].kind == SOFT
 
 
 def _look(
@@ -327,15 +329,15 @@ def _look(
     return alarms.look(data, state, maps, session.history, start, finished=finished)
 
 
-def _require_signal(session: RefineSession, data: Dataset, state: RefineState, maps: Maps) -> bool:
-    """Look for detail that images agree on with a map which they are not in; True if it is there.
+def _require_signal(session: RefineSession, data: Dataset, state: RefineState, maps: Maps) -> None:
+    """Look for detail that images agree on with a map which they are not in.
 
     raises   NoSignalError, after the results, marked as such, have been written
     """
     with session.phase("looking for signal"):
         signal = _signal(session, data, state, maps)
     if signal.found:
-        return True
+        return
     start = dataset.lowpass_of(session.inputs, session.settings, len(data.symmetry))
     with session.phase("writing results"):
         marked = replace(maps, mark=NO_SIGNAL)

@@ -57,10 +57,12 @@ def test_signal_must_be_sure() -> None:
 
 def test_the_verdict_is_one_line_and_tells_empty_images_from_weak_ones() -> None:
     weak = Signal(1.0, 0.1, 0.1, 0.1).verdict(60.0, "run")
+    doubtful = Signal(1.0, 0.5, 0.1, 0.1).verdict(60.0, "run")
     empty = Signal(0.1, 0.1, 0.1, 0.1).verdict(60.0, "run")
-    assert "hold the particle's coarse shape" in weak
+    assert "something of the model's coarse shape" in weak
+    assert "no particle like the model at all" in doubtful
     assert "no particle like the model at all" in empty
-    for said in (weak, empty):
+    for said in (weak, doubtful, empty):
         assert said.startswith("no signal found: no detail finer than the 60 A")
         assert "\n" not in said
 
@@ -130,7 +132,7 @@ def test_no_reference_that_is_held_out_has_seen_its_half_set(made: Small) -> Non
     curve = np.ones(box // 2 + 1)
     state = dataclasses.replace(made.state, correlation=curve)
     maps = iteration.Maps(halves, data.sphere, halves.mean(axis=0), curve, curve, curve)
-    plan = plan_soft(data.sampling, 4, spread=1.0, free_scale=False)
+    plan = plan_soft(data.sampling, 4, 3, spread=1.0, free_scale=False)
     shared = soft_iteration.held_out_arrays(data, state, maps, plan)
     for half, other in ((1, halves[1]), (2, halves[0])):
         whole = filter_shells(other, curve)  # without the corners beyond Nyquist
