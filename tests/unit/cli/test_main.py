@@ -66,7 +66,7 @@ def test_help_of_a_command_has_units_defaults_and_examples(capsys):
     out = " ".join(capsys.readouterr().out.split())
     assert "--targetres A" in out
     assert "(A, default: from the model)" in out
-    assert "iterations at most (default: 20)" in out
+    assert "iterations at most (default: 40)" in out
     assert "mpirun -n 64 python -m mpipar refine" in out
     assert "--settings TOML" in out
 

@@ -30,7 +30,8 @@ BOX, PIXEL_SIZE = 48, 2.0
 
 
 def anywhere(count: int, seed: int = 0) -> NDArray[np.float64]:
-    return np.asarray(Rotation.random(count, random_state=seed).as_matrix())
+    some = Rotation.random(max(count, 1), random_state=seed)  # older scipy refuses none
+    return np.asarray(some.as_matrix()[:count])
 
 
 def about_z(
@@ -39,6 +40,8 @@ def about_z(
     """Orientations of which a share looks within some degrees of z, the others from anywhere."""
     random = np.random.default_rng(seed)
     near = round(share * count)
+    if near == 0:
+        return anywhere(count, seed)
     cosine = random.uniform(math.cos(math.radians(degrees)), math.cos(math.radians(lowest)), near)
     tilt = np.degrees(np.arccos(np.clip(cosine, -1, 1)))
     rot, psi = random.uniform(-180, 180, (2, near))
