@@ -302,14 +302,14 @@ def _refine(session: RefineSession, data: Dataset, state: RefineState) -> Findin
     maps: Maps | None = None
     while not (decision := decide(session.history, settings.iter, settings.targetres)).stop:
         signals.check()
-        cut_short = len(session.history) + 1 >= settings.iter
-        if decision.kind != SOFT and _was_soft(session.history) and not cut_short:
+        if decision.kind != SOFT and _was_soft(session.history):
             maps = maps or checkpoints.load_maps(session.project)
             _require_signal(session, data, state, maps)
         state, maps = _iterate(session, data, state, decision)
     session.view.say(decision.reason)
     maps = maps or checkpoints.load_maps(session.project)
-    _require_signal(session, data, state, maps)
+    if _was_soft(session.history) or all(step.kind != SOFT for step in session.history):
+        _require_signal(session, data, state, maps)
     with session.phase("writing results"):
         findings = _look(session, data, state, maps, finished=True)
         exports.write_all(session.project, session.inputs, session.settings, data, state, findings)

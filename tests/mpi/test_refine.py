@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 pytestmark = pytest.mark.mpi(min_size=2)
-COUNT = 160
+COUNT = 64
 
 
 def on_ranks(world: Any, program: Callable[[Any], bool]) -> None:
