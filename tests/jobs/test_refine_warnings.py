@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING
 
-from mpipar.programs import convergence
+from mpipar.programs import convergence, soft_iteration
 from tests.support import refine_runs
 from tests.support.refine_input import make_input
 
@@ -20,9 +20,11 @@ SURE_EARLY, AT_THE_END = "wrong contrast", "resolution not past the start"
 def test_images_of_the_wrong_contrast_are_said_to_have_failed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With few iterations of each kind."""
+    """With few iterations of each kind, and as if they had been enough to show signal."""
     for name in ("FEWEST_SOFT", "MOST_SOFT", "MOST_EXHAUSTIVE"):
         monkeypatch.setattr(convergence, name, 2)
+    for name in ("LEAST_GAIN", "CERTAIN"):
+        monkeypatch.setattr(soft_iteration, name, 0.0)
     made, path = make_input(tmp_path / "input"), tmp_path / "run"
     words = made.words("--contrast", "invert", "--path", path, iterations=6)
     done = refine_runs.run_here(words, tmp_path)
