@@ -7,7 +7,7 @@ on sets of known truth; docs/refine.md has these numbers.
 from __future__ import annotations
 
 import textwrap
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
@@ -17,7 +17,7 @@ from mpipar.cryoem.fourier import filter_shells, lowpass_gain
 from mpipar.cryoem.orientation_spread import directional_resolution, spread_of
 from mpipar.cryoem.symmetry_check import CONVINCING, symmetry_correlation
 from mpipar.programs.convergence import LOCAL, SEARCH
-from mpipar.programs.dataset import lowpass_of
+from mpipar.programs.dataset import start_of
 from mpipar.programs.quality import quality_of
 
 if TYPE_CHECKING:
@@ -131,10 +131,6 @@ class Findings:
     evidence: RunEvidence
     alarms: tuple[Alarm, ...]
 
-    def and_also(self, *more: Alarm) -> Findings:
-        """Return the findings with alarms that other measurements are sure of."""
-        return replace(self, alarms=(*self.alarms, *more))
-
     def in_short(self) -> str:
         """Return the alarms' names as the end of a sentence; nothing if there are none."""
         names = ", ".join(alarm.name for alarm in self.alarms)
@@ -161,10 +157,9 @@ def starting_model(
 
     symmetry   (g, 3, 3) operators
     """
-    cutoff = lowpass_of(inputs, settings, len(symmetry))
-    gain = lowpass_gain(inputs.box, inputs.box * inputs.pixel_size / cutoff)
+    start = start_of(inputs, settings, len(symmetry))
     symmetric = symmetry_correlation(inputs.model, symmetry) if len(symmetry) > 1 else 1.0
-    return StartingModel(filter_shells(inputs.model, gain), cutoff, symmetric)
+    return StartingModel(start.model, start.resolution, symmetric)
 
 
 def search_has_just_ended(history: Sequence[FinishedIteration]) -> bool:

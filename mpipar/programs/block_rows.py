@@ -5,8 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
+
+from mpipar.cryoem import masks
+
 if TYPE_CHECKING:
-    import numpy as np
     from numpy.typing import NDArray
 
     from mpipar.cryoem.alignment import Poses
@@ -23,6 +26,18 @@ class ImageGeometry:
     box: int  # pixels
     pixel_size: float  # A
     radius: float  # of the particle, pixels
+
+    def disc(self) -> NDArray[np.float32]:
+        """Return the disc (n, n) of a particle in the middle of its image."""
+        return np.asarray(masks.soft_discs(self.box, np.zeros((1, 2)), self.radius, MASK_EDGE)[0])
+
+    def covered(self) -> float:
+        """Return the disc's mean square: the share of the noise's power that it leaves."""
+        return float(np.mean(np.square(self.disc(), dtype=np.float64)))
+
+    def discs(self, shifts: NDArray[np.float64]) -> NDArray[np.float32]:
+        """Return the discs (b, n, n) of particles with these shifts (b, 2), to whole pixels."""
+        return masks.soft_discs(self.box, np.rint(shifts), self.radius, MASK_EDGE)
 
 
 @dataclass(frozen=True)
@@ -41,6 +56,11 @@ class ParticleRows:
     gain: NDArray[np.float64]
     poses: Poses
     settled: NDArray[np.bool_]
+
+    def scaled(self, images: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Return the images (b, n, n) as they are used."""
+        offset, gain = (part[:, None, None].astype(np.float32) for part in (self.offset, self.gain))
+        return np.asarray((images - offset) * gain)
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mpipar.cryoem import masks
 from mpipar.cryoem.particle_quality import density_of, particle_quality
-from mpipar.programs.block_rows import MASK_EDGE
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -23,9 +21,7 @@ if TYPE_CHECKING:
 
 def quality_of(data: Dataset, state: RefineState) -> ParticleQuality | None:
     """Return the quality of all particles; None if they were not aligned, or are too few."""
-    box = data.geometry.box
-    disc = masks.soft_discs(box, np.zeros((1, 2)), data.geometry.radius, MASK_EDGE)
-    return particle_quality(state.matches, float(np.mean(np.square(disc, dtype=np.float64))))
+    return particle_quality(state.matches, data.geometry.covered())
 
 
 def quality_columns(

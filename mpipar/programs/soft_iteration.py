@@ -10,9 +10,7 @@ import numpy as np
 
 from mpipar.cryoem import alignment, reconstruction, resolution, rotations
 from mpipar.cryoem.fourier import filter_shells, lowpass_gain
-from mpipar.cryoem.masks import soft_discs
 from mpipar.programs import iteration
-from mpipar.programs.block_rows import MASK_EDGE
 from mpipar.programs.soft_stage import SoftStage
 
 if TYPE_CHECKING:
@@ -100,8 +98,7 @@ def soft_fixed_point(data: Dataset, state: RefineState) -> FixedPoint:
     A disc mixes the components of an image: none is larger afterwards than the largest of all was,
     times the sum of the amplitudes of the disc's own.
     """
-    geometry = data.geometry
-    disc = soft_discs(geometry.box, np.zeros((1, 2)), geometry.radius, MASK_EDGE)[0]
+    disc = data.geometry.disc()
     mixed = float(np.abs(np.fft.fft2(disc)).sum()) / disc.size
     weight = 1.0 / float(state.noise.min())
     largest = float(data.largest.max()) * mixed * weight * data.largest_ctf
@@ -195,11 +192,11 @@ def held_out_arrays(
 ) -> dict[str, NDArray[np.generic]]:
     """Return the arrays for HeldOutStage: references without anything of the other half set."""
     box = data.geometry.box
-    gain = np.sqrt(np.clip(state.correlation, 0.0, 1.0))
+    gain = np.clip(state.correlation, 0.0, 1.0)
     low = lowpass_gain(box, data.start_shell + 1.0)
     volumes = {}
     for half in (1, 2):
-        other = filter_shells(maps.halves[2 - half], gain * gain) * data.sphere
+        other = filter_shells(maps.halves[2 - half], gain) * data.sphere
         volumes[f"reference{half}"] = other
         volumes[f"coarse{half}"] = filter_shells(other, low)
     shared = _transforms(volumes, plan)

@@ -8,18 +8,19 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mpipar.cryoem import alignment, masks, noise, reconstruction
+from mpipar.cryoem import alignment, noise, reconstruction
 from mpipar.cryoem.alignment import Reference
 from mpipar.cryoem.ctf import contrast_transfer
 from mpipar.cryoem.fourier import Components, components, image_components
 from mpipar.cryoem.posterior import GridPosterior, SoftPlan, SoftPoses
-from mpipar.programs.block_rows import MASK_EDGE, ImageGeometry, ParticleRows
 from mpipar.runtime.stage import Block, Stage, Task
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from numpy.typing import NDArray
+
+    from mpipar.programs.block_rows import ImageGeometry, ParticleRows
 
 
 @dataclass(frozen=True)
@@ -135,9 +136,7 @@ def spectrum_of(
     A disc that fills the fraction f of an image leaves f of the noise's power, in components of
     which only the fraction f are independent. So a log-likelihood counts each f times.
     """
-    disc = masks.soft_discs(geometry.box, np.zeros((1, 2)), geometry.radius, MASK_EDGE)
-    filled = float((disc.astype(np.float64) ** 2).mean())
-    return np.asarray(shared["noise"][half - 1] / filled)
+    return np.asarray(shared["noise"][half - 1] / geometry.covered())
 
 
 def weighted(
@@ -148,11 +147,6 @@ def weighted(
     spectrum: NDArray[np.float64],
 ) -> tuple[NDArray[np.complex64], NDArray[np.float32]]:
     """Return transforms of images inside their discs, (b, v), and these weighted, (b, v, 3)."""
-    scaled = (images - rows.offset[:, None, None].astype(np.float32)) * rows.gain[
-        :, None, None
-    ].astype(np.float32)
     ctf = contrast_transfer(rows.ctf, wanted.frequencies, geometry.box, geometry.pixel_size)
-    centres = np.rint(rows.poses.shifts)
-    discs = masks.soft_discs(geometry.box, centres, geometry.radius, MASK_EDGE)
-    masked = image_components(scaled * discs, wanted)
+    masked = image_components(rows.scaled(images) * geometry.discs(rows.poses.shifts), wanted)
     return masked, alignment.weigh(masked, ctf, noise.weights(spectrum, wanted))

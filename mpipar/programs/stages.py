@@ -15,7 +15,6 @@ from mpipar.cryoem.ctf import contrast_transfer
 from mpipar.cryoem.fourier import Components, components, image_components, largest_radius
 from mpipar.cryoem.matches import Matches, match_terms
 from mpipar.cryoem.signatures import signatures
-from mpipar.programs.block_rows import MASK_EDGE, ImageGeometry, MeasuredRows, ParticleRows
 from mpipar.runtime.stage import Block, Stage, Task
 
 if TYPE_CHECKING:
@@ -23,6 +22,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from mpipar.programs.block_rows import ImageGeometry, MeasuredRows, ParticleRows
     from mpipar.programs.device_block import DeviceAligner
     from mpipar.programs.devices import DeviceChoice
 
@@ -77,9 +77,7 @@ class MeasureStage(Stage):
         scale = _scale(centred)
         centred = np.asarray(centred / scale[:, None, None], np.float32)
         wanted = components(self.geometry.box, largest_radius(self.geometry.box))
-        centres = np.zeros((len(images), 2))
-        disc = masks.soft_discs(self.geometry.box, centres, self.geometry.radius, MASK_EDGE)
-        masked = image_components(centred * disc, wanted)
+        masked = image_components(centred * self.geometry.disc(), wanted)
         power = wanted.shell_sums(masked.real**2 + masked.imag**2)
         whole = image_components(centred, wanted)
         largest = np.maximum.reduceat(np.abs(whole), wanted.starts, axis=-1)
@@ -197,16 +195,12 @@ class AlignStage(Stage):
         if state.aligner is not None:
             return AlignResult(*state.aligner.align(rows, block["images"]))
         wanted, half = state.wanted, rows.half
-        images = (block["images"] - rows.offset[:, None, None].astype(np.float32)) * rows.gain[
-            :, None, None
-        ].astype(np.float32)
+        images = rows.scaled(block["images"])
         ctf = contrast_transfer(
             rows.ctf, wanted.frequencies, self.geometry.box, self.geometry.pixel_size
         )
         weights = noise.weights(state.shared["noise"][half - 1], wanted)
-        centres = np.rint(rows.poses.shifts)
-        discs = masks.soft_discs(self.geometry.box, centres, self.geometry.radius, MASK_EDGE)
-        masked = image_components(images * discs, wanted)
+        masked = image_components(images * self.geometry.discs(rows.poses.shifts), wanted)
         reference = self._reference(state, half)
         data = alignment.weigh(masked, ctf, weights)
         data[:, 0] = 0.0  # zero frequency holds the background's offset, not the particle

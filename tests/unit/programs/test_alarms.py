@@ -286,7 +286,8 @@ def findings(evidence: RunEvidence) -> Findings:
 
 def test_alarms_of_other_measurements_are_told_too() -> None:
     junk = Alarm("junk", "half of the particles are junk")
-    both = findings(good(resolution=50.0)).and_also(junk)
+    one = findings(good(resolution=50.0))
+    both = replace(one, alarms=(*one.alarms, junk))
     assert both.in_short().endswith("resolution not past the start, junk")
     assert both.block()[-1] == "  junk: half of the particles are junk"
 
