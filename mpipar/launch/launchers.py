@@ -99,7 +99,7 @@ def _chosen(command: str) -> Launcher:
         name, *options = shlex.split(command)
     except ValueError as error:
         raise UsageError(f"{CHOSEN}={command!r} is no command line: {error}") from None
-    own = _own_mpirun().with_name(name)
+    own = _own_mpirun().parent / name  # a path stays as it is
     program = str(own) if own.exists() else shutil.which(name)
     if program is None:
         raise UnavailableError(f"{CHOSEN}={command!r}: there is no program {name}")

@@ -92,3 +92,24 @@ def test_parallel_mpi_starts_mpirun_itself():
     assert done.returncode == 66
     assert len(complaints(done)) == 1
     assert "none.star" in complaints(done)[0]
+
+
+LEAVES = """#!/bin/bash
+mkdir -p "$TMPDIR/ompi.$$"
+touch "$TMPDIR/ompi.$$/pmix.$(hostname).tool.$$"
+exec {mpirun} "$@"
+"""
+
+
+@pytest.mark.skipif("--oversubscribe" not in mpirun(), reason="only of Open MPI's mpirun")
+def test_what_a_killed_mpirun_left_stops_no_job(tmp_path):
+    """Its files stop another mpirun that is given the same process number; not one of ours."""
+    again = tmp_path / "mpirun"
+    again.write_text(LEAVES.format(mpirun=MPIRUN))
+    again.chmod(0o755)
+    around = {"TMPDIR": str(tmp_path), "MPIPAR_LAUNCHER": str(again)}
+    assert run(line=[again, "-n", "1", "true"], env=around).returncode != 0
+    done = run(["mpipar", *WORDS, "--parallel=mpi:2"], env=around)
+    assert complaints(done) == ["mpipar: none.star does not exist"]
+    assert done.stdout.startswith("MPI, 2 ranks")
+    assert not list(tmp_path.glob("mpipar-session-*"))

@@ -7,13 +7,15 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 import uuid
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from tests.support.installed import mpirun
+from mpipar.launch.mpirun import SESSION_BASE
+from tests.support.installed import MPIRUN, mpirun
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -25,9 +27,6 @@ PATIENCE: Final = 150.0  # seconds; a job that takes longer hangs
 TEST_LIMIT: Final = 60.0  # seconds, as pyproject.toml has it
 NOTHING: Final[Mapping[str, str]] = {}
 MARK: Final = "MPIPAR_TEST_JOB"  # in the environment of every process of a job
-NOT_STARTED: Final = "listener thread failed to start"
-"""Said by Open MPI's mpirun, and nothing else, if a network interface of this machine comes or goes
-while mpirun looks at them; no rank has begun."""
 
 
 def environment(more: Mapping[str, str] = NOTHING) -> dict[str, str]:
@@ -82,7 +81,11 @@ class Job:
         self._mark = uuid.uuid4().hex
         self._line = command(ranks, words) if line is None else list(map(str, line))
         self._cwd, self._log = cwd, log
-        self._env = environment({**env, MARK: self._mark})
+        self._folder = tempfile.TemporaryDirectory(prefix="job-", ignore_cleanup_errors=True)
+        # A killed mpirun leaves a folder that stops a later one which is given the same number.
+        starts_ranks = {"mpirun", str(MPIRUN)} & set(self._line)
+        own = {SESSION_BASE: self._folder.name} if starts_ranks else {}
+        self._env = environment({**own, **env, MARK: self._mark})
         self.process = self._start()
 
     def _start(self) -> subprocess.Popen[str]:
@@ -100,10 +103,6 @@ class Job:
         """Wait for the end."""
         with patience(limit):
             out, err = self.process.communicate(timeout=limit)
-        if NOT_STARTED in err and not out:
-            self.process = self._start()
-            with patience(limit):
-                out, err = self.process.communicate(timeout=limit)
         return subprocess.CompletedProcess(self.process.args, self.process.returncode, out, err)
 
     def pids(self) -> list[int]:
@@ -134,6 +133,7 @@ class Job:
 
     def __exit__(self, *error: object) -> None:
         self.kill()
+        self._folder.cleanup()
 
 
 def _living(mark: str) -> Iterator[int]:

@@ -236,6 +236,8 @@ def test_the_user_s_launcher_is_taken_as_it_is(site, monkeypatch, tmp_path):
     assert find_launcher(LaunchEnvironment.read({})) == Launcher(srun, ("--mpi=pmix", "a b"))
     monkeypatch.setenv("MPIPAR_LAUNCHER", "mpirun")
     assert find_launcher(LaunchEnvironment.read({})) == Launcher(mine)
+    monkeypatch.setenv("MPIPAR_LAUNCHER", f"{srun} --mpi=pmi2")
+    assert find_launcher(LaunchEnvironment.read({})) == Launcher(srun, ("--mpi=pmi2",))
     monkeypatch.setenv("MPIPAR_LAUNCHER", "aprun")
     with pytest.raises(UnavailableError, match="there is no program aprun"):
         find_launcher(LaunchEnvironment.read({}))
