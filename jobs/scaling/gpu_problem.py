@@ -108,7 +108,7 @@ def make_problem(box: int, count: int, *, exhaustive: bool, seed: int = 1) -> Pr
         plan = replace(plan, step=45.0, shift_range=1.0, shift_step=1.0, candidates=3, survivors=2)
     power = np.full((2, largest_radius(box) + 1), deviation**2 * box**2)
     reference = alignment.make_reference(volume, plan.radius)
-    shared: dict[str, Any] = {"noise": power, "reference1": reference.transform}
+    shared: dict[str, Any] = {"noise": power, "reference1": reference.transform[None]}
     if exhaustive:
         seeds = np.random.SeedSequence(seed)
         shared["orientations"] = rotations.orientation_grid(

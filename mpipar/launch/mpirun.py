@@ -30,9 +30,9 @@ FAULT_TOLERANT: Final = ("--with-ft", "ulfm")
 # rank, since an mpirun in a task would have it too, and wait for the others when a rank crashes.
 RECOVERABLE: Final = {"PRTE_MCA_state_base_recoverable": "1"}
 
-# Where Open MPI's mpirun keeps its session folder, which is named by its process number. One that was
-# killed leaves that folder, and an mpirun that is given the same number later does not start ("The
-# PMIx server's listener thread failed to start"). So each has a folder of its own around it.
+# Where Open MPI's mpirun keeps its session folder, which is named by its process number. One that
+# was killed leaves that folder, and an mpirun that is given the same number later does not start
+# ("The PMIx server's listener thread failed to start"). So each has a folder of its own around it.
 SESSION_BASE: Final = "PRTE_MCA_prte_local_tmpdir_base"
 
 # Open MPI 5 knows nothing of Grid Engine: it must be told how to start its daemons on other hosts.

@@ -48,6 +48,8 @@ class ParticleRows:
     offset, gain   (b,) an image is used as (image - offset) * gain
     poses          the last ones
     settled        (b,) whether a search over all orientations has confirmed the pose
+    fold           of all of them, in their half set: the part that is left out of their reference
+    folded         whether their slices are added to the sums of their fold, or of their half set
     """
 
     half: int
@@ -56,6 +58,13 @@ class ParticleRows:
     gain: NDArray[np.float64]
     poses: Poses
     settled: NDArray[np.bool_]
+    fold: int = 0
+    folded: bool = False
+
+    @property
+    def sums(self) -> str:
+        """The name of the sums that their slices are added to."""
+        return f"half{self.half}.{self.fold}" if self.folded else f"half{self.half}"
 
     def scaled(self, images: NDArray[np.float32]) -> NDArray[np.float32]:
         """Return the images (b, n, n) as they are used."""

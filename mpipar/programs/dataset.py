@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -37,6 +38,11 @@ if TYPE_CHECKING:
 
 BLOCKS_WANTED = 128  # at least, if that does not make them too small
 SMALLEST_BLOCK, LARGEST_BLOCK = 8, 64  # particles
+FOLDS = 4
+"""Parts of each half set, each of which is left out of the reference for its own images."""
+MOST_FOLDED = 10_000
+"""Slices in a half set, symmetry mates counted, from which on an image's own share in a reference
+is too small to matter, and the work for references by folds is saved."""
 DEVICE_BLOCKS = 16  # at least, if that does not make them smaller than a processor's
 NORMALISED = 0.25
 """How far backgrounds may be from mean 0 and deviation 1 before images count as not normalised."""
@@ -81,18 +87,38 @@ def half_sets(particles: ParticleSet, seed: int) -> NDArray[np.int8]:
     return copies.together(drawn, first)
 
 
-def blocks_of(half: NDArray[np.int8], *, on_devices: bool = False) -> tuple[NDArray[np.int64], ...]:
-    """Cut each half set into blocks of particle indices.
+def folds_of(half: NDArray[np.int8], symmetry_order: int, *, on_devices: bool) -> NDArray[np.int8]:
+    """Return the fold (p,) of each particle within its half set, from 0.
 
-    The blocks depend on the half sets and the kind of device only, not on the number of workers.
-    A GPU is filled by many images at once.
+    Neighbours of the particle list, which may show the same specimen, are in one fold. On GPUs,
+    which keep the sums of both half sets, there is one fold.
+    """
+    fold = np.zeros(len(half), np.int8)
+    rows = [np.flatnonzero(half == number) for number in (1, 2)]
+    if on_devices or max(map(len, rows)) * symmetry_order > MOST_FOLDED:
+        return fold
+    count = min(FOLDS, *map(len, rows))
+    for mine in rows:
+        for number, part in enumerate(np.array_split(mine, max(1, count))):
+            fold[part] = number
+    return fold
+
+
+def blocks_of(
+    half: NDArray[np.int8], fold: NDArray[np.int8] | None = None, *, on_devices: bool = False
+) -> tuple[NDArray[np.int64], ...]:
+    """Cut each fold of each half set into blocks of particle indices; without folds, each half set.
+
+    The blocks depend on the half sets, folds and the kind of device only, not on the number of
+    workers. A GPU is filled by many images at once.
     """
     size = min(LARGEST_BLOCK, max(SMALLEST_BLOCK, math.ceil(len(half) / BLOCKS_WANTED)))
     if on_devices:
         size = min(LARGEST_DEVICE_BLOCK, max(LARGEST_BLOCK, math.ceil(len(half) / DEVICE_BLOCKS)))
     blocks: list[NDArray[np.int64]] = []
-    for number in (1, 2):
-        rows = np.flatnonzero(half == number)
+    folds = np.zeros_like(half) if fold is None else fold
+    for number, part in itertools.product((1, 2), range(int(folds.max(initial=0)) + 1)):
+        rows = np.flatnonzero((half == number) & (folds == part))
         blocks.extend(np.array_split(rows, max(1, math.ceil(len(rows) / size))))
     return tuple(blocks)
 
@@ -114,14 +140,16 @@ def geometry_of(
 class Start:
     """What a refinement starts from.
 
-    model        (n, n, n) the initial model, filtered
-    resolution   A, that it is filtered to
-    geometry     of the images
+    model            (n, n, n) the initial model, filtered
+    resolution       A, that it is filtered to
+    geometry         of the images
+    symmetry_order   number of operators of the point group
     """
 
     model: NDArray[np.float32]
     resolution: float
     geometry: ImageGeometry
+    symmetry_order: int = 1
 
 
 def start_of(inputs: RefineInputs, settings: RefineSettings, symmetry_order: int) -> Start:
@@ -129,7 +157,7 @@ def start_of(inputs: RefineInputs, settings: RefineSettings, symmetry_order: int
     cutoff = lowpass_of(inputs, settings, symmetry_order)
     gain = lowpass_gain(inputs.box, inputs.box * inputs.pixel_size / cutoff)
     model = filter_shells(inputs.model, gain)
-    return Start(model, cutoff, geometry_of(inputs, settings, model))
+    return Start(model, cutoff, geometry_of(inputs, settings, model), symmetry_order)
 
 
 def lowpass_of(inputs: RefineInputs, settings: RefineSettings, symmetry_order: int) -> float:
@@ -181,7 +209,8 @@ class Dataset:
     offset, gain    (p,) an image is used as (image - offset) * gain
     largest         (s,) bound on any amplitude of a shell, gains applied
     largest_ctf     bound on any contrast transfer
-    blocks          particle indices of each block, all of one half set
+    fold            (p,) the fold of its half set, see `folds`
+    blocks          particle indices of each block, all of one fold
     start_shell     the shell that the model is filtered to
     devices         the GPUs that align; None: the processors
     """
@@ -192,6 +221,7 @@ class Dataset:
     sphere: NDArray[np.float32]
     mask: NDArray[np.float32] | None
     half: NDArray[np.int8]
+    fold: NDArray[np.int8]
     offset: NDArray[np.float64]
     gain: NDArray[np.float64]
     largest: NDArray[np.float64]
@@ -290,6 +320,7 @@ def make_dataset(
     finest = largest_radius(box)
     if settings.targetres is not None:
         finest = min(finest, max(4, math.floor(box * pixel_size / settings.targetres)))
+    fold = folds_of(constants.half, len(operators), on_devices=devices is not None)
     return Dataset(
         geometry=geometry,
         sampling=Sampling(box, 2 * geometry.radius, finest, len(operators)),
@@ -297,11 +328,12 @@ def make_dataset(
         sphere=masks.soft_sphere(box, geometry.radius, MASK_EDGE),
         mask=inputs.mask,
         half=constants.half,
+        fold=fold,
         offset=constants.offset,
         gain=constants.gain,
         largest=constants.largest,
         largest_ctf=largest_contrast(ctf_of(inputs.particles), pixel_size),
-        blocks=blocks_of(constants.half, on_devices=devices is not None),
+        blocks=blocks_of(constants.half, fold, on_devices=devices is not None),
         seed=settings.seed,
         start_shell=max(2, min(round(box * pixel_size / start.resolution), finest)),
         devices=devices,

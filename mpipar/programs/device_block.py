@@ -67,7 +67,7 @@ class DeviceAligner:
     def reference(self, number: int) -> DeviceReference:
         """Return a half set's reference, put on the device when first needed."""
         if number not in self.references:
-            transform, box = self.shared[f"reference{number}"], self.geometry.box
+            transform, box = self.shared[f"reference{number}"][0], self.geometry.box
             self.references[number] = device_alignment.reference_on(
                 self.accelerator, transform, box
             )

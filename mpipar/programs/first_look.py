@@ -60,7 +60,7 @@ def look_at_all(
     geometry = start.geometry
     half = dataset.half_sets(inputs.particles, settings.seed)
     copies.require_two_halves(inputs.particles, half)
-    source = inputs.stacks.divided(dataset.blocks_of(half))
+    source = inputs.stacks.divided(_blocks_of(half, start))
     sphere = soft_sphere(inputs.box, geometry.radius, MASK_EDGE)
     last = max(
         2, min(round(inputs.box * inputs.pixel_size / start.resolution) + 1, inputs.box // 2)
@@ -73,7 +73,7 @@ def look_at_all(
     notes += copies.pixel_notes(inputs.particles, half, pixels, images)
     half = copies.together(half, images)
     notes += copies.require_two_halves(inputs.particles, half)
-    blocks, looks = _cut_anew(source.blocks, looks, half)
+    blocks, looks = _cut_anew(source.blocks, looks, _blocks_of(half, start))
     constants, spectra = dataset.measure(inputs.box, half, blocks, looks)
     notes += _scale_notes(constants)
     products = contrast.products_of(constants, spectra, blocks, looks)
@@ -85,18 +85,25 @@ def look_at_all(
     return FirstLook(constants, spectra, source, tuple(notes))
 
 
+def _blocks_of(half: NDArray[np.int8], start: Start) -> tuple[NDArray[np.int64], ...]:
+    """Return the blocks that processors refine with, of these half sets."""
+    fold = dataset.folds_of(half, start.symmetry_order, on_devices=False)
+    return dataset.blocks_of(half, fold)
+
+
 def _cut_anew(
-    blocks: Sequence[NDArray[np.int64]], looks: Sequence[ImageStatistics], half: NDArray[np.int8]
-) -> tuple[tuple[NDArray[np.int64], ...], Sequence[ImageStatistics]]:
-    """Return blocks of these half sets and what was measured of each; the same if they fit."""
-    if all((half[rows] == half[rows[0]]).all() for rows in blocks):
-        return tuple(blocks), looks
+    blocks: Sequence[NDArray[np.int64]],
+    looks: Sequence[ImageStatistics],
+    fitting: tuple[NDArray[np.int64], ...],
+) -> tuple[Sequence[NDArray[np.int64]], Sequence[ImageStatistics]]:
+    """Return the fitting blocks and what was measured of each; the old ones if they are these."""
+    if len(blocks) == len(fitting) and all(map(np.array_equal, blocks, fitting)):
+        return blocks, looks
     place = np.argsort(np.concatenate(blocks))
     names = looks[0].__dataclass_fields__
     whole = type(looks[0])(
         *(np.concatenate([getattr(look, name) for look in looks])[place] for name in names)
     )
-    fitting = dataset.blocks_of(half)
     return fitting, [whole.take(rows) for rows in fitting]
 
 

@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
-from mpipar.cryoem import alignment, noise, reconstruction, resolution, rotations
+from mpipar.cryoem import noise, reconstruction, resolution, rotations
 from mpipar.cryoem.alignment import Poses, SearchPlan
-from mpipar.cryoem.fourier import components, filter_shells, lowpass_gain
+from mpipar.cryoem.fourier import components, lowpass_gain
 from mpipar.cryoem.matches import Matches
 from mpipar.cryoem.solvent import solvent_mask
+from mpipar.programs import folds
 from mpipar.programs.block_rows import ParticleRows
 from mpipar.programs.convergence import SETTLED
 from mpipar.programs.dataset import first_shifts
@@ -50,14 +51,15 @@ class RefineState:
     """What one iteration hands to the next: all that a resumed run needs, bit for bit.
 
     poses            of all particles; the score is -inf before the first iteration
-    references       (2, n, n, n) float32 half maps, regularised and masked
+    references       (2 f, m, m, m) float32, regularised and masked, of all folds of half set 1,
+                     then of 2, see `folds`; before the first iteration (2, n, n, n), the model
     noise            (2, s) power per shell of each half set
     correlation      (n // 2 + 1,) FSC inside the mask
     resolution       A
     resolved_shell   the shell of that resolution
     settled          (p,) whether a search over all orientations has confirmed the pose
     jumped           fraction of particles whose orientation changed by more than a grid step
-    before           (2, n, n, n) the references of the iteration before, while iterations are soft;
+    before           the references of the iteration before, while iterations are soft;
                      else (0,)
     peak             (p,) probability of each particle's most probable pose, in the last soft
                      iteration
@@ -158,19 +160,18 @@ def shared_arrays(
     data: Dataset, state: RefineState, plan: SearchPlan
 ) -> dict[str, NDArray[np.generic]]:
     """Return the arrays that every worker gets once for the iteration; AlignStage names them."""
-    shared: dict[str, NDArray[np.generic]] = {"noise": state.noise}
-    for half in (1, 2):
-        reference = alignment.make_reference(state.references[half - 1], plan.radius)
-        shared[f"reference{half}"] = reference.transform
+    shared = {"noise": state.noise, **folds.transforms(state.references, plan.radius)}
     if plan.exhaustive:
         seed = np.random.SeedSequence(data.seed, spawn_key=(state.iteration + 1,))
         shared["orientations"] = rotations.orientation_grid(plan.step, data.symmetry, seed)
     return shared
 
 
-def align_tasks(data: Dataset, ctf: CtfParameters, state: RefineState) -> list[Task]:
+def align_tasks(
+    data: Dataset, ctf: CtfParameters, state: RefineState, insertion_radius: int
+) -> list[Task]:
     """Return one task per block for AlignStage, with its particles' CTF and last poses."""
-    tasks = []
+    tasks, folded = [], folds.sums_are_folded(data, insertion_radius)
     for number, rows in enumerate(data.blocks):
         poses = Poses(
             state.poses.rotations[rows], state.poses.shifts[rows], state.poses.score[rows]
@@ -182,6 +183,8 @@ def align_tasks(data: Dataset, ctf: CtfParameters, state: RefineState) -> list[T
             data.gain[rows],
             poses,
             state.settled[rows],
+            int(data.fold[rows[0]]),
+            folded,
         )
         tasks.append(Task(number, number, payload))
     return tasks
@@ -243,7 +246,7 @@ def sums_of(
 
     def scaled(half: int) -> HalfSums:
         box = data.geometry.box
-        return reconstruction.half_sums(sums[f"half{half}"], scales, data.symmetry, box)
+        return reconstruction.half_sums(folds.added_up(sums, half), scales, data.symmetry, box)
 
     first, second = for_both(scaled, (1, 2))
     return first, second
@@ -278,52 +281,13 @@ def _mask_of(
     data: Dataset, volume: NDArray[np.float32], unmasked: NDArray[np.float64]
 ) -> NDArray[np.float32]:
     """Return a mask made from a map itself, whose half maps have this FSC without a mask."""
-    pixel_size = data.geometry.pixel_size
-    reached = resolution.resolution_of(
-        unmasked, resolution.GOLD_STANDARD, data.geometry.box, pixel_size
-    )
-    return solvent_mask(volume, data.sphere, pixel_size, reached)
+    return solvent_mask(volume, data.sphere, data.geometry.pixel_size, _reached(data, unmasked))
 
 
-def references_of(
-    data: Dataset,
-    halves: tuple[HalfSums, HalfSums],
-    maps: Maps,
-    radius: int,
-    resolved_shell: int,
-    *,
-    settled: bool,
-) -> NDArray[np.float32]:
-    """Return regularised, masked half maps for the next alignment; both share their low shells.
-
-    settled   whether poses hardly change any more: then each reference gets a mask that is made
-              from itself. One that is made from both, or before, would make them agree where there
-              is nothing but noise.
-    """
-    trusted = maps.corrected.copy()
-    trusted[min(resolved_shell + 4, len(trusted)) :] = 0.0
-    solved = for_both(lambda sums: reconstruction.solve(sums, trusted, radius), halves)
-    masks = [data.sphere if data.mask is None else data.mask] * 2
-    if settled and data.mask is None:
-        masks = for_both(lambda volume: _mask_of(data, volume, maps.unmasked), solved)
-    return joined_references(data, solved, resolved_shell, masks)
-
-
-def joined_references(
-    data: Dataset,
-    solved: Sequence[NDArray[np.float32]],
-    resolved_shell: int,
-    masks: Sequence[NDArray[np.float32]],
-) -> NDArray[np.float32]:
-    """Return masked references that share what is coarser than the start's filter.
-
-    So they stay aligned to each other. What is finer is never shared: it would agree in both half
-    maps even if the images were noise.
-    """
-    low = lowpass_gain(data.geometry.box, min(float(data.start_shell), resolved_shell - 2.0))
-    mean = filter_shells((solved[0] + solved[1]) * np.float32(0.5), low)
-    both = zip(solved, masks, strict=True)
-    return np.stack([(mean + filter_shells(volume, 1.0 - low)) * mask for volume, mask in both])
+def _reached(data: Dataset, correlation: NDArray[np.float64]) -> float:
+    """Return the resolution of an FSC, in A."""
+    box, pixel_size = data.geometry.box, data.geometry.pixel_size
+    return resolution.resolution_of(correlation, resolution.GOLD_STANDARD, box, pixel_size)
 
 
 def next_state(
@@ -339,20 +303,28 @@ def next_state(
     poses = collect_poses(data, [result.poses for result in outcome.results], state)
     maps = maps_of(data, halves, radius, state.iteration + 1)
     resolved = resolution.last_resolved_shell(maps.corrected, resolution.GOLD_STANDARD)
-    box, pixel_size = data.geometry.box, data.geometry.pixel_size
-    reached = resolution.resolution_of(maps.corrected, resolution.GOLD_STANDARD, box, pixel_size)
     turned = orientation_changes(data, state.poses, poses)
     jumped = float(np.mean(turned > JUMP * plan.step))
     may_settle = plan.exhaustive and searches >= UNSETTLED
     settled = state.settled | ((turned <= JUMP * plan.step) & may_settle)
+    trusted = maps.corrected.copy()
+    trusted[min(resolved + 4, len(trusted)) :] = 0.0
+    references = folds.references_of(
+        data,
+        outcome.sums,
+        stage.scales,
+        trusted,
+        (radius, resolved),
+        _reached(data, maps.unmasked) if jumped <= SETTLED else None,
+    )
     new = replace(
         state,
         iteration=state.iteration + 1,
         poses=poses,
-        references=references_of(data, halves, maps, radius, resolved, settled=jumped <= SETTLED),
+        references=references,
         noise=updated_noise(data, outcome.results, radius, state),
         correlation=maps.corrected,
-        resolution=reached,
+        resolution=_reached(data, maps.corrected),
         resolved_shell=resolved,
         settled=settled,
         jumped=jumped,

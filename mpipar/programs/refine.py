@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from mpipar.cryoem import symmetry
@@ -27,6 +26,7 @@ from mpipar.programs.convergence import SEARCH, SOFT, FinishedIteration, NextIte
 from mpipar.programs.first_look import look_at_all
 from mpipar.programs.inputs import RefineInputs, read_inputs
 from mpipar.programs.needs import device_need, needs
+from mpipar.programs.session import Clock, RefineSession
 from mpipar.programs.soft_iteration import NO_SIGNAL, Signal
 from mpipar.programs.soft_stage import HeldOutStage
 from mpipar.programs.volumes import centre_notes
@@ -47,72 +47,13 @@ if TYPE_CHECKING:
     from mpipar.programs.iteration import Maps, RefineState
     from mpipar.programs.stages import ImageStatistics, MeasureStage
     from mpipar.runtime.pool import Pool
-    from mpipar.runtime.reports import PoolStatistics, RunResult, StageStatistics
-    from mpipar.runtime.stage import Stage, Task
+    from mpipar.runtime.reports import StageStatistics
+    from mpipar.runtime.stage import Task
     from mpipar.settings import RefineSettings
     from mpipar.store.project import Project
 
 MEGABYTE = 1_000_000
 OpenPool = Callable[[int, int], "Pool"]
-
-
-@dataclass
-class Clock:
-    """Seconds spent in each phase."""
-
-    spent: dict[str, float] = field(default_factory=dict)
-
-    @contextmanager
-    def phase(self, name: str) -> Iterator[None]:
-        """Count the time inside under `name`."""
-        start = time.monotonic()
-        try:
-            yield
-        finally:
-            self.spent[name] = self.spent.get(name, 0.0) + time.monotonic() - start
-
-
-@dataclass
-class RefineSession:
-    """One run: its settings, input, project folder, pool, view, history, and GPUs."""
-
-    settings: RefineSettings
-    inputs: RefineInputs
-    project: Project
-    pool: Pool
-    view: View
-    clock: Clock
-    history: list[FinishedIteration] = field(default_factory=list)
-    devices: DeviceChoice | None = None
-    device: str = ""
-
-    @contextmanager
-    def phase(self, name: str) -> Iterator[None]:
-        """Show the phase in the view, and count the time inside under `name`."""
-        self.view.phase(name)
-        with self.clock.phase(name):
-            yield
-
-    def run(
-        self, label: str, stage: Stage, shared: dict[str, Any], tasks: list[Task], **facts: str
-    ) -> RunResult:
-        """Run a stage on the workers, showing progress in particles."""
-        count, total = self.inputs.particles.count, len(tasks)
-
-        def watch(now: PoolStatistics) -> None:
-            self._tell_losses()
-            done = count * now.done // max(total, 1)
-            self.view.progress(label, done, count, **facts, stolen=now.stolen)
-            self.project.status(phase=label, done=done, total=count, **facts)
-
-        try:
-            return self.pool.run(stage, shared, tasks, watch=watch)
-        finally:
-            self._tell_losses()
-
-    def _tell_losses(self) -> None:
-        for change in (*self.pool.new_losses(), *self.pool.new_gains()):
-            self.view.say(str(change))
 
 
 def run(settings: RefineSettings, open_pool: OpenPool, view: View) -> None:
@@ -351,7 +292,7 @@ def _signal(session: RefineSession, data: Dataset, state: RefineState, maps: Map
     plan = replace(plan, radius=plan.insertion_radius)  # all that may be beyond the start
     stage = HeldOutStage(data.geometry, plan)
     shared = soft_iteration.held_out_arrays(data, state, maps, plan)
-    tasks = soft_iteration.held_out_tasks(data, _soft_tasks(session, data, state))
+    tasks = soft_iteration.held_out_tasks(data, _soft_tasks(session, data, state, plan))
     outcome = session.run("looking for signal", stage, shared, tasks)
     return soft_iteration.signal_of(outcome.results)
 
@@ -366,10 +307,12 @@ def _soft_plan(data: Dataset, state: RefineState, *, free_scale: bool) -> SoftPl
     )
 
 
-def _soft_tasks(session: RefineSession, data: Dataset, state: RefineState) -> list[Task]:
+def _soft_tasks(
+    session: RefineSession, data: Dataset, state: RefineState, plan: SoftPlan
+) -> list[Task]:
     particles = session.inputs.particles
     centres = dataset.first_shifts(particles)
-    return soft_iteration.soft_tasks(data, dataset.ctf_of(particles), state, centres)
+    return soft_iteration.soft_tasks(data, dataset.ctf_of(particles), state, plan, centres)
 
 
 def _iterate(
@@ -405,7 +348,7 @@ def _weigh_poses(
     with session.phase("preparing references"):
         stage = soft_iteration.soft_stage(data, state, plan)
         shared = soft_iteration.soft_arrays(data, state, plan)
-        tasks = _soft_tasks(session, data, state)
+        tasks = _soft_tasks(session, data, state, plan)
     with session.phase("weighing all poses"):
         label = f"iteration {state.iteration + 1}: soft"
         outcome = session.run(label, stage, shared, tasks, resolution=f"{state.resolution:.1f} A")
@@ -429,7 +372,9 @@ def _find_poses(
     with session.phase("preparing references"):
         stage = iteration.align_stage(data, state, plan, complete=decision.complete)
         shared = iteration.shared_arrays(data, state, plan)
-        tasks = iteration.align_tasks(data, dataset.ctf_of(session.inputs.particles), state)
+        tasks = iteration.align_tasks(
+            data, dataset.ctf_of(session.inputs.particles), state, stage.insertion_radius
+        )
     with session.phase("searching" if plan.exhaustive else "local refinement"):
         outcome = session.run(
             f"iteration {state.iteration + 1}: {'search' if plan.exhaustive else 'local'}",

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
-from mpipar.cryoem import alignment, reconstruction, resolution, rotations
+from mpipar.cryoem import reconstruction, resolution, rotations
 from mpipar.cryoem.fourier import filter_shells, lowpass_gain
-from mpipar.programs import iteration
+from mpipar.programs import folds, iteration
 from mpipar.programs.soft_stage import SoftStage
 
 if TYPE_CHECKING:
@@ -113,7 +113,7 @@ def soft_arrays(
     references = state.references
     if len(state.before):
         references = references + np.float32(MOMENTUM) * (references - state.before)
-    shared = _transforms({"reference1": references[0], "reference2": references[1]}, plan)
+    shared = folds.transforms(references, plan.radius)
     return {**shared, "noise": state.noise, "orientations": _orientations(data, state, plan)}
 
 
@@ -122,24 +122,19 @@ def _orientations(data: Dataset, state: RefineState, plan: SoftPlan) -> NDArray[
     return rotations.orientation_grid(plan.step, data.symmetry, seed, half_turn=True)
 
 
-def _transforms(
-    volumes: dict[str, NDArray[np.float32]], plan: SoftPlan
-) -> dict[str, NDArray[np.generic]]:
-    return {
-        name: alignment.make_reference(volume, plan.radius).transform
-        for name, volume in volumes.items()
-    }
-
-
 def soft_tasks(
-    data: Dataset, ctf: CtfParameters, state: RefineState, centres: NDArray[np.float64]
+    data: Dataset,
+    ctf: CtfParameters,
+    state: RefineState,
+    plan: SoftPlan,
+    centres: NDArray[np.float64],
 ) -> list[Task]:
     """Return one task per block for SoftStage.
 
     centres   (p, 2) pixels: where the particle list says that the particles lie
     """
     unmoved = replace(state.poses, shifts=centres)
-    return iteration.align_tasks(data, ctf, replace(state, poses=unmoved))
+    return iteration.align_tasks(data, ctf, replace(state, poses=unmoved), plan.insertion_radius)
 
 
 def soft_next_state(
@@ -152,7 +147,6 @@ def soft_next_state(
     halves = iteration.sums_of(data, outcome.sums, stage.scales)
     maps = iteration.maps_of(data, halves, radius, state.iteration + 1, mask=data.sphere)
     trusted = maps.masked
-    solved = iteration.for_both(lambda sums: reconstruction.solve(sums, trusted, radius), halves)
     resolved = resolution.last_resolved_shell(trusted, resolution.GOLD_STANDARD)
     reached = resolution.resolution_of(trusted, resolution.GOLD_STANDARD, box, pixel_size)
     poses, peak, evidence, offset = _collect(data, outcome.results, state)
@@ -161,7 +155,9 @@ def soft_next_state(
         state,
         iteration=state.iteration + 1,
         poses=poses,
-        references=iteration.joined_references(data, solved, resolved, [data.sphere] * 2),
+        references=folds.references_of(
+            data, outcome.sums, stage.scales, trusted, (radius, resolved), None
+        ),
         before=state.references if state.iteration else state.before,
         noise=iteration.updated_noise(data, outcome.results, radius, state),
         correlation=trusted,
@@ -194,12 +190,11 @@ def held_out_arrays(
     box = data.geometry.box
     gain = np.clip(state.correlation, 0.0, 1.0)
     low = lowpass_gain(box, data.start_shell + 1.0)
-    volumes = {}
-    for half in (1, 2):
-        other = filter_shells(maps.halves[2 - half], gain) * data.sphere
-        volumes[f"reference{half}"] = other
-        volumes[f"coarse{half}"] = filter_shells(other, low)
-    shared = _transforms(volumes, plan)
+    others = np.stack([filter_shells(maps.halves[2 - n], gain) * data.sphere for n in (1, 2)])
+    coarser = np.stack([filter_shells(other, low) for other in others])
+    coarse = folds.transforms(coarser, plan.radius)
+    shared = folds.transforms(others, plan.radius)
+    shared |= {"coarse1": coarse["reference1"], "coarse2": coarse["reference2"]}
     return {**shared, "noise": state.noise, "orientations": _orientations(data, state, plan)}
 
 

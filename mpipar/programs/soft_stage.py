@@ -12,7 +12,7 @@ from mpipar.cryoem import alignment, noise, reconstruction
 from mpipar.cryoem.alignment import Reference
 from mpipar.cryoem.ctf import contrast_transfer
 from mpipar.cryoem.fourier import Components, components, image_components
-from mpipar.cryoem.posterior import GridPosterior, SoftPlan, SoftPoses
+from mpipar.cryoem.posterior import Expectation, GridPosterior, SoftPlan, SoftPoses
 from mpipar.runtime.stage import Block, Stage, Task
 
 if TYPE_CHECKING:
@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from mpipar.programs.block_rows import ImageGeometry, ParticleRows
+
+KEPT = 2
+"""Grids, and sums by orientation, that a worker keeps: tasks of a fold come one after the other."""
 
 
 @dataclass(frozen=True)
@@ -33,34 +36,66 @@ class SoftResult:
 
 @dataclass
 class SoftState:
-    """A worker's state in an iteration; the slices and sums of a half set are made when needed."""
+    """A worker's state in an iteration.
+
+    grids       of the references that were needed last
+    by_pose     sums by orientation that were added to last
+    inserted    sums of those that had to make room
+    """
 
     shared: Mapping[str, Any]
     wanted: Components
     lock: threading.Lock = field(default_factory=threading.Lock)
-    grids: dict[str, GridPosterior] = field(default_factory=dict)
-    sums: dict[str, reconstruction.OrientationSums] = field(default_factory=dict)
+    grids: dict[tuple[str, int], GridPosterior] = field(default_factory=dict)
+    by_pose: dict[str, reconstruction.OrientationSums] = field(default_factory=dict)
+    inserted: dict[str, NDArray[np.int64]] = field(default_factory=dict)
 
     def grid(
-        self, name: str, geometry: ImageGeometry, plan: SoftPlan, spectrum: NDArray[np.float64]
+        self,
+        name: str,
+        fold: int,
+        geometry: ImageGeometry,
+        plan: SoftPlan,
+        spectrum: NDArray[np.float64],
     ) -> GridPosterior:
-        """Return the grid of the shared reference of this name, for noise (s,)."""
+        """Return the grid of one of the shared references of this name, for noise (s,)."""
         with self.lock:
-            if name not in self.grids:
-                reference = Reference(self.shared[name], plan.radius, geometry.box)
+            references = self.shared[name]
+            key = name, fold % len(references)
+            grid = self.grids.pop(key, None)
+            if grid is None:
+                reference = Reference(references[key[1]], plan.radius, geometry.box)
                 orientations = self.shared["orientations"]
                 weights = noise.weights(spectrum, self.wanted)
-                self.grids[name] = GridPosterior(
-                    reference, orientations, plan, self.wanted, weights
-                )
-            return self.grids[name]
+                grid = GridPosterior(reference, orientations, plan, self.wanted, weights)
+            self.grids[key] = grid  # the last one
+            for oldest in list(self.grids)[:-KEPT]:
+                del self.grids[oldest]
+            return grid
+
+    def add(self, name: str, expected: Expectation, scales: reconstruction.FixedPoint) -> None:
+        """Add a block's expectation to the sums of this name."""
+        with self.lock:
+            sums = self.by_pose.pop(name, None)
+            if sums is None:
+                orientations = self.shared["orientations"]
+                sums = reconstruction.OrientationSums(orientations, self.wanted, scales)
+            self.by_pose[name] = sums  # the last one
+            sums.add(expected.values, expected.rows)
+            for oldest in list(self.by_pose)[:-KEPT]:
+                self.insert(oldest)
+
+    def insert(self, name: str) -> None:
+        """Insert the slices of these sums, which then have to be begun anew."""
+        whole = self.by_pose.pop(name).inserted(self.wanted.radius)
+        self.inserted[name] = self.inserted[name] + whole if name in self.inserted else whole
 
 
 class SoftStage(Stage):
-    """Weighs all poses of each image against its half's reference; adds them to its half's sums.
+    """Weighs all poses of each image against its fold's reference; adds them to its fold's sums.
 
-    Shared arrays: ``reference1, reference2`` (transforms), ``noise`` (2, s), and ``orientations``
-    (m, 3, 3), of which those half a turn in the image plane away are understood.
+    Shared arrays: ``reference1, reference2`` (transforms, of each fold), ``noise`` (2, s), and
+    ``orientations`` (m, 3, 3), of which those half a turn in the image plane away are understood.
     """
 
     def __init__(
@@ -78,26 +113,22 @@ class SoftStage(Stage):
         rows: ParticleRows = task.payload
         wanted, spectrum = state.wanted, spectrum_of(state.shared, rows.half, self.geometry)
         masked, data = weighted(rows, block["images"], self.geometry, wanted, spectrum)
-        grid = state.grid(f"reference{rows.half}", self.geometry, self.plan, spectrum)
+        name = f"reference{rows.half}"
+        grid = state.grid(name, rows.fold, self.geometry, self.plan, spectrum)
         expected = grid.expect(data, rows.poses.shifts)
         power = wanted.shell_sums(masked.real**2 + masked.imag**2).sum(axis=0)
         if not self.plan.free_scale:  # else the grey scale of the reference is not the images'
             inner = components(self.geometry.box, self.plan.radius)
             explained = inner.shell_sums(expected.explained)
             power[: len(explained)] -= explained * spectrum[: len(explained)]
-        values = expected.values
-        values[:, :, 0] *= 0.5  # zero frequency is its own Friedel mate
-        with state.lock:
-            name = f"half{rows.half}"
-            if name not in state.sums:
-                orientations = state.shared["orientations"]
-                state.sums[name] = reconstruction.OrientationSums(orientations, wanted, self.scales)
-            state.sums[name].add(values, expected.rows)
+        expected.values[:, :, 0] *= 0.5  # zero frequency is its own Friedel mate
+        state.add(rows.sums, expected, self.scales)
         return SoftResult(expected.found, power)
 
     def partial(self, state: SoftState) -> dict[str, NDArray[np.int64]]:
-        radius = self.plan.insertion_radius
-        return {name: sums.inserted(radius) for name, sums in state.sums.items()}
+        for name in list(state.by_pose):
+            state.insert(name)
+        return state.inserted
 
 
 class HeldOutStage(Stage):
@@ -122,7 +153,7 @@ class HeldOutStage(Stage):
         spectrum = spectrum_of(state.shared, rows.half, self.geometry)
         _, data = weighted(rows, block["images"], self.geometry, state.wanted, spectrum)
         grids = [
-            state.grid(f"{name}{rows.half}", self.geometry, self.plan, spectrum)
+            state.grid(f"{name}{rows.half}", 0, self.geometry, self.plan, spectrum)
             for name in ("reference", "coarse")
         ]
         return np.stack([grid.evidence(data, rows.poses.shifts) for grid in grids], axis=1)

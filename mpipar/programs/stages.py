@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from mpipar.programs.device_block import DeviceAligner
     from mpipar.programs.devices import DeviceChoice
 
+KEPT = 2
+"""Grids that a worker keeps: tasks of one fold come one after the other."""
 MODERATE = (1e-10, 1e10)
 """Grey values within these bounds have squares and sums that fit float32."""
 
@@ -135,21 +137,21 @@ class AlignResult:
 
 @dataclass
 class AlignState:
-    """A worker's state in an iteration; the grid and sums of a half set are made when needed."""
+    """A worker's state in an iteration; the grid and sums of a fold are made when needed."""
 
     shared: Mapping[str, Any]
     wanted: Components
     lock: threading.Lock = field(default_factory=threading.Lock)
-    grids: dict[int, GridSearch] = field(default_factory=dict)
+    grids: dict[tuple[int, int], GridSearch] = field(default_factory=dict)
     sums: dict[str, NDArray[np.int64]] = field(default_factory=dict)
     aligner: DeviceAligner | None = None
 
 
 class AlignStage(Stage):
-    """Finds each particle's pose against its half's reference; adds its slice to its half's sums.
+    """Finds each particle's pose against its fold's reference; adds its slice to its fold's sums.
 
-    Shared arrays: ``reference1, reference2`` (transforms), ``noise`` (2, s) and, for an exhaustive
-    search, ``orientations`` (o, 3, 3).
+    Shared arrays: ``reference1, reference2`` (transforms, of each fold), ``noise`` (2, s) and, for
+    an exhaustive search, ``orientations`` (o, 3, 3).
 
     devices                  the GPUs that do it; None: the processors
     first_independent_shell  the references share no finer detail: matches with the held-out one
@@ -194,43 +196,51 @@ class AlignStage(Stage):
         rows: ParticleRows = task.payload
         if state.aligner is not None:
             return AlignResult(*state.aligner.align(rows, block["images"]))
-        wanted, half = state.wanted, rows.half
+        wanted, half, own = state.wanted, rows.half, (rows.half, rows.fold)
         images = rows.scaled(block["images"])
         ctf = contrast_transfer(
             rows.ctf, wanted.frequencies, self.geometry.box, self.geometry.pixel_size
         )
         weights = noise.weights(state.shared["noise"][half - 1], wanted)
         masked = image_components(images * self.geometry.discs(rows.poses.shifts), wanted)
-        reference = self._reference(state, half)
+        reference = self._reference(state, own)
         data = alignment.weigh(masked, ctf, weights)
         data[:, 0] = 0.0  # zero frequency holds the background's offset, not the particle
-        grid = self._grid(state, half, reference)
+        grid = self._grid(state, own, reference)
         search = None if grid is None else (grid, ~rows.settled)
         found = alignment.find_poses(reference, wanted, data, rows.poses, self.plan, search)
-        residual, matches = self._explained(state, half, masked, ctf, data, found)
-        self._insert(state, half, image_components(images, wanted), ctf, found)
+        residual, matches = self._explained(state, own, masked, ctf, data, found)
+        self._insert(state, rows, image_components(images, wanted), ctf, found)
         return AlignResult(found, residual, matches)
 
     def partial(self, state: AlignState) -> dict[str, NDArray[np.int64]]:
         return state.sums if state.aligner is None else state.aligner.sums()
 
-    def _grid(self, state: AlignState, half: int, reference: Reference) -> GridSearch | None:
+    def _grid(
+        self, state: AlignState, of: tuple[int, int], reference: Reference
+    ) -> GridSearch | None:
         if not self.plan.exhaustive:
             return None
         with state.lock:
-            if half not in state.grids:
+            grid = state.grids.pop(of, None)
+            if grid is None:
                 orientations = state.shared["orientations"]
-                state.grids[half] = GridSearch(reference, orientations, self.plan, state.wanted)
-            return state.grids[half]
+                grid = GridSearch(reference, orientations, self.plan, state.wanted)
+            state.grids[of] = grid  # the last one
+            for oldest in list(state.grids)[:-KEPT]:
+                del state.grids[oldest]
+            return grid
 
-    def _reference(self, state: AlignState, half: int) -> Reference:
-        transform = state.shared[f"reference{half}"]
-        return Reference(transform, self.plan.radius, self.geometry.box)
+    def _reference(self, state: AlignState, of: tuple[int, int]) -> Reference:
+        """Return the reference for a half set and fold."""
+        half, fold = of
+        transforms = state.shared[f"reference{half}"]
+        return Reference(transforms[fold % len(transforms)], self.plan.radius, self.geometry.box)
 
     def _explained(
         self,
         state: AlignState,
-        half: int,
+        own: tuple[int, int],
         masked: NDArray[np.complex64],
         ctf: NDArray[np.float32],
         data: NDArray[np.float32],
@@ -243,18 +253,18 @@ class AlignStage(Stage):
         wanted, count = state.wanted, state.wanted.within(self.plan.radius)
         frequencies = wanted.frequencies[:count]
         moves = alignment.phases(found.shifts, frequencies, self.geometry.box)
-        own, held_out = (
-            alignment.slices_of(self._reference(state, number), found.rotations, frequencies).view(
+        mine, held_out = (
+            alignment.slices_of(self._reference(state, of), found.rotations, frequencies).view(
                 np.complex64
             )
-            for number in (half, 3 - half)
+            for of in (own, (3 - own[0], own[1]))
         )
         modelled = 0 if self.plan.free_scale else count
-        model = (own * ctf[:, :count] * moves.conj())[:, :modelled]
+        model = (mine * ctf[:, :count] * moves.conj())[:, :modelled]
         residual = noise.residual_power(masked, model, wanted).sum(axis=0)
         first = min(wanted.within(self.first_independent_shell - 1), count)
         matches = Matches(
-            *match_terms(own, moves, data[:, :count]),
+            *match_terms(mine, moves, data[:, :count]),
             *match_terms(held_out[:, first:], moves[:, first:], data[:, first:count]),
         )
         return np.asarray(residual), matches
@@ -262,19 +272,19 @@ class AlignStage(Stage):
     def _insert(
         self,
         state: AlignState,
-        half: int,
+        rows: ParticleRows,
         images: NDArray[np.complex64],
         ctf: NDArray[np.float32],
         found: Poses,
     ) -> None:
         """Add the block's slices; last, so that a task that fails leaves nothing behind."""
         wanted = state.wanted
-        weights = noise.weights(state.shared["noise"][half - 1], wanted)
+        weights = noise.weights(state.shared["noise"][rows.half - 1], wanted)
         moved = images * alignment.phases(found.shifts, wanted.frequencies, self.geometry.box)
         values = alignment.weigh(moved, ctf, weights)
         values[:, 0] *= 0.5  # zero frequency is its own Friedel mate
         with state.lock:
-            name = f"half{half}"
+            name = rows.sums
             if name not in state.sums:
                 state.sums[name] = reconstruction.empty_sums(self.insertion_radius)
             reconstruction.insert(state.sums[name], values, found.rotations, wanted, self.scales)

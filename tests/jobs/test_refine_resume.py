@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from mpipar.errors import StoppedError
-from mpipar.programs import checkpoints, convergence, refine
+from mpipar.programs import checkpoints, convergence, session
 from mpipar.store.project import Project
 from tests.support import jobs, refine_input, refine_runs
 
@@ -117,16 +117,16 @@ def test_a_run_stopped_in_each_kind_of_iteration_ends_with_the_same_bits(
     whole = refine_runs.run_here([*words, "--path", str(tmp_path / "whole")], tmp_path)
     assert whole.returncode == 0, whole.stderr
     left = list(STOPS)
-    really = refine.RefineSession.run
+    really = session.RefineSession.run
 
-    def run(self: refine.RefineSession, label: str, *arguments: Any, **facts: Any) -> Any:
+    def run(self: session.RefineSession, label: str, *arguments: Any, **facts: Any) -> Any:
         outcome = really(self, label, *arguments, **facts)
         if left and label == left[0]:  # all its work is lost
             left.pop(0)
             raise StoppedError(f"stopped in {label}")
         return outcome
 
-    monkeypatch.setattr(refine.RefineSession, "run", run)
+    monkeypatch.setattr(session.RefineSession, "run", run)
     path = tmp_path / "run"
     done = refine_runs.run_here([*words, "--path", str(path)], tmp_path)
     for label in STOPS:

@@ -71,12 +71,12 @@ def fail_at_first(monkeypatch: pytest.MonkeyPatch) -> set[float]:
     """Let some tasks fail when this rank tries them for the first time; which have failed."""
     really, failed = AlignStage._insert, set[float]()
 
-    def insert(self: AlignStage, state: Any, half: int, images: Any, ctf: Any, found: Any) -> None:
+    def insert(self: AlignStage, state: Any, rows: Any, images: Any, ctf: Any, found: Any) -> None:
         which = float(ctf.sum())  # tells blocks apart
         if int(which * 1e4) % 2 == 0 and which not in failed:
             failed.add(which)
             raise MemoryError("not enough, this time")
-        really(self, state, half, images, ctf, found)
+        really(self, state, rows, images, ctf, found)
 
     monkeypatch.setattr(AlignStage, "_insert", insert)
     return failed

@@ -69,6 +69,12 @@ def corners(points: Numbers, middle: int) -> list[tuple[tuple[Numbers, ...], Num
     return found
 
 
+def falloff_of(box: int) -> Numbers:
+    """By what trilinear interpolation of the doubled transform weakens a volume (z, y, x)."""
+    one = np.sinc((np.arange(box) - box // 2) / (2 * box)) ** 2
+    return np.asarray(one[:, None, None] * one[:, None] * one)
+
+
 @dataclass(frozen=True)
 class Rederived:
     """A run of plain input: one optics group, no symmetry, normalised images."""
@@ -161,8 +167,7 @@ class Rederived:
 
     @cached_property
     def falloff(self) -> Numbers:
-        one = np.sinc(self.axis / (2 * self.box)) ** 2
-        return np.asarray(one[:, None, None] * one[:, None] * one)
+        return falloff_of(self.box)
 
     def frequencies(self, wanted: Numbers) -> Numbers:
         """(m, 3) kx, ky, 0 of the components where `wanted` (y, x) is true."""
@@ -176,19 +181,22 @@ class Rederived:
 
     @cached_property
     def references(self) -> list[Numbers]:
-        """Transforms of both references of the last iteration, doubled by zeros around them."""
+        """Transforms of the references of the last iteration, doubled by zeros around them."""
         found = []
         for volume in self.commit(-2)[0]["references"]:
-            whole = transform(np.pad(volume / self.falloff, self.box // 2), 3)
+            box = len(volume)
+            whole = transform(np.pad(volume / falloff_of(box), box // 2), 3)
             whole[0] = whole[:, 0] = whole[:, :, 0] = 0  # its own Nyquist frequency
             found.append(np.pad(whole, 2))
         return found
 
     def slice_of(self, particle: int, wanted: Numbers) -> Numbers:
-        reference = self.references[self.half[particle] - 1]
+        folds = len(self.references) // 2
+        reference = self.references[(self.half[particle] - 1) * folds + self.fold[particle] % folds]
+        middle = len(reference) // 2
         rotation = self.commit(-1)[0]["rotations"][particle]
         points = 2 * self.frequencies(wanted) @ rotation.T
-        values = [share * reference[at] for at, share in corners(points, self.box + 2)]
+        values = [share * reference[at] for at, share in corners(points, middle)]
         return np.asarray(np.sum(values, axis=0))
 
     @cached_property
@@ -200,6 +208,15 @@ class Rederived:
         sequence = np.random.SeedSequence(self.seed, spawn_key=(0,))
         np.random.default_rng(sequence).shuffle(drawn)
         return drawn
+
+    @cached_property
+    def fold(self) -> Numbers:
+        """The part of its half set that each particle is in, in the order of the list."""
+        found = np.zeros(len(self.half), int)
+        for number in (1, 2):
+            for part, rows in enumerate(np.array_split(np.flatnonzero(self.half == number), 4)):
+                found[rows] = part
+        return found
 
     def first_noise(self) -> Numbers:
         """Noise spectra (2, s) before the first iteration: all power inside the disc."""

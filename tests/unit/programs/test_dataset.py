@@ -227,7 +227,7 @@ def test_target_resolution_limits_the_shells(made: Small) -> None:
 
 def test_tasks_carry_what_their_particles_need(made: Small) -> None:
     ctf = dataset.ctf_of(made.inputs.particles)
-    tasks = iteration.align_tasks(made.data, ctf, made.state)
+    tasks = iteration.align_tasks(made.data, ctf, made.state, 6)
     assert [task.id for task in tasks] == [task.block for task in tasks] == [*range(len(tasks))]
     for task, rows in zip(tasks, made.data.blocks, strict=True):
         assert task.payload.half == made.data.half[rows[0]]

@@ -17,7 +17,7 @@ from mpipar.cryoem.posterior import HALF_TURN, SoftPlan
 from mpipar.cryoem.rotations import orientation_grid
 from mpipar.cryoem.symmetry import operators
 from mpipar.programs.block_rows import MASK_EDGE, ImageGeometry, ParticleRows
-from mpipar.programs.soft_stage import HeldOutStage, SoftStage
+from mpipar.programs.soft_stage import KEPT, HeldOutStage, SoftStage
 from mpipar.runtime.stage import Task
 from tests.support import naive
 
@@ -39,12 +39,13 @@ WANTED = components(BOX, PLAN.insertion_radius)
 GRID = orientation_grid(PLAN.step, operators("c1"), np.random.SeedSequence(4), half_turn=True)
 MOLECULE = naive.blobs(BOX, seed=1)
 REFERENCE = make_reference(60 * MOLECULE.volume(BOX), PLAN.radius)
+ONE_FOLD = REFERENCE.transform[None]
 SPECTRUM = np.linspace(2.0, 1.0, BOX // 2 + 1) * (NOISE * BOX) ** 2
 CENTRES = np.array([[0.0, 0.0], [1.0, -1.0], [-2.0, 1.0], [0.4, 0.4], [0.0, 2.0]])
 
 
 def shared(**other: NDArray[Any]) -> dict[str, NDArray[Any]]:
-    both = {"reference1": REFERENCE.transform, "reference2": REFERENCE.transform}
+    both = {"reference1": ONE_FOLD, "reference2": ONE_FOLD}
     return {**both, "noise": np.stack([SPECTRUM] * 2), "orientations": GRID, **other}
 
 
@@ -121,12 +122,38 @@ def test_images_go_into_the_sums_of_their_half_set(half: int) -> None:
 @pytest.mark.parametrize("half", [1, 2])
 def test_held_out_images_are_matched_to_the_references_of_their_number(half: int) -> None:
     """Those of the other number hold nothing; so they would tell nothing."""
-    nothing = np.zeros_like(REFERENCE.transform)
-    right = {f"reference{half}": REFERENCE.transform, f"coarse{half}": nothing}
-    wrong = {f"reference{3 - half}": nothing, f"coarse{3 - half}": REFERENCE.transform}
+    nothing = np.zeros_like(ONE_FOLD)
+    right = {f"reference{half}": ONE_FOLD, f"coarse{half}": nothing}
+    wrong = {f"reference{3 - half}": nothing, f"coarse{3 - half}": ONE_FOLD}
     stage = HeldOutStage(GEOMETRY, PLAN)
     state = stage.start(shared(**right, **wrong))
     found = stage.run(Task(0, 0, rows(half)), {"images": images()}, state)
     assert found.shape == (COUNT, 2)
     assert (found[:, 0] > 1.0).all(), "the particle is there"
     np.testing.assert_allclose(found[:, 1], 0.0, atol=1e-3)
+
+
+@pytest.mark.parametrize("order", [[0, 1, 2, 3], [3, 0, 2, 1, 0, 3]])
+def test_sums_of_folds_are_the_same_in_any_order(order: list[int]) -> None:
+    """Also if those of a fold have to make room for others, and are gone on with later."""
+    stage = SoftStage(GEOMETRY, PLAN, reconstruction.fixed_point(1e6, 1.0, 4 * COUNT))
+    empty = np.zeros_like(ONE_FOLD)
+    of_folds = np.concatenate([ONE_FOLD, empty, ONE_FOLD, ONE_FOLD])
+    state = stage.start(shared(reference1=of_folds))
+
+    def run(state: Any, fold: int) -> Any:
+        payload = dataclasses.replace(rows(), fold=fold, folded=True)
+        return stage.run(Task(0, 0, payload), {"images": images()}, state)
+
+    evidence = {fold: run(state, fold).found.evidence for fold in order}
+    assert len(state.grids) <= KEPT
+    assert len(state.by_pose) <= KEPT
+    sums = stage.partial(state)
+    assert set(sums) == {f"half1.{fold}" for fold in order}
+    np.testing.assert_allclose(evidence[1], 0.0, atol=1e-3, err_msg="its reference is empty")
+    for fold in set(order):
+        alone = stage.start(shared(reference1=of_folds))
+        found = run(alone, fold).found.evidence
+        np.testing.assert_array_equal(found, evidence[fold])
+        expected = order.count(fold) * stage.partial(alone)[f"half1.{fold}"]
+        np.testing.assert_array_equal(sums[f"half1.{fold}"], expected)

@@ -92,7 +92,7 @@ def trial(count: int = 12, noise: float = 0.3, *, exhaustive: bool = True) -> Tr
     plan = plan_search(sampling, 9, exhaustive=exhaustive, free_scale=False)
     radius = BOX // 2 - 1
     scales = reconstruction.fixed_point(1e6, 1.0, count)
-    transform = make_reference(phantom(), plan.radius).transform
+    transform = make_reference(phantom(), plan.radius).transform[None]
     shared = {
         "reference1": transform,
         "reference2": transform,
@@ -190,7 +190,8 @@ def test_matches_are_with_the_own_and_the_held_out_half_map() -> None:
     np.testing.assert_allclose(own.held_cross, own.own_cross, rtol=1e-5)
     np.testing.assert_allclose(own.held_quadratic, own.own_quadratic, rtol=1e-5)
     assert own.own_significance.min() > 12
-    done.shared["reference2"] = make_reference(phantom()[::-1].copy(), done.plan.radius).transform
+    mirrored = make_reference(phantom()[::-1].copy(), done.plan.radius).transform
+    done.shared["reference2"] = mirrored[None]
     other = done.run()[0].matches
     np.testing.assert_array_equal(other.own_cross, own.own_cross)
     assert np.median(other.held_cross / own.held_cross) < 0.95, "a mirrored one fits worse"
@@ -204,7 +205,7 @@ def test_held_out_matches_begin_at_the_first_independent_shell(first: int) -> No
     )
     result = done.run()[0]
     wanted = components(BOX, done.plan.radius)
-    reference = Reference(done.shared["reference2"], done.plan.radius, BOX)
+    reference = Reference(done.shared["reference2"][0], done.plan.radius, BOX)
     flat = slices_of(reference, result.poses.rotations, wanted.frequencies)
     power = np.abs(flat.view(np.complex64)) ** 2 / done.shared["noise"][0, 0]
     expected = power[:, wanted.shell >= first].sum(axis=1)
@@ -225,6 +226,23 @@ def test_the_sums_are_the_half_sets_map() -> None:
     assert fourier_shell_correlation(volume, phantom())[1:9].min() > 0.95
     scale = (volume * phantom()).sum() / (phantom() ** 2).sum()
     assert scale == pytest.approx(1.0, abs=0.1), "on the model's own grey scale"
+
+
+def test_images_are_matched_with_the_reference_of_their_fold() -> None:
+    done = trial(noise=1.0)
+    done.shared["reference1"] = np.concatenate([0 * done.shared["reference1"]] * 2)
+    done.shared["reference1"][1] = done.shared["reference2"][0]
+    done.rows = dataclasses.replace(done.rows, fold=1, folded=True)
+    result, state = done.run()
+    assert errors(done, result.poses)[0].max() < 4
+    assert set(done.stage.partial(state)) == {"half1.1"}
+    np.testing.assert_allclose(
+        result.matches.held_quadratic, result.matches.own_quadratic, rtol=1e-5
+    )
+    done.rows = dataclasses.replace(done.rows, fold=0, folded=False)
+    result, state = done.run()
+    assert not result.matches.own_quadratic.any(), "the reference of that fold is empty"
+    assert set(done.stage.partial(state)) == {"half1"}
 
 
 def test_sums_are_the_same_in_any_order_and_division() -> None:

@@ -67,8 +67,8 @@ def test_block_has_the_processors_poses_residual_and_sums(exhaustive, free_scale
     seed = np.random.SeedSequence(1)
     shared = {
         "noise": np.full((2, 9), 0.03),
-        "reference1": alignment.make_reference(MOLECULE.volume(BOX), plan.radius).transform,
-        "reference2": alignment.make_reference(OTHER.volume(BOX), plan.radius).transform,
+        "reference1": alignment.make_reference(MOLECULE.volume(BOX), plan.radius).transform[None],
+        "reference2": alignment.make_reference(OTHER.volume(BOX), plan.radius).transform[None],
         "orientations": rotations.orientation_grid(60.0, symmetry.operators("C1"), seed),
     }
     scales = reconstruction.fixed_point(1e5, 1e4, IMAGES)

@@ -1,0 +1,128 @@
+"""The references of the next iteration: one for each fold, a part of a half set, without that part.
+
+A reference that an image is in shows some of that image's own noise, turned as the image was when
+it was put in. So the image matches that pose best, right or wrong: with 600 images in a half set
+the own noise outweighs what a weak image says of its orientation, and poses settle where they are
+(Stewart & Grigorieff 2004 call it noise bias). Half sets alone do not help: each image is in the
+reference of its own half. With folds no image ever meets its own noise.
+
+References are solved in a box that is as small as their detail allows.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+import scipy.fft
+
+from mpipar.cryoem import alignment, reconstruction
+from mpipar.cryoem.fourier import filter_shells, lowpass_gain
+from mpipar.cryoem.masks import soft_sphere
+from mpipar.cryoem.resampling import resample_volume
+from mpipar.cryoem.solvent import solvent_mask
+from mpipar.programs.block_rows import MASK_EDGE
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from numpy.typing import NDArray
+
+    from mpipar.cryoem.reconstruction import FixedPoint, HalfSums
+    from mpipar.programs.dataset import Dataset
+
+LARGEST_SUMS: Final = 1e9
+"""Bytes of the sums of all folds together; where they would be more, there is one fold."""
+ROOM: Final = 8
+"""Shells beyond their detail that the box of references has room for: a soft mask mixes shells."""
+
+
+def sums_are_folded(data: Dataset, radius: int) -> bool:
+    """Return whether workers keep sums by fold that go out to `radius` cycles per box."""
+    count = int(data.fold.max()) + 1
+    size = 8.0 * np.prod([float(side) for side in reconstruction.sums_shape(radius)])
+    return count > 1 and 2 * count * size <= LARGEST_SUMS
+
+
+def added_up(sums: Mapping[str, NDArray[np.int64]], half: int) -> NDArray[np.int64]:
+    """Return the sums of all folds of a half set."""
+    parts = _parts(sums, half)
+    return parts[0] if len(parts) == 1 else np.sum(parts, axis=0)
+
+
+def _parts(sums: Mapping[str, NDArray[np.int64]], half: int) -> list[NDArray[np.int64]]:
+    """Return the sums of each fold of a half set, in order."""
+    name = f"half{half}"
+    return [sums[key] for key in sorted(sums) if key.partition(".")[0] == name]
+
+
+def reference_box(box: int, radius: int) -> int:
+    """Return the box of references with detail out to `radius` cycles per box."""
+    size = scipy.fft.next_fast_len(2 * (radius + ROOM), real=True)
+    return min(box, size + size % 2)
+
+
+def references_of(
+    data: Dataset,
+    sums: Mapping[str, NDArray[np.int64]],
+    scales: FixedPoint,
+    correlation: NDArray[np.float64],
+    shells: tuple[int, int],
+    mask_resolution: float | None,
+) -> NDArray[np.float32]:
+    """Return the references of all folds of half set 1, then of 2: (2 f, m, m, m).
+
+    A fold's reference is solved from all others of its half set; from the half set itself, if that
+    is one fold. It shares with the other half set what is coarser than the start's filter, so that
+    they stay aligned to each other. What is finer is never shared: it would agree in both half maps
+    even if the images were noise.
+
+    sums              of the workers, whole numbers
+    correlation       of the half maps, for the Wiener term
+    shells            cycles per box of the sums; the last shell that is resolved
+    mask_resolution   A, of the map for a mask that is made from each reference itself. One that is
+                      made from both, or before, would make them agree where there is nothing but
+                      noise. None: the sphere, or the user's mask
+    """
+    radius, resolved = shells
+    box = reference_box(data.geometry.box, radius)
+    low = lowpass_gain(box, min(float(data.start_shell), resolved - 2.0))
+
+    def solved(whole: NDArray[np.int64]) -> NDArray[np.float32]:
+        half: HalfSums = reconstruction.half_sums(whole, scales, data.symmetry, box)
+        return reconstruction.solve(half, correlation, radius)
+
+    totals = {half: added_up(sums, half) for half in (1, 2)}
+    whole = {half: solved(total) for half, total in totals.items()}
+    found = []
+    for half in (1, 2):
+        parts = _parts(sums, half)
+        for part in parts:
+            own = whole[half] if len(parts) == 1 else solved(totals[half] - part)
+            mean = filter_shells((own + whole[3 - half]) * np.float32(0.5), low)
+            mask = _mask(data, own, mask_resolution)
+            found.append((mean + filter_shells(own, 1.0 - low)) * mask)
+    return np.stack(found)
+
+
+def _mask(
+    data: Dataset, reference: NDArray[np.float32], resolution: float | None
+) -> NDArray[np.float32]:
+    """Return the mask of a reference, in its box."""
+    full, box = data.geometry.box, reference.shape[0]
+    pixel_size = data.geometry.pixel_size * full / box
+    if data.mask is not None:
+        resampled = resample_volume(data.mask, data.geometry.pixel_size, pixel_size, box)
+        return np.asarray(np.clip(resampled, 0.0, 1.0))
+    smaller = box / full
+    sphere = soft_sphere(box, data.geometry.radius * smaller, MASK_EDGE * smaller)
+    if resolution is None:
+        return sphere
+    return solvent_mask(reference, sphere, pixel_size, resolution)
+
+
+def transforms(references: NDArray[np.float32], radius: int) -> dict[str, NDArray[np.generic]]:
+    """Return what workers slice: `reference1, reference2`, (f, d, d, h, 2), one for each fold."""
+    count = len(references) // 2
+    made = [alignment.make_reference(volume, radius).transform for volume in references]
+    return {"reference1": np.stack(made[:count]), "reference2": np.stack(made[count:])}

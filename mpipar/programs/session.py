@@ -1,0 +1,80 @@
+"""What one run of `mpipar refine` holds together: settings, input, project, workers, view."""
+
+from __future__ import annotations
+
+import time
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from mpipar.programs.convergence import FinishedIteration
+    from mpipar.programs.devices import DeviceChoice
+    from mpipar.programs.inputs import RefineInputs
+    from mpipar.runtime.pool import Pool
+    from mpipar.runtime.reports import PoolStatistics, RunResult
+    from mpipar.runtime.stage import Stage, Task
+    from mpipar.settings import RefineSettings
+    from mpipar.store.project import Project
+    from mpipar.views.progress import View
+
+
+@dataclass
+class Clock:
+    """Seconds spent in each phase."""
+
+    spent: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Count the time inside under `name`."""
+        start = time.monotonic()
+        try:
+            yield
+        finally:
+            self.spent[name] = self.spent.get(name, 0.0) + time.monotonic() - start
+
+
+@dataclass
+class RefineSession:
+    """One run: its settings, input, project folder, pool, view, history, and GPUs."""
+
+    settings: RefineSettings
+    inputs: RefineInputs
+    project: Project
+    pool: Pool
+    view: View
+    clock: Clock
+    history: list[FinishedIteration] = field(default_factory=list)
+    devices: DeviceChoice | None = None
+    device: str = ""
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Show the phase in the view, and count the time inside under `name`."""
+        self.view.phase(name)
+        with self.clock.phase(name):
+            yield
+
+    def run(
+        self, label: str, stage: Stage, shared: dict[str, Any], tasks: list[Task], **facts: str
+    ) -> RunResult:
+        """Run a stage on the workers, showing progress in particles."""
+        count, total = self.inputs.particles.count, len(tasks)
+
+        def watch(now: PoolStatistics) -> None:
+            self._tell_losses()
+            done = count * now.done // max(total, 1)
+            self.view.progress(label, done, count, **facts, stolen=now.stolen)
+            self.project.status(phase=label, done=done, total=count, **facts)
+
+        try:
+            return self.pool.run(stage, shared, tasks, watch=watch)
+        finally:
+            self._tell_losses()
+
+    def _tell_losses(self) -> None:
+        for change in (*self.pool.new_losses(), *self.pool.new_gains()):
+            self.view.say(str(change))
