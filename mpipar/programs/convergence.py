@@ -15,7 +15,10 @@ FEWEST_SOFT, MOST_SOFT = 3, 16  # soft iterations
 CALM = 0.05
 """They end when at most this fraction of particles still change their orientation in one,"""
 SMALLEST_RISE = 0.008
-"""or when the evidence per particle rises by less than this fraction in one."""
+"""or when the evidence per particle rises by less than this fraction in one,"""
+LIKELY = 0.4
+"""or when the most probable pose of an image has this probability on average. From then on searches
+for the best pose, which see finer detail, mend more poses in less time."""
 FEWEST_EXHAUSTIVE = 2  # iterations that search all orientations, at least
 MOST_EXHAUSTIVE = 8  # and at most
 SETTLED = 0.02
@@ -35,6 +38,7 @@ class FinishedIteration:
     kind: str  # SOFT, SEARCH or LOCAL
     complete: bool  # whether every shell up to Nyquist was back-projected
     evidence: float  # mean log-likelihood ratio per particle to no particle; of soft iterations
+    peak: float = 0.0  # mean probability of the most probable poses; of soft iterations
 
 
 @dataclass(frozen=True)
@@ -85,7 +89,8 @@ def _still_rising(history: Sequence[FinishedIteration]) -> bool:
     """Whether soft iterations still find something. Single ones vary with their random grids."""
     if len(history) < FEWEST_SOFT:
         return True
-    if len(history) >= MOST_SOFT or history[-1].jumped <= CALM:
+    last = history[-1]
+    if len(history) >= MOST_SOFT or last.jumped <= CALM or last.peak >= LIKELY:
         return False
     if len(history) < 4:  # noqa: PLR2004 - two and two are compared
         return True

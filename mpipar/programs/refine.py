@@ -324,7 +324,14 @@ def _iterate(
     state, maps, radius, statistics = work(session, data, state, decision)
     complete = radius == largest_radius(data.geometry.box)
     session.history.append(
-        FinishedIteration(state.resolution, state.jumped, decision.kind, complete, state.evidence)
+        FinishedIteration(
+            state.resolution,
+            state.jumped,
+            decision.kind,
+            complete,
+            state.evidence,
+            float(state.peak.mean()),
+        )
     )
     with session.phase("saving"), signals.postponed():
         checkpoints.commit(session.project, state, maps, session.history)

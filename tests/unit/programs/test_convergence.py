@@ -19,8 +19,8 @@ from mpipar.programs.convergence import (
 )
 
 
-def soft(*evidence: float, jumped: float = 0.5) -> list[FinishedIteration]:
-    return [FinishedIteration(30.0, jumped, SOFT, False, value) for value in evidence]
+def soft(*evidence: float, jumped: float = 0.5, peak: float = 0.1) -> list[FinishedIteration]:
+    return [FinishedIteration(30.0, jumped, SOFT, False, value, peak) for value in evidence]
 
 
 def searched(*steps: tuple[float, float]) -> list[FinishedIteration]:
@@ -43,6 +43,8 @@ DECISIONS = {
     "evidence rises on average": (soft(1, 4, 5, 4.8, 5.1), 20, None, (False, SOFT, False)),
     "evidence stands": (soft(1, 4, 5, 5, 5, 5.1), 20, None, (False, SEARCH, False)),
     "soft and calm": (soft(1, 2, 3, 4, jumped=0.02), 20, None, (False, SEARCH, False)),
+    "soft and likely": (soft(1, 2, 3, 4, peak=0.41), 20, None, (False, SEARCH, False)),
+    "few soft ones, though likely": (soft(1, 2, peak=0.9), 20, None, (False, SOFT, False)),
     "soft for long": (soft(*range(1, MOST_SOFT + 1)), 40, None, (False, SEARCH, False)),
     "one search, though calm": (searched((9, 0.0)), 20, None, (False, SEARCH, False)),
     "calm": (CALM, 20, None, (False, LOCAL, False)),
