@@ -112,7 +112,7 @@ def make_problem(box: int, count: int, *, exhaustive: bool, seed: int = 1) -> Pr
     if exhaustive:
         seeds = np.random.SeedSequence(seed)
         shared["orientations"] = rotations.orientation_grid(
-            plan.step, symmetry.operators("C1"), seeds
+            plan.step, symmetry.operators("C1"), seeds, half_turn=True
         )
     bound = float(np.abs(images).sum(axis=(1, 2)).max() / power.min())
     scales = reconstruction.fixed_point(bound, float(1 / power.min()), count)

@@ -20,6 +20,7 @@ from mpipar.cryoem.fourier import (
     interpolation_falloff,
     volume_half_transform,
 )
+from mpipar.cryoem.rotations import with_half_turns
 from mpipar.kernels import poses, scores, slices
 from mpipar.kernels.poses import ClimbOptions
 
@@ -178,10 +179,16 @@ class GridSearch:
         plan: SearchPlan,
         wanted: Components,
     ):
+        """Take the slices of the reference.
+
+        orientations   (m, 3, 3); the half-turned ones are understood
+        """
         self._count = wanted.within(plan.coarse_radius)
         self._frequencies = wanted.frequencies[: self._count]
-        self._slices = slices_of(reference, orientations, self._frequencies)
-        self._orientations = orientations
+        flat = slices_of(reference, orientations, self._frequencies)
+        self._real = np.ascontiguousarray(flat[:, 0::2])
+        self._imaginary = np.ascontiguousarray(flat[:, 1::2])
+        self._orientations = with_half_turns(orientations)
         self._plan = plan
         self._box = reference.box
         self._grid = shift_grid(plan.shift_range, plan.shift_step)
@@ -226,23 +233,25 @@ class GridSearch:
     def _score_group(
         self, data: NDArray[np.float32], centres: NDArray[np.float64]
     ) -> tuple[NDArray[np.float32], NDArray[np.int16]]:
-        b, s, v = data.shape[0], len(self._grid), self._count
+        b, s, v, m = data.shape[0], len(self._grid), self._count, len(self._real)
         power = np.ascontiguousarray(data[:, :v, 2].T)
         images = (data[:, :v, 0] + 1j * data[:, :v, 1])[:, None, :]
         shifts = centres[:, None, :] + self._grid[None]
-        shifted = np.ascontiguousarray(images * phases(shifts, self._frequencies, self._box))
-        columns = np.ascontiguousarray(shifted.reshape(b * s, v).view(np.float32).T)
-        score = np.empty((len(self._slices), b), np.float32)
-        which = np.empty((len(self._slices), b), np.int16)
-        for start in range(0, len(self._slices), ORIENTATIONS_PER_PRODUCT):
+        moved = images * phases(shifts, self._frequencies, self._box)
+        columns = moved.reshape(b * s, v).T
+        first, second = np.ascontiguousarray(columns.real), np.ascontiguousarray(columns.imag)
+        score = np.empty((2, m, b), np.float32)
+        which = np.empty((2, m, b), np.int16)
+        for start in range(0, m, ORIENTATIONS_PER_PRODUCT):
             part = slice(start, start + ORIENTATIONS_PER_PRODUCT)
-            rows = self._slices[part]
-            cross = np.empty((len(rows), b), np.float32)
-            scores.best_over_shifts(rows @ columns, cross, which[part])
-            squared = rows * rows
-            quadratic = (squared[:, 0::2] + squared[:, 1::2]) @ power
-            score[part] = grid_score(cross, quadratic, self._plan.free_scale)
-        return score, which
+            real, imaginary = self._real[part], self._imaginary[part]
+            cross = np.empty((2, len(real), b), np.float32)
+            places = np.empty(cross.shape, np.int16)
+            scores.best_over_shifts(real @ first, imaginary @ second, cross, places)
+            quadratic = (real**2 + imaginary**2) @ power
+            score[:, part] = grid_score(cross, quadratic, self._plan.free_scale)
+            which[:, part] = places
+        return score.reshape(2 * m, b), which.reshape(2 * m, b)
 
 
 def grid_score(

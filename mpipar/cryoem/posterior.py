@@ -21,6 +21,7 @@ import numpy as np
 
 from mpipar.cryoem import alignment
 from mpipar.cryoem.alignment import Poses, Reference, joined, phases, shift_grid, slices_of
+from mpipar.cryoem.rotations import HALF_TURN
 from mpipar.kernels import pose_weights
 
 if TYPE_CHECKING:
@@ -32,7 +33,6 @@ COLUMNS_PER_PRODUCT: Final = 512
 ROWS_PER_PRODUCT: Final = 1024
 """Shape of one matrix product: its two results stay in the processor's cache while they are turned
 into log-likelihoods."""
-HALF_TURN: Final = np.diag([-1.0, -1.0, 1.0])
 LOST: Final = 2e-3
 """Power over noise that the slices of an orientation may lose when all are written as sums of a few
 patterns. Noise in an image makes log-likelihoods wrong by 1.4 times its square root at most, that

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 from scipy.spatial import cKDTree
@@ -51,6 +51,15 @@ def angle_between(first: NDArray[np.floating], second: NDArray[np.floating]) -> 
     # |R1 - R2|_F = sqrt(8) sin(angle / 2): accurate for small angles, where the trace is not
     distance = np.sqrt(((np.asarray(first, np.float64) - second) ** 2).sum(axis=(-2, -1)))
     return np.asarray(np.degrees(2.0 * np.arcsin(np.clip(distance / math.sqrt(8.0), 0.0, 1.0))))
+
+
+HALF_TURN: Final = np.diag([-1.0, -1.0, 1.0])
+"""Half a turn in the image plane, as a right factor: the slice becomes its own conjugate."""
+
+
+def with_half_turns(orientations: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return orientations (m, 3, 3), and behind them the half-turned ones: (2 m, 3, 3)."""
+    return np.concatenate([orientations, orientations @ HALF_TURN.astype(np.float32)])
 
 
 def orientation_grid(

@@ -7,26 +7,34 @@ import numpy as np
 from mpipar.kernels.jit import kernel
 
 
-@kernel("void(float32[:,::1], float32[:,::1], int16[:,::1])", changes=(1, 2))
-def best_over_shifts(products, best, which):
+@kernel("void(float32[:,::1], float32[:,::1], float32[:,:,::1], int16[:,:,::1])", changes=(2, 3))
+def best_over_shifts(real, imaginary, best, which):
     """Find the largest product of each (orientation, image) over the shifts of the image.
 
-    products  (m, b s) float32   columns ordered image by image, shifts side by side
-    best      (m, b) float32     in place: the largest of the s products
-    which     (m, b) int16       in place: its shift; the first of equals
+    The products of an orientation are those of the real and of the imaginary parts, added up; the
+    orientation half a turn in the image plane away has the conjugate slice, so their difference.
+
+    real, imaginary  (m, b s) float32   columns ordered image by image, shifts side by side
+    best             (2, m, b) float32  in place: the largest of the s products; of the orientation,
+                                        and of the half-turned one
+    which            (2, m, b) int16    in place: its shift; the first of equals
     """
-    images = best.shape[1]
-    shifts = products.shape[1] // images
-    for m in range(products.shape[0]):
-        row = products[m]
+    images = best.shape[2]
+    shifts = real.shape[1] // images
+    for m in range(real.shape[0]):
         for b in range(images):
             first = b * shifts
-            value, place = row[first], 0
+            own = real[m, first] + imaginary[m, first]
+            turned = real[m, first] - imaginary[m, first]
+            own_place, turned_place = 0, 0
             for s in range(1, shifts):
-                if row[first + s] > value:
-                    value, place = row[first + s], s
-            best[m, b] = value
-            which[m, b] = place
+                one, two = real[m, first + s], imaginary[m, first + s]
+                if one + two > own:
+                    own, own_place = one + two, s
+                if one - two > turned:
+                    turned, turned_place = one - two, s
+            best[0, m, b], best[1, m, b] = own, turned
+            which[0, m, b], which[1, m, b] = own_place, turned_place
 
 
 @kernel("int64(int64[::1], float32[:,:,::1], float64, int64[::1])", changes=(3,))

@@ -16,9 +16,10 @@ CALM = 0.05
 """They end when at most this fraction of particles still change their orientation in one,"""
 SMALLEST_RISE = 0.008
 """or when the evidence per particle rises by less than this fraction in one,"""
-LIKELY = 0.4
-"""or when the most probable pose of an image has this probability on average. From then on searches
-for the best pose, which see finer detail, mend more poses in less time."""
+LIKELY, RESTLESS = 0.4, 0.4
+"""or when the most probable pose of an image has the first probability on average, unless more than
+the second fraction still change. From then on searches for the best pose, which see finer detail,
+mend more poses in less time."""
 FEWEST_EXHAUSTIVE = 2  # iterations that search all orientations, at least
 MOST_EXHAUSTIVE = 8  # and at most
 SETTLED = 0.02
@@ -90,7 +91,8 @@ def _still_rising(history: Sequence[FinishedIteration]) -> bool:
     if len(history) < FEWEST_SOFT:
         return True
     last = history[-1]
-    if len(history) >= MOST_SOFT or last.jumped <= CALM or last.peak >= LIKELY:
+    likely = last.peak >= LIKELY and last.jumped <= RESTLESS
+    if len(history) >= MOST_SOFT or last.jumped <= CALM or likely:
         return False
     if len(history) < 4:  # noqa: PLR2004 - two and two are compared
         return True

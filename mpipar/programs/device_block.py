@@ -14,6 +14,7 @@ from mpipar.cryoem.device import device_alignment, device_images
 from mpipar.cryoem.device.device_alignment import DeviceGridSearch, DeviceReference
 from mpipar.cryoem.fourier import components
 from mpipar.cryoem.matches import Matches, match_terms
+from mpipar.cryoem.rotations import with_half_turns
 from mpipar.programs.block_rows import MASK_EDGE
 
 if TYPE_CHECKING:
@@ -81,7 +82,7 @@ class DeviceAligner:
             weights = on.to_device(noise.weights(self.shared["noise"][number - 1], wanted.host))
             search = None
             if self.plan.exhaustive:
-                orientations = self.shared["orientations"]
+                orientations = with_half_turns(self.shared["orientations"])
                 search = DeviceGridSearch(reference, orientations, self.plan, wanted)
             sums = on.xp.zeros(int(np.prod(self.shape)), np.int64)
             self.halves[number] = DeviceHalf(reference, weights, search, sums)

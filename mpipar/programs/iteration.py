@@ -163,7 +163,9 @@ def shared_arrays(
     shared = {"noise": state.noise, **folds.transforms(state.references, plan.radius)}
     if plan.exhaustive:
         seed = np.random.SeedSequence(data.seed, spawn_key=(state.iteration + 1,))
-        shared["orientations"] = rotations.orientation_grid(plan.step, data.symmetry, seed)
+        shared["orientations"] = rotations.orientation_grid(
+            plan.step, data.symmetry, seed, half_turn=True
+        )
     return shared
 
 

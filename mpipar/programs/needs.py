@@ -8,6 +8,7 @@ the search's, timed on this host, and of the sums; iterations took within a fact
 
 from __future__ import annotations
 
+import math
 import time
 from typing import TYPE_CHECKING, Final
 
@@ -20,6 +21,8 @@ from mpipar.cryoem.reconstruction import empty_sums
 from mpipar.cryoem.rotations import orientation_grid
 from mpipar.cryoem.search_plan import Sampling, plan_search, plan_soft
 from mpipar.errors import counted
+from mpipar.programs.dataset import folds_of
+from mpipar.programs.folds import LARGEST_SUMS
 from mpipar.views.progress import duration
 
 if TYPE_CHECKING:
@@ -35,7 +38,7 @@ ROW: Final = 2500  # bytes of rank 0's memory for each particle: its row, as tex
 ROW_PER_PIXEL: Final = 8  # and for each pixel of the box's width: its power and largest amplitudes
 MASTER_SUMS: Final = 8.2  # sums of one half set and volumes of that size, on rank 0, at most
 WORKER_SUMS: Final = 2.4
-COMMIT_VOLUMES, RESULT_VOLUMES, FIRST_VOLUMES, BYTES_PER_VOXEL = 6, 4, 2, 4
+COMMIT_VOLUMES, RESULT_VOLUMES, FIRST_VOLUMES, BYTES_PER_VOXEL = 4, 4, 2, 4  # but for references
 COMMITTED_ROW, RESULT_ROW = 120, 500  # bytes for each particle
 BESIDE_PRODUCTS: Final = 2.5  # time of a search over that of its matrix products alone
 SECONDS_PER_BYTE: Final = 20e-9  # of the sums: to gather them, solve the maps, save
@@ -60,16 +63,20 @@ def needs(
     count, box = inputs.particles.count, inputs.box
     sampling = Sampling(box, 2 * geometry.radius, largest_radius(box), len(symmetry))
     plan = plan_search(sampling, largest_radius(box), exhaustive=True, free_scale=True)
-    grid = orientation_grid(plan.step, symmetry, np.random.SeedSequence(settings.seed))
+    grid = _half_grid(plan.step, symmetry, settings.seed)
     values = 2 * len(components(box, plan.coarse_radius).shell)
     sums = empty_sums(largest_radius(box)).nbytes
+    folds = _folds(inputs, symmetry, sums)
     images = min(count * box * box * 4 / workers, settings.cache * MEGABYTE)
     slices = 2 * len(grid) * values * 4  # of both references
     images += max(slices, _soft_bytes(sampling, symmetry, settings.seed))
-    master = MASTER_PROGRAM + MASTER_SUMS * sums + count * (ROW + ROW_PER_PIXEL * box)
-    worker = WORKER_PROGRAM + WORKER_SUMS * sums + images
+    master = (
+        MASTER_PROGRAM + (MASTER_SUMS + 2 * folds - 2) * sums + count * (ROW + ROW_PER_PIXEL * box)
+    )
+    own = min(2 * folds, 1 + math.ceil(2 * folds / workers))  # sums that a worker adds to
+    worker = WORKER_PROGRAM + (WORKER_SUMS + own - 2) * sums + images
     volume = BYTES_PER_VOXEL * box**3
-    commit = COMMIT_VOLUMES * volume + COMMITTED_ROW * count
+    commit = (COMMIT_VOLUMES + 2 * folds) * volume + COMMITTED_ROW * count
     results = (RESULT_VOLUMES + FIRST_VOLUMES) * volume + (COMMITTED_ROW + RESULT_ROW) * count
     shifts = len(shift_grid(plan.shift_range, plan.shift_step))
     work = 2.0 * count * len(grid) * shifts * values
@@ -86,11 +93,21 @@ def needs(
     ]
 
 
+def _folds(inputs: RefineInputs, symmetry: NDArray[np.float64], sums: float) -> int:
+    """Return how many folds each half set has in the last iterations; sums: bytes of one."""
+    half = np.resize(np.array([1, 2], np.int8), inputs.particles.count)
+    folds = int(folds_of(half, len(symmetry), on_devices=False).max()) + 1
+    return folds if 2 * folds * sums <= LARGEST_SUMS else 1
+
+
+def _half_grid(step: float, symmetry: NDArray[np.float64], seed: int) -> NDArray[np.float32]:
+    return orientation_grid(step, symmetry, np.random.SeedSequence(seed), half_turn=True)
+
+
 def _soft_bytes(sampling: Sampling, symmetry: NDArray[np.float64], seed: int) -> float:
     """Return the bytes of slices and of sums by orientation, of both half sets, on a worker."""
     plan = plan_soft(sampling, sampling.finest_shell, 2, spread=None, free_scale=False)
-    sequence = np.random.SeedSequence(seed)
-    grid = orientation_grid(plan.step, symmetry, sequence, half_turn=True)
+    grid = _half_grid(plan.step, symmetry, seed)
     known, added = (
         len(components(sampling.box, radius).shell)
         for radius in (plan.radius, plan.insertion_radius)

@@ -151,7 +151,7 @@ class AlignStage(Stage):
     """Finds each particle's pose against its fold's reference; adds its slice to its fold's sums.
 
     Shared arrays: ``reference1, reference2`` (transforms, of each fold), ``noise`` (2, s) and, for
-    an exhaustive search, ``orientations`` (o, 3, 3).
+    an exhaustive search, ``orientations`` (o, 3, 3), of which the half-turned ones are understood.
 
     devices                  the GPUs that do it; None: the processors
     first_independent_shell  the references share no finer detail: matches with the held-out one

@@ -93,9 +93,10 @@ def test_insert_slices(benchmark: Any, data: np.ndarray) -> None:
 
 
 def test_grid_search(benchmark: Any, reference: Reference, data: np.ndarray) -> None:
-    orientations = orientation_grid(PLAN.step, operators("C2"), np.random.SeedSequence(0))
+    seed = np.random.SeedSequence(0)
+    orientations = orientation_grid(PLAN.step, operators("C2"), seed, half_turn=True)
     search = GridSearch(reference, orientations, PLAN, WANTED)
-    benchmark.extra_info["orientations"] = len(orientations) * COUNT
+    benchmark.extra_info["orientations"] = 2 * len(orientations) * COUNT
     found = benchmark(search.best_candidates, data, np.zeros((COUNT, 2)))
     assert len(found) == COUNT
 

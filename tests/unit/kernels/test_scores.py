@@ -12,19 +12,19 @@ from mpipar.kernels import scores
 
 def test_best_over_shifts_is_the_first_largest():
     random = np.random.default_rng(0)
-    products = random.integers(0, 5, (7, 3 * 4)).astype(np.float32)  # many equals
-    best, which = np.empty((7, 3), np.float32), np.empty((7, 3), np.int16)
-    scores.best_over_shifts(products, best, which)
-    by_image = products.reshape(7, 3, 4)
-    np.testing.assert_array_equal(best, by_image.max(axis=2))
-    np.testing.assert_array_equal(which, by_image.argmax(axis=2))
+    parts = random.integers(0, 5, (2, 7, 3 * 4)).astype(np.float32)  # many equals
+    best, which = np.empty((2, 7, 3), np.float32), np.empty((2, 7, 3), np.int16)
+    scores.best_over_shifts(parts[0], parts[1], best, which)
+    by_image = np.stack([parts[0] + parts[1], parts[0] - parts[1]]).reshape(2, 7, 3, 4)
+    np.testing.assert_array_equal(best, by_image.max(axis=3))
+    np.testing.assert_array_equal(which, by_image.argmax(axis=3))
 
 
 def test_one_shift_is_its_own_best():
     products = np.array([[3, 1, 2]], np.float32)
-    best, which = np.empty((1, 3), np.float32), np.empty((1, 3), np.int16)
-    scores.best_over_shifts(products, best, which)
-    np.testing.assert_array_equal(best, products)
+    best, which = np.empty((2, 1, 3), np.float32), np.empty((2, 1, 3), np.int16)
+    scores.best_over_shifts(products, 2 * products, best, which)
+    np.testing.assert_array_equal(best, [3 * products, -products])
     assert not which.any()
 
 
