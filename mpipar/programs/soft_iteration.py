@@ -39,6 +39,8 @@ at most at 2.1; in images of the particle of which no more could be told, of SNR
 LEAST_GAIN: Final = 0.03
 """Mean log-likelihood ratio per particle that signal must have: 60 images of noise had 0.011 by 2.0
 standard errors, more images up to 0.002; 200 of SNR 0.05 that could just be refined had 0.06."""
+FINE_START, COARSER = 25.0, 40.0
+"""A: a user whose start is finer than the first is told to begin with the second."""
 COARSE_SHAPE: Final = 0.5
 """Mean log-likelihood ratio per particle from which images hold the coarse shape. Noise gave up to
 0.04, and that by some standard errors: what the half maps share holds a little of each image's own
@@ -72,13 +74,18 @@ class Signal:
             if self.coarse > max(COARSE_SHAPE, CERTAIN * self.coarse_error)
             else "as far as can be told they hold no particle like the model at all"
         )
+        advice = (
+            "what a model brings along cannot be told from what the images hold: a coarser start "
+            f"(--lowpass {COARSER:.0f}) lets them show it"
+            if start < FINE_START
+            else "a finer start (--lowpass), if the model supports it, or more particles may help"
+        )
         return (
             f"no signal found: no detail finer than the {start:.0f} A of the filtered model in "
             f"which the images agree (log-likelihood gain {self.gain:.1g} +- {self.error:.1g} per "
             f"particle that the map has not seen); {seen}. No resolution is claimed, and the maps "
             f"in {folder} are marked as without signal. Check particles, contrast (--contrast), "
-            "pixel size and model; a finer start (--lowpass), if the model supports it, or more "
-            "particles may help"
+            f"pixel size and model; {advice}"
         )
 
     @property

@@ -62,6 +62,8 @@ def test_the_verdict_is_one_line_and_tells_empty_images_from_weak_ones() -> None
     assert "something of the model's coarse shape" in weak
     assert "no particle like the model at all" in doubtful
     assert "no particle like the model at all" in empty
+    assert "a finer start" in weak
+    assert "a coarser start (--lowpass 40)" in Signal(1.0, 0.1, 0.1, 0.1).verdict(13.0, "run")
     for said in (weak, doubtful, empty):
         assert said.startswith("no signal found: no detail finer than the 60 A")
         assert "\n" not in said
