@@ -102,6 +102,7 @@ def commit_first(
         "offset": constants.offset,
         "gain": constants.gain,
         "largest": constants.largest,
+        **({} if constants.fold is None else {"fold": constants.fold}),
         **_state_arrays(state),
     }
     attributes = {
@@ -197,6 +198,7 @@ def load_constants(project: Project, input_hash: str) -> ImageConstants:
             arrays["gain"],
             arrays["largest"],
             bool(first.attributes["normalised"]),
+            arrays.get("fold"),
         )
 
 

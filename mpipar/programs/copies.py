@@ -67,9 +67,9 @@ def _first(*keys: NDArray[Any]) -> NDArray[np.int64]:
     return np.asarray(first[groups], np.int64)
 
 
-def together(half: NDArray[np.int8], first: NDArray[np.int64]) -> NDArray[np.int8]:
-    """Return half sets (p,) in which each copy of an image is in the half of the first one."""
-    return np.asarray(half[first], np.int8)
+def together(parts: NDArray[np.int8], first: NDArray[np.int64]) -> NDArray[np.int8]:
+    """Return half sets or folds (p,) in which each copy of an image is where the first one is."""
+    return np.asarray(parts[first], np.int8)
 
 
 def file_note(particles: ParticleSet) -> list[str]:

@@ -87,21 +87,33 @@ def half_sets(particles: ParticleSet, seed: int) -> NDArray[np.int8]:
     return copies.together(drawn, first)
 
 
-def folds_of(half: NDArray[np.int8], symmetry_order: int, *, on_devices: bool) -> NDArray[np.int8]:
+def folds_of(
+    half: NDArray[np.int8],
+    symmetry_order: int,
+    *,
+    on_devices: bool,
+    first: NDArray[np.int64] | None = None,
+) -> NDArray[np.int8]:
     """Return the fold (p,) of each particle within its half set, from 0.
 
-    Neighbours of the particle list, which may show the same specimen, are in one fold. On GPUs,
-    which keep the sums of both half sets, there is one fold.
+    Neighbours of the particle list, which may show the same specimen, are in one fold, and so are
+    copies of an image, which show the same noise. On GPUs, which keep the sums of both half sets,
+    there is one fold.
+
+    first   (p,) the first particle with the same image; None: each has its own
     """
     fold = np.zeros(len(half), np.int8)
-    rows = [np.flatnonzero(half == number) for number in (1, 2)]
-    if on_devices or max(map(len, rows)) * symmetry_order > MOST_FOLDED:
+    first = np.arange(len(half)) if first is None else first
+    new = first == np.arange(len(half))
+    rows = [np.flatnonzero((half == number) & new) for number in (1, 2)]
+    slices = max(int(np.count_nonzero(half == number)) for number in (1, 2)) * symmetry_order
+    if on_devices or slices > MOST_FOLDED:
         return fold
     count = min(FOLDS, *map(len, rows))
     for mine in rows:
         for number, part in enumerate(np.array_split(mine, max(1, count))):
             fold[part] = number
-    return fold
+    return copies.together(fold, first)
 
 
 def blocks_of(
@@ -240,6 +252,7 @@ class ImageConstants:
     offset, gain   (p,) an image is used as (image - offset) * gain
     largest        (s,) bound on any amplitude of a shell, gains applied
     normalised     whether offset and gain had to be fitted
+    fold           (p,) the fold of its half set; None: as `folds_of` has it
     """
 
     half: NDArray[np.int8]
@@ -247,6 +260,7 @@ class ImageConstants:
     gain: NDArray[np.float64]
     largest: NDArray[np.float64]
     normalised: bool
+    fold: NDArray[np.int8] | None = None
 
 
 def measure(
@@ -320,7 +334,9 @@ def make_dataset(
     finest = largest_radius(box)
     if settings.targetres is not None:
         finest = min(finest, max(4, math.floor(box * pixel_size / settings.targetres)))
-    fold = folds_of(constants.half, len(operators), on_devices=devices is not None)
+    fold = constants.fold
+    if fold is None or devices is not None:
+        fold = folds_of(constants.half, len(operators), on_devices=devices is not None)
     return Dataset(
         geometry=geometry,
         sampling=Sampling(box, 2 * geometry.radius, finest, len(operators)),

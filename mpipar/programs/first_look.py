@@ -60,7 +60,8 @@ def look_at_all(
     geometry = start.geometry
     half = dataset.half_sets(inputs.particles, settings.seed)
     copies.require_two_halves(inputs.particles, half)
-    source = inputs.stacks.divided(_blocks_of(half, start))
+    fold = dataset.folds_of(half, start.symmetry_order, on_devices=False)
+    source = inputs.stacks.divided(dataset.blocks_of(half, fold))
     sphere = soft_sphere(inputs.box, geometry.radius, MASK_EDGE)
     last = max(
         2, min(round(inputs.box * inputs.pixel_size / start.resolution) + 1, inputs.box // 2)
@@ -73,8 +74,10 @@ def look_at_all(
     notes += copies.pixel_notes(inputs.particles, half, pixels, images)
     half = copies.together(half, images)
     notes += copies.require_two_halves(inputs.particles, half)
-    blocks, looks = _cut_anew(source.blocks, looks, _blocks_of(half, start))
+    fold = dataset.folds_of(half, start.symmetry_order, on_devices=False, first=images)
+    blocks, looks = _cut_anew(source.blocks, looks, dataset.blocks_of(half, fold))
     constants, spectra = dataset.measure(inputs.box, half, blocks, looks)
+    constants = replace(constants, fold=fold)
     notes += _scale_notes(constants)
     products = contrast.products_of(constants, spectra, blocks, looks)
     inverted, said = contrast.inverted_images(inputs.particles, products, settings.contrast)
@@ -83,12 +86,6 @@ def look_at_all(
     if blocks is not source.blocks:
         source = source.divided(blocks)
     return FirstLook(constants, spectra, source, tuple(notes))
-
-
-def _blocks_of(half: NDArray[np.int8], start: Start) -> tuple[NDArray[np.int64], ...]:
-    """Return the blocks that processors refine with, of these half sets."""
-    fold = dataset.folds_of(half, start.symmetry_order, on_devices=False)
-    return dataset.blocks_of(half, fold)
 
 
 def _cut_anew(

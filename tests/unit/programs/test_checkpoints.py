@@ -50,7 +50,8 @@ def read_again(project: Project) -> Project:
 
 def constants_of(made: Small) -> ImageConstants:
     data = made.data
-    return ImageConstants(data.half, data.offset + 1 / 3, data.gain / 3, data.largest, True)
+    fold = (3 - data.half).astype(np.int8)
+    return ImageConstants(data.half, data.offset + 1 / 3, data.gain / 3, data.largest, True, fold)
 
 
 def state_of(made: Small) -> RefineState:

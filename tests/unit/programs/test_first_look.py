@@ -11,6 +11,7 @@ import pytest
 from mpipar.cryoem.masks import soft_sphere
 from mpipar.errors import InputError
 from mpipar.programs import dataset
+from mpipar.programs.dataset import FOLDS
 from mpipar.programs.first_look import FirstLook, look_at_all
 from mpipar.programs.inputs import read_inputs
 from mpipar.settings import RefineSettings
@@ -212,8 +213,11 @@ def test_copies_of_another_grey_scale_come_into_one_half_set(tmp_path: Path, sca
     found = look(tmp_path, images)
     copies = "30 particles are but for grey scale, sign or rounding copies of an earlier one"
     assert any(note.startswith(copies) for note in found.notes)
-    half = found.constants.half
+    half, fold = found.constants.half, found.constants.fold
     assert np.array_equal(half[: COUNT // 2], half[COUNT // 2 :])
+    assert fold is not None
+    assert np.array_equal(fold[: COUNT // 2], fold[COUNT // 2 :]), "copies show the same noise"
+    assert len(np.unique(fold)) == FOLDS, "and no fold is empty"
 
 
 def test_a_set_of_one_image_many_times_is_refused(tmp_path: Path) -> None:

@@ -76,6 +76,10 @@ def test_folds_are_even_parts_of_each_half_set_and_neighbours_are_together() -> 
         sizes = np.bincount(mine)
         assert len(sizes) == dataset.FOLDS
         assert np.ptp(sizes) <= 1
+    first = np.arange(len(half)) % 60  # each image stands in the list twice
+    with_copies = dataset.folds_of(half, 1, on_devices=False, first=first)
+    assert np.array_equal(with_copies[:60], with_copies[60:])
+    assert len(np.unique(with_copies)) == dataset.FOLDS
     blocks = dataset.blocks_of(half, fold)
     assert sorted(np.concatenate(blocks)) == list(range(len(half)))
     assert all(len(np.unique(10 * half[rows] + fold[rows])) == 1 for rows in blocks)
