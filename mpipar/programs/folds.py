@@ -11,6 +11,7 @@ References are solved in a box that is as small as their detail allows.
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
@@ -40,8 +41,12 @@ ROOM: Final = 8
 def sums_are_folded(data: Dataset, radius: int) -> bool:
     """Return whether workers keep sums by fold that go out to `radius` cycles per box."""
     count = int(data.fold.max()) + 1
-    size = 8.0 * np.prod([float(side) for side in reconstruction.sums_shape(radius)])
-    return count > 1 and 2 * count * size <= LARGEST_SUMS
+    return count > 1 and 2 * count * sums_bytes(radius) <= LARGEST_SUMS
+
+
+def sums_bytes(radius: int) -> float:
+    """Return the bytes of one fold's sums out to `radius` cycles per box."""
+    return 8.0 * math.prod(reconstruction.sums_shape(radius))
 
 
 def added_up(sums: Mapping[str, NDArray[np.int64]], half: int) -> NDArray[np.int64]:

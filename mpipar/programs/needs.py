@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 import time
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
@@ -22,7 +23,7 @@ from mpipar.cryoem.rotations import orientation_grid
 from mpipar.cryoem.search_plan import Sampling, plan_search, plan_soft
 from mpipar.errors import counted
 from mpipar.programs.dataset import folds_of
-from mpipar.programs.folds import LARGEST_SUMS
+from mpipar.programs.folds import LARGEST_SUMS, reference_box, sums_bytes
 from mpipar.views.progress import duration
 
 if TYPE_CHECKING:
@@ -66,18 +67,18 @@ def needs(
     grid = _half_grid(plan.step, symmetry, settings.seed)
     values = 2 * len(components(box, plan.coarse_radius).shell)
     sums = empty_sums(largest_radius(box)).nbytes
-    folds = _folds(inputs, symmetry, sums)
+    folded = _folded(inputs, symmetry)
     images = min(count * box * box * 4 / workers, settings.cache * MEGABYTE)
     slices = 2 * len(grid) * values * 4  # of both references
     images += max(slices, _soft_bytes(sampling, symmetry, settings.seed))
     master = (
-        MASTER_PROGRAM + (MASTER_SUMS + 2 * folds - 2) * sums + count * (ROW + ROW_PER_PIXEL * box)
+        MASTER_PROGRAM
+        + MASTER_SUMS * sums
+        + folded.more(2 * folded.count)
+        + count * (ROW + ROW_PER_PIXEL * box)
     )
-    own = min(2 * folds, 1 + math.ceil(2 * folds / workers))  # sums that a worker adds to
-    worker = WORKER_PROGRAM + (WORKER_SUMS + own - 2) * sums + images
-    volume = BYTES_PER_VOXEL * box**3
-    commit = (COMMIT_VOLUMES + 2 * folds) * volume + COMMITTED_ROW * count
-    results = (RESULT_VOLUMES + FIRST_VOLUMES) * volume + (COMMITTED_ROW + RESULT_ROW) * count
+    own = folded.more(1 + math.ceil(2 * folded.count / workers))
+    worker = WORKER_PROGRAM + WORKER_SUMS * sums + own + images
     shifts = len(shift_grid(plan.shift_range, plan.shift_step))
     work = 2.0 * count * len(grid) * shifts * values
     seconds = BESIDE_PRODUCTS * work / _speed(values) / (workers * settings.threads)
@@ -87,17 +88,45 @@ def needs(
         memory = _bytes(master + images * workers + 2 * sums * (workers - 1))
     return [
         f"memory: about {memory}",
-        f"disk: about {_bytes(results)} for the results and {_bytes(commit)} for each iteration",
+        _disk_line(box, count, folded),
         f"time: about {duration(seconds)} for each iteration over all orientations; often 5 to 10",
         *_device_lines(inputs, symmetry, settings),
     ]
 
 
-def _folds(inputs: RefineInputs, symmetry: NDArray[np.float64], sums: float) -> int:
-    """Return how many folds each half set has in the last iterations; sums: bytes of one."""
+def _disk_line(box: int, count: int, folded: _Folded) -> str:
+    volume = BYTES_PER_VOXEL * box**3
+    references = BYTES_PER_VOXEL * max(2 * box**3, 2 * folded.count * folded.box**3)
+    commit = COMMIT_VOLUMES * volume + references + COMMITTED_ROW * count
+    results = (RESULT_VOLUMES + FIRST_VOLUMES) * volume + (COMMITTED_ROW + RESULT_ROW) * count
+    return f"disk: about {_bytes(results)} for the results and {_bytes(commit)} for each iteration"
+
+
+@dataclass(frozen=True)
+class _Folded:
+    """What iterations need that keep sums by fold: nothing more, where there is one fold.
+
+    count   folds of a half set
+    sums    bytes of the largest sums of a fold
+    box     of the references of all folds then, pixels
+    """
+
+    count: int
+    sums: float
+    box: int
+
+    def more(self, kept: int) -> float:
+        """Return the bytes of so many sums, at most all, beyond those of two half sets."""
+        return self.sums * max(min(kept, 2 * self.count) - 2, 0)
+
+
+def _folded(inputs: RefineInputs, symmetry: NDArray[np.float64]) -> _Folded:
     half = np.resize(np.array([1, 2], np.int8), inputs.particles.count)
-    folds = int(folds_of(half, len(symmetry), on_devices=False).max()) + 1
-    return folds if 2 * folds * sums <= LARGEST_SUMS else 1
+    count = int(folds_of(half, len(symmetry), on_devices=False).max()) + 1
+    radius = largest_radius(inputs.box)
+    while radius > 1 and 2 * count * sums_bytes(radius) > LARGEST_SUMS:
+        radius -= 1
+    return _Folded(count, sums_bytes(radius), reference_box(inputs.box, radius))
 
 
 def _half_grid(step: float, symmetry: NDArray[np.float64], seed: int) -> NDArray[np.float32]:
