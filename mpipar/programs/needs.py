@@ -38,6 +38,7 @@ MASTER_PROGRAM, WORKER_PROGRAM = 450 * MEGABYTE, 200 * MEGABYTE  # with all libr
 ROW: Final = 2500  # bytes of rank 0's memory for each particle: its row, as text and as numbers
 ROW_PER_PIXEL: Final = 8  # and for each pixel of the box's width: its power and largest amplitudes
 MASTER_SUMS: Final = 8.2  # sums of one half set and volumes of that size, on rank 0, at most
+MASTER_FOLDED: Final = 3.0  # sums of folds beyond two: as they come, added up, and one at a time
 WORKER_SUMS: Final = 2.4
 COMMIT_VOLUMES, RESULT_VOLUMES, FIRST_VOLUMES, BYTES_PER_VOXEL = 4, 4, 2, 4  # but for references
 COMMITTED_ROW, RESULT_ROW = 120, 500  # bytes for each particle
@@ -74,7 +75,7 @@ def needs(
     master = (
         MASTER_PROGRAM
         + MASTER_SUMS * sums
-        + folded.more(2 * folded.count)
+        + MASTER_FOLDED * folded.more(2 * folded.count)
         + count * (ROW + ROW_PER_PIXEL * box)
     )
     own = folded.more(1 + math.ceil(2 * folded.count / workers))
