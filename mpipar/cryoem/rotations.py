@@ -18,6 +18,8 @@ POLAR = 1e-9
 """Below this sine of the tilt, rot and psi turn about the same axis: then rot is 0."""
 WIDEST_GAP = 0.7
 """A view direction that is farther than this from all in the grid, in grid steps, is added."""
+HALF_TURN: Final = np.diag([-1.0, -1.0, 1.0])
+"""Half a turn in the image plane, as a right factor: the slice becomes its own conjugate."""
 
 
 def from_euler(angles: NDArray[np.floating]) -> NDArray[np.float64]:
@@ -51,10 +53,6 @@ def angle_between(first: NDArray[np.floating], second: NDArray[np.floating]) -> 
     # |R1 - R2|_F = sqrt(8) sin(angle / 2): accurate for small angles, where the trace is not
     distance = np.sqrt(((np.asarray(first, np.float64) - second) ** 2).sum(axis=(-2, -1)))
     return np.asarray(np.degrees(2.0 * np.arcsin(np.clip(distance / math.sqrt(8.0), 0.0, 1.0))))
-
-
-HALF_TURN: Final = np.diag([-1.0, -1.0, 1.0])
-"""Half a turn in the image plane, as a right factor: the slice becomes its own conjugate."""
 
 
 def with_half_turns(orientations: NDArray[np.float32]) -> NDArray[np.float32]:
