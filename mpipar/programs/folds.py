@@ -12,7 +12,9 @@ References are solved in a box that is as small as their detail allows.
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Final
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Final, TypeVar
 
 import numpy as np
 import scipy.fft
@@ -25,12 +27,15 @@ from mpipar.cryoem.solvent import solvent_mask
 from mpipar.programs.block_rows import MASK_EDGE
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
     from numpy.typing import NDArray
 
     from mpipar.cryoem.reconstruction import FixedPoint, HalfSums
     from mpipar.programs.dataset import Dataset
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 LARGEST_SUMS: Final = 1e9
 """Bytes of the sums of all folds together; where they would be more, there is one fold."""
@@ -49,10 +54,43 @@ def sums_bytes(radius: int) -> float:
     return 8.0 * math.prod(reconstruction.sums_shape(radius))
 
 
+@dataclass(frozen=True)
+class FoldSums:
+    """What the workers have added up in an iteration.
+
+    parts    whole numbers, by name: of each fold, or of each half set
+    scales   integers per unit of these
+    halves   numerator and weight of each half map
+    """
+
+    parts: Mapping[str, NDArray[np.int64]]
+    scales: FixedPoint
+    halves: tuple[HalfSums, HalfSums]
+
+
+def for_both(work: Callable[[Item], Result], halves: Sequence[Item]) -> list[Result]:
+    """Do the same work for both half sets at once, on a thread each."""
+    with ThreadPoolExecutor(len(halves)) as threads:
+        return list(threads.map(work, halves))
+
+
+def sums_of(data: Dataset, parts: Mapping[str, NDArray[np.int64]], scales: FixedPoint) -> FoldSums:
+    """Add up the workers' sums of all folds."""
+
+    def scaled(half: int) -> HalfSums:
+        box = data.geometry.box
+        return reconstruction.half_sums(added_up(parts, half), scales, data.symmetry, box)
+
+    first, second = for_both(scaled, (1, 2))
+    return FoldSums(parts, scales, (first, second))
+
+
 def added_up(sums: Mapping[str, NDArray[np.int64]], half: int) -> NDArray[np.int64]:
     """Return the sums of all folds of a half set."""
-    parts = _parts(sums, half)
-    return parts[0] if len(parts) == 1 else np.sum(parts, axis=0)
+    total, *others = _parts(sums, half)
+    for part in others:
+        total = total + part
+    return total
 
 
 def _parts(sums: Mapping[str, NDArray[np.int64]], half: int) -> list[NDArray[np.int64]]:
@@ -69,8 +107,7 @@ def reference_box(box: int, radius: int) -> int:
 
 def references_of(
     data: Dataset,
-    sums: Mapping[str, NDArray[np.int64]],
-    scales: FixedPoint,
+    sums: FoldSums,
     correlation: NDArray[np.float64],
     shells: tuple[int, int],
     mask_resolution: float | None,
@@ -82,7 +119,6 @@ def references_of(
     they stay aligned to each other. What is finer is never shared: it would agree in both half maps
     even if the images were noise.
 
-    sums              of the workers, whole numbers
     correlation       of the half maps, for the Wiener term
     shells            cycles per box of the sums; the last shell that is resolved
     mask_resolution   A, of the map for a mask that is made from each reference itself. One that is
@@ -93,18 +129,19 @@ def references_of(
     box = reference_box(data.geometry.box, radius)
     low = lowpass_gain(box, min(float(data.start_shell), resolved - 2.0))
 
-    def solved(whole: NDArray[np.int64]) -> NDArray[np.float32]:
-        half: HalfSums = reconstruction.half_sums(whole, scales, data.symmetry, box)
-        return reconstruction.solve(half, correlation, radius)
+    def solved(half: HalfSums) -> NDArray[np.float32]:
+        return reconstruction.solve(replace(half, box=box), correlation, radius)
 
-    totals = {half: added_up(sums, half) for half in (1, 2)}
-    whole = {half: solved(total) for half, total in totals.items()}
+    def without(total: NDArray[np.int64], part: NDArray[np.int64]) -> NDArray[np.float32]:
+        return solved(reconstruction.half_sums(total - part, sums.scales, data.symmetry, box))
+
+    whole = for_both(solved, sums.halves)
     found = []
-    for half in (1, 2):
-        parts = _parts(sums, half)
+    for half, other in ((1, whole[1]), (2, whole[0])):
+        parts, total = _parts(sums.parts, half), added_up(sums.parts, half)
         for part in parts:
-            own = whole[half] if len(parts) == 1 else solved(totals[half] - part)
-            mean = filter_shells((own + whole[3 - half]) * np.float32(0.5), low)
+            own = whole[half - 1] if len(parts) == 1 else without(total, part)
+            mean = filter_shells((own + other) * np.float32(0.5), low)
             mask = _mask(data, own, mask_resolution)
             found.append((mean + filter_shells(own, 1.0 - low)) * mask)
     return np.stack(found)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, TypeVar
 
@@ -21,7 +20,7 @@ from mpipar.programs.stages import AlignStage
 from mpipar.runtime.stage import Task
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Sequence
 
     from numpy.typing import NDArray
 
@@ -235,25 +234,6 @@ def orientation_changes(data: Dataset, before: Poses, after: Poses) -> NDArray[n
     return changes
 
 
-def for_both(work: Callable[[Item], Result], halves: Sequence[Item]) -> list[Result]:
-    """Do the same work for both half sets at once, on a thread each."""
-    with ThreadPoolExecutor(len(halves)) as threads:
-        return list(threads.map(work, halves))
-
-
-def sums_of(
-    data: Dataset, sums: Mapping[str, NDArray[np.int64]], scales: FixedPoint
-) -> tuple[HalfSums, HalfSums]:
-    """Return the workers' integer sums as numerator and weight of each half map."""
-
-    def scaled(half: int) -> HalfSums:
-        box = data.geometry.box
-        return reconstruction.half_sums(folds.added_up(sums, half), scales, data.symmetry, box)
-
-    first, second = for_both(scaled, (1, 2))
-    return first, second
-
-
 def maps_of(
     data: Dataset,
     halves: tuple[HalfSums, HalfSums],
@@ -265,7 +245,7 @@ def maps_of(
 
     mask   of the FSC; None: the user's, or one made from the map
     """
-    raw = np.stack(for_both(lambda sums: reconstruction.solve(sums, None, radius), halves))
+    raw = np.stack(folds.for_both(lambda sums: reconstruction.solve(sums, None, radius), halves))
     filled = np.arange(data.geometry.box // 2 + 1) <= radius  # a mask mixes shells into others
     unmasked = filled * resolution.fourier_shell_correlation(raw[0], raw[1])
     if mask is None:
@@ -301,9 +281,9 @@ def next_state(
     """
     assert outcome.sums is not None
     plan, radius = stage.plan, stage.insertion_radius
-    halves = sums_of(data, outcome.sums, stage.scales)
+    sums = folds.sums_of(data, outcome.sums, stage.scales)
     poses = collect_poses(data, [result.poses for result in outcome.results], state)
-    maps = maps_of(data, halves, radius, state.iteration + 1)
+    maps = maps_of(data, sums.halves, radius, state.iteration + 1)
     resolved = resolution.last_resolved_shell(maps.corrected, resolution.GOLD_STANDARD)
     turned = orientation_changes(data, state.poses, poses)
     jumped = float(np.mean(turned > JUMP * plan.step))
@@ -313,8 +293,7 @@ def next_state(
     trusted[min(resolved + 4, len(trusted)) :] = 0.0
     references = folds.references_of(
         data,
-        outcome.sums,
-        stage.scales,
+        sums,
         trusted,
         (radius, resolved),
         _reached(data, maps.unmasked) if jumped <= SETTLED else None,

@@ -18,7 +18,6 @@ import numpy as np
 from mpipar.cryoem.alignment import shift_grid
 from mpipar.cryoem.device.device_memory import LARGEST_DEVICE_BLOCK, device_bytes
 from mpipar.cryoem.fourier import components, largest_radius
-from mpipar.cryoem.reconstruction import empty_sums
 from mpipar.cryoem.rotations import orientation_grid
 from mpipar.cryoem.search_plan import Sampling, plan_search, plan_soft
 from mpipar.errors import counted
@@ -67,7 +66,7 @@ def needs(
     plan = plan_search(sampling, largest_radius(box), exhaustive=True, free_scale=True)
     grid = _half_grid(plan.step, symmetry, settings.seed)
     values = 2 * len(components(box, plan.coarse_radius).shell)
-    sums = empty_sums(largest_radius(box)).nbytes
+    sums = sums_bytes(largest_radius(box))
     folded = _folded(inputs, symmetry)
     images = min(count * box * box * 4 / workers, settings.cache * MEGABYTE)
     slices = 2 * len(grid) * values * 4  # of both references

@@ -151,8 +151,8 @@ def soft_next_state(
     assert outcome.sums is not None
     radius = stage.plan.insertion_radius
     box, pixel_size = data.geometry.box, data.geometry.pixel_size
-    halves = iteration.sums_of(data, outcome.sums, stage.scales)
-    maps = iteration.maps_of(data, halves, radius, state.iteration + 1, mask=data.sphere)
+    sums = folds.sums_of(data, outcome.sums, stage.scales)
+    maps = iteration.maps_of(data, sums.halves, radius, state.iteration + 1, mask=data.sphere)
     trusted = maps.masked
     resolved = resolution.last_resolved_shell(trusted, resolution.GOLD_STANDARD)
     reached = resolution.resolution_of(trusted, resolution.GOLD_STANDARD, box, pixel_size)
@@ -162,9 +162,7 @@ def soft_next_state(
         state,
         iteration=state.iteration + 1,
         poses=poses,
-        references=folds.references_of(
-            data, outcome.sums, stage.scales, trusted, (radius, resolved), None
-        ),
+        references=folds.references_of(data, sums, trusted, (radius, resolved), None),
         before=state.references if state.iteration else state.before,
         noise=iteration.updated_noise(data, outcome.results, radius, state),
         correlation=trusted,

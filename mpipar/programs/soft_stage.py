@@ -13,6 +13,7 @@ from mpipar.cryoem.alignment import Reference
 from mpipar.cryoem.ctf import contrast_transfer
 from mpipar.cryoem.fourier import Components, components, image_components
 from mpipar.cryoem.posterior import Expectation, GridPosterior, SoftPlan, SoftPoses
+from mpipar.programs.kept import latest
 from mpipar.runtime.stage import Block, Stage, Task
 
 if TYPE_CHECKING:
@@ -21,9 +22,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from mpipar.programs.block_rows import ImageGeometry, ParticleRows
-
-KEPT = 2
-"""Grids, and sums by orientation, that a worker keeps: tasks of a fold come one after the other."""
 
 
 @dataclass(frozen=True)
@@ -62,33 +60,32 @@ class SoftState:
         with self.lock:
             references = self.shared[name]
             key = name, fold % len(references)
-            grid = self.grids.pop(key, None)
-            if grid is None:
+
+            def make() -> GridPosterior:
                 reference = Reference(references[key[1]], plan.radius, geometry.box)
                 orientations = self.shared["orientations"]
                 weights = noise.weights(spectrum, self.wanted)
-                grid = GridPosterior(reference, orientations, plan, self.wanted, weights)
-            self.grids[key] = grid  # the last one
-            for oldest in list(self.grids)[:-KEPT]:
-                del self.grids[oldest]
-            return grid
+                return GridPosterior(reference, orientations, plan, self.wanted, weights)
+
+            return latest(self.grids, key, make)[0]
 
     def add(self, name: str, expected: Expectation, scales: reconstruction.FixedPoint) -> None:
         """Add a block's expectation to the sums of this name."""
         with self.lock:
-            sums = self.by_pose.pop(name, None)
-            if sums is None:
-                orientations = self.shared["orientations"]
-                sums = reconstruction.OrientationSums(orientations, self.wanted, scales)
-            self.by_pose[name] = sums  # the last one
+            orientations = self.shared["orientations"]
+            sums, old = latest(
+                self.by_pose,
+                name,
+                lambda: reconstruction.OrientationSums(orientations, self.wanted, scales),
+            )
             sums.add(expected.values, expected.rows)
-            for oldest in list(self.by_pose)[:-KEPT]:
-                self.insert(oldest)
+            self.insert(old)
 
-    def insert(self, name: str) -> None:
-        """Insert the slices of these sums, which then have to be begun anew."""
-        whole = self.by_pose.pop(name).inserted(self.wanted.radius)
-        self.inserted[name] = self.inserted[name] + whole if name in self.inserted else whole
+    def insert(self, old: dict[str, reconstruction.OrientationSums]) -> None:
+        """Insert the slices of sums that are not kept by orientation any longer."""
+        for name, sums in old.items():
+            whole = sums.inserted(self.wanted.radius)
+            self.inserted[name] = self.inserted[name] + whole if name in self.inserted else whole
 
 
 class SoftStage(Stage):
@@ -126,8 +123,8 @@ class SoftStage(Stage):
         return SoftResult(expected.found, power)
 
     def partial(self, state: SoftState) -> dict[str, NDArray[np.int64]]:
-        for name in list(state.by_pose):
-            state.insert(name)
+        state.insert(state.by_pose)
+        state.by_pose = {}
         return state.inserted
 
 

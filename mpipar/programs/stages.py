@@ -15,6 +15,7 @@ from mpipar.cryoem.ctf import contrast_transfer
 from mpipar.cryoem.fourier import Components, components, image_components, largest_radius
 from mpipar.cryoem.matches import Matches, match_terms
 from mpipar.cryoem.signatures import signatures
+from mpipar.programs.kept import latest
 from mpipar.runtime.stage import Block, Stage, Task
 
 if TYPE_CHECKING:
@@ -26,8 +27,6 @@ if TYPE_CHECKING:
     from mpipar.programs.device_block import DeviceAligner
     from mpipar.programs.devices import DeviceChoice
 
-KEPT = 2
-"""Grids that a worker keeps: tasks of one fold come one after the other."""
 MODERATE = (1e-10, 1e10)
 """Grey values within these bounds have squares and sums that fit float32."""
 
@@ -196,7 +195,8 @@ class AlignStage(Stage):
         rows: ParticleRows = task.payload
         if state.aligner is not None:
             return AlignResult(*state.aligner.align(rows, block["images"]))
-        wanted, half, own = state.wanted, rows.half, (rows.half, rows.fold)
+        wanted, half = state.wanted, rows.half
+        own = half, rows.fold % len(state.shared[f"reference{half}"])
         images = rows.scaled(block["images"])
         ctf = contrast_transfer(
             rows.ctf, wanted.frequencies, self.geometry.box, self.geometry.pixel_size
@@ -206,7 +206,7 @@ class AlignStage(Stage):
         reference = self._reference(state, own)
         data = alignment.weigh(masked, ctf, weights)
         data[:, 0] = 0.0  # zero frequency holds the background's offset, not the particle
-        grid = self._grid(state, own, reference)
+        grid = self._grid(state, own, reference) if self.plan.exhaustive else None
         search = None if grid is None else (grid, ~rows.settled)
         found = alignment.find_poses(reference, wanted, data, rows.poses, self.plan, search)
         residual, matches = self._explained(state, own, masked, ctf, data, found)
@@ -216,20 +216,14 @@ class AlignStage(Stage):
     def partial(self, state: AlignState) -> dict[str, NDArray[np.int64]]:
         return state.sums if state.aligner is None else state.aligner.sums()
 
-    def _grid(
-        self, state: AlignState, of: tuple[int, int], reference: Reference
-    ) -> GridSearch | None:
-        if not self.plan.exhaustive:
-            return None
+    def _grid(self, state: AlignState, of: tuple[int, int], reference: Reference) -> GridSearch:
+        orientations = state.shared["orientations"]
         with state.lock:
-            grid = state.grids.pop(of, None)
-            if grid is None:
-                orientations = state.shared["orientations"]
-                grid = GridSearch(reference, orientations, self.plan, state.wanted)
-            state.grids[of] = grid  # the last one
-            for oldest in list(state.grids)[:-KEPT]:
-                del state.grids[oldest]
-            return grid
+            return latest(
+                state.grids,
+                of,
+                lambda: GridSearch(reference, orientations, self.plan, state.wanted),
+            )[0]
 
     def _reference(self, state: AlignState, of: tuple[int, int]) -> Reference:
         """Return the reference for a half set and fold."""

@@ -60,7 +60,8 @@ def whole(sums: dict[str, NDArray[np.int64]]) -> dict[str, NDArray[np.int64]]:
 
 
 def references(data: Dataset, sums: dict[str, NDArray[np.int64]]) -> NDArray[np.float32]:
-    return folds.references_of(data, sums, SCALES, CURVE, (RADIUS, RESOLVED), None)
+    added = folds.sums_of(data, sums, SCALES)
+    return folds.references_of(data, added, CURVE, (RADIUS, RESOLVED), None)
 
 
 def noise() -> NDArray[np.float32]:
@@ -167,7 +168,8 @@ def test_small_boxes_of_references_lose_nothing(
     coarse = {name: crop(array, radius) for name, array in sums.items()}
 
     def made() -> tuple[int, dict[str, NDArray[np.generic]]]:
-        volumes = folds.references_of(data, coarse, SCALES, CURVE, (radius, radius - 1), None)
+        added = folds.sums_of(data, coarse, SCALES)
+        volumes = folds.references_of(data, added, CURVE, (radius, radius - 1), None)
         return volumes.shape[1], folds.transforms(volumes, radius - 1)
 
     monkeypatch.setattr(folds, "ROOM", 6)
@@ -201,7 +203,8 @@ def test_a_mask_is_brought_to_the_box_of_the_references(data: Dataset) -> None:
     mask = np.zeros((BOX,) * 3, np.float32)
     mask[:, :, BOX // 2 :] = 1
     masked = dataclasses.replace(data, mask=mask)
-    found = folds.references_of(masked, sums, SCALES, CURVE, (5, 4), None)
+    added = folds.sums_of(masked, sums, SCALES)
+    found = folds.references_of(masked, added, CURVE, (5, 4), None)
     middle = found.shape[-1] // 2
     assert middle < BOX // 2
     outside, inside = np.abs(found[..., : middle - 4]), np.abs(found[..., middle:])

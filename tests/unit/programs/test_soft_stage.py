@@ -17,7 +17,8 @@ from mpipar.cryoem.posterior import SoftPlan
 from mpipar.cryoem.rotations import HALF_TURN, orientation_grid
 from mpipar.cryoem.symmetry import operators
 from mpipar.programs.block_rows import MASK_EDGE, ImageGeometry, ParticleRows
-from mpipar.programs.soft_stage import KEPT, HeldOutStage, SoftStage
+from mpipar.programs.kept import KEPT
+from mpipar.programs.soft_stage import HeldOutStage, SoftStage
 from mpipar.runtime.stage import Task
 from tests.support import naive
 
