@@ -69,7 +69,11 @@ class KeptOutput:
 
 
 class RunningCommand:
-    """One command from its start to the end of its last process."""
+    """One command from its start to the end of its last process.
+
+    The shell waits for `start`: a command that kills its supervisor does so only after the worker
+    has been told which process group it must then end.
+    """
 
     def __init__(self, order: dict[str, Any]) -> None:
         self.order = order
@@ -84,12 +88,20 @@ class RunningCommand:
         self._began = time.monotonic()
         self.ended = self._began  # when the shell ended
         self._output, write_end = os.pipe()
+        start, self._start = os.pipe()
         supervisor = os.getpid()
         self.pid = os.fork()
         if self.pid == 0:
-            execute(order, write_end, supervisor)
+            execute(order, write_end, supervisor, start)
         os.close(write_end)
+        os.close(start)
         os.set_blocking(self._output, False)
+
+    def start(self) -> None:
+        """Let the shell run the command."""
+        with contextlib.suppress(BrokenPipeError):  # somebody has killed the shell
+            os.write(self._start, b"!")
+        os.close(self._start)
 
     def watch(self, woken: int) -> None:
         """Return when no process of the command is left, or none that can be ended.
@@ -207,8 +219,11 @@ class RunningCommand:
         return facts, bytes(self.kept.head + self.kept.tail)
 
 
-def execute(order: dict[str, Any], output: int, supervisor: int) -> NoReturn:
-    """Become the command's shell. An error is written to the command's output."""
+def execute(order: dict[str, Any], output: int, supervisor: int, start: int) -> NoReturn:
+    """Become the command's shell once a byte can be read from `start`.
+
+    An error is written to the command's output.
+    """
     try:
         os.setsid()
         if not end_with_parent(supervisor):
@@ -219,6 +234,7 @@ def execute(order: dict[str, Any], output: int, supervisor: int) -> NoReturn:
         os.dup2(output, 1)
         os.dup2(output, 2)
         raise_oom_score()
+        os.read(start, 1)
         os.chdir(order["cwd"])
         shell, text = order["shell"], order["command"].encode("utf-8", "surrogateescape")
         if len(text) >= LONGEST_ARGUMENT:
@@ -334,6 +350,7 @@ def main() -> None:
         run = RunningCommand(order)
         with contextlib.suppress(BrokenPipeError):
             answer({"pid": run.pid})
+        run.start()
         run.watch(woken)
         if run.orphaned:
             return

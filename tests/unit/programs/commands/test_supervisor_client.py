@@ -145,6 +145,25 @@ def test_command_that_kills_its_supervisor_is_seen_and_the_next_has_another(supe
     assert supervisor.run(order("echo again")).head == b"again\n"
 
 
+def test_command_waits_until_its_worker_knows_its_process_group(tmp_path):
+    """Else one that kills its supervisor at once leaves children that nobody can end."""
+    program = (
+        "import os, time\n"
+        "from mpipar.programs.commands.supervisor_main import RunningCommand\n"
+        f"command = RunningCommand({order(f'echo here >{tmp_path}/said').__dict__} | "
+        "{'shell': '/bin/sh'})\n"
+        "time.sleep(0.3)\n"
+        f"print(os.listdir({str(tmp_path)!r}))\n"
+        "command.start()\n"
+        "os.waitpid(command.pid, 0)\n"
+        f"print(os.listdir({str(tmp_path)!r}))\n"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, check=True, capture_output=True, text=True
+    )
+    assert ended.stdout == "[]\n['said']\n"
+
+
 def test_command_does_not_outlive_its_worker(tmp_path):
     """Kill -9 of the worker: the command ends, also what of it is deaf, or has left the group."""
     pids = tmp_path / "pids"
