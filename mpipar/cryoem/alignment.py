@@ -9,8 +9,8 @@ that, so that its scores are half the log-likelihood (`docs/methods.md`, Score).
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Final, TypeVar
 
 import numpy as np
 
@@ -25,7 +25,10 @@ from mpipar.kernels import poses, scores, slices
 from mpipar.kernels.poses import ClimbOptions
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from numpy.typing import NDArray
+    from typing_extensions import Self
 
 ORIENTATIONS_PER_PRODUCT = 2048
 COLUMNS_PER_PRODUCT = 1024
@@ -91,6 +94,24 @@ class Poses:
     rotations: NDArray[np.float64]
     shifts: NDArray[np.float64]
     score: NDArray[np.float64]
+
+    def take(self, rows: slice | NDArray[np.bool_] | NDArray[np.int64]) -> Self:
+        """Return some of the poses."""
+        return type(self)(*(getattr(self, field.name)[rows] for field in fields(self)))
+
+
+@dataclass(frozen=True)
+class Peaks(Poses):
+    """Poses at which climbs have ended.
+
+    curvature  (b, 5, 5) float64  how fast the score falls: by -1/2 z A z at a distance z, three
+                                  rotations about the image's axes in radians and two shifts
+    """
+
+    curvature: NDArray[np.float64]
+
+
+Found = TypeVar("Found", bound=Poses)
 
 
 def make_reference(volume: NDArray[np.float32], radius: int) -> Reference:
@@ -285,7 +306,7 @@ def climb(
     start: Poses,
     plan: SearchPlan,
     depth: tuple[int, int],
-) -> Poses:
+) -> Peaks:
     """Improve poses of one image by damped Gauss-Newton steps.
 
     wanted   the components that `data` has
@@ -297,14 +318,14 @@ def climb(
     count = wanted.within(radius)
     rotations = np.array(start.rotations, np.float64, order="C")
     shifts = np.array(start.shifts, np.float64, order="C")
-    result = np.empty((len(rotations), 3))
+    result, curvature = np.empty((len(rotations), 3)), np.empty((len(rotations), 5, 5))
     options = climb_options(plan, reference.box, steps)
-    image = np.ascontiguousarray(data[:count])
+    frequencies, image = wanted.frequencies[:count], np.ascontiguousarray(data[:count])
     poses.climb(
-        reference.transform, wanted.frequencies[:count], image, options, rotations, shifts, result
+        reference.transform, frequencies, image, options, rotations, shifts, result, curvature
     )
     order = np.argsort(-result[:, 0], kind="stable")
-    return Poses(rotations[order], shifts[order], result[order, 0])
+    return Peaks(rotations, shifts, result[:, 0], curvature).take(order)
 
 
 def find_poses(
@@ -314,8 +335,8 @@ def find_poses(
     previous: Poses,
     plan: SearchPlan,
     search: tuple[GridSearch, NDArray[np.bool_]] | None,
-) -> Poses:
-    """Find the best pose of each image of a block: (b, ...).
+) -> list[Peaks]:
+    """Find the poses that fit each image of a block best: a list for each, best first.
 
     wanted    the components that `data` has
     data      (b, v, 3) from `weigh`
@@ -327,28 +348,31 @@ def find_poses(
     candidates: dict[int, Poses] = {}
     if search is not None and search[1].any():
         rows = np.flatnonzero(search[1])
-        found = search[0].best_candidates(data[rows], previous.shifts[rows])
-        candidates = dict(zip(rows.tolist(), found, strict=True))
-    best = []
+        picked = search[0].best_candidates(data[rows], previous.shifts[rows])
+        candidates = dict(zip(rows.tolist(), picked, strict=True))
+    found = []
     for b in range(data.shape[0]):
-        start = Poses(
-            previous.rotations[b : b + 1], previous.shifts[b : b + 1], previous.score[b : b + 1]
-        )
+        start = previous.take(slice(b, b + 1))
         if b in candidates:
             depth = (plan.middle_radius, 4)
             tops = climb(reference, wanted, data[b], candidates[b], plan, depth)
             tops = near_best(first(distinct(tops), plan.survivors), SURVIVORS_BEHIND)
             start = joined(tops, start) if np.isfinite(previous.score[b]) else tops
-        best.append(first(climb(reference, wanted, data[b], start, plan, (plan.radius, 10)), 1))
-    return joined(*best)
+        found.append(climb(reference, wanted, data[b], start, plan, (plan.radius, 10)))
+    return found
 
 
-def first(found: Poses, count: int) -> Poses:
+def best_of(found: Sequence[Poses]) -> Poses:
+    """Return the first pose of each list."""
+    return joined(*(first(image, 1) for image in found))
+
+
+def first(found: Found, count: int) -> Found:
     """Return the first few of a list of poses."""
-    return Poses(found.rotations[:count], found.shifts[:count], found.score[:count])
+    return found.take(slice(count))
 
 
-def near_best(found: Poses, behind: float) -> Poses:
+def near_best(found: Found, behind: float) -> Found:
     """Return the poses of a list, best first, whose score is less than `behind` below the best."""
     return first(found, max(1, int(np.count_nonzero(found.score > found.score[0] - behind))))
 
@@ -359,7 +383,7 @@ def joined(*lists: Poses) -> Poses:
     return Poses(*(np.concatenate([getattr(found, name) for found in lists]) for name in names))
 
 
-def distinct(found: Poses, angle: float = 0.5, distance: float = 0.25) -> Poses:
+def distinct(found: Found, angle: float = 0.5, distance: float = 0.25) -> Found:
     """Drop poses within `angle` degrees and `distance` pixels of a better pose.
 
     found   best first
@@ -369,4 +393,4 @@ def distinct(found: Poses, angle: float = 0.5, distance: float = 0.25) -> Poses:
     moved = ((found.shifts[:, None] - found.shifts[None]) ** 2).sum(axis=2)
     near = (turned < same_angle) & (moved < distance**2)
     keep = ~np.tril(near, k=-1).any(axis=1)
-    return Poses(found.rotations[keep], found.shifts[keep], found.score[keep])
+    return found.take(keep)

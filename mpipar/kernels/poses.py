@@ -19,8 +19,9 @@ from typing import NamedTuple
 import numpy as np
 from numba import float32, float64, typeof, void
 
+from mpipar.kernels.interpolation import columns_of
 from mpipar.kernels.jit import kernel
-from mpipar.kernels.slices import sample_with_gradient
+from mpipar.kernels.slices import sample, sample_with_gradient
 
 CHUNK = 256
 """Components handled at a time: their values stay in the first-level cache."""
@@ -308,6 +309,14 @@ def limited(step, longest_turn, longest_move):
         step[i] *= factor
 
 
+@kernel()
+def copy_symmetric(lower, matrix):
+    """Fill a matrix (5, 5) from a lower triangle."""
+    for i in range(5):
+        for j in range(i + 1):
+            matrix[i, j] = matrix[j, i] = lower[i, j]
+
+
 @kernel(
     void(
         float32[:, :, :, ::1],
@@ -317,10 +326,11 @@ def limited(step, longest_turn, longest_move):
         float64[:, :, ::1],
         float64[:, ::1],
         float64[:, ::1],
+        float64[:, :, ::1],
     ),
-    changes=(4, 5, 6),
+    changes=(4, 5, 6, 7),
 )
-def climb(reference, frequencies, image, options, rotations, shifts, scores):
+def climb(reference, frequencies, image, options, rotations, shifts, scores, curvatures):
     """Improve each starting pose of one image by damped Gauss-Newton steps.
 
     reference    (d, d, h, 2) float32
@@ -330,6 +340,7 @@ def climb(reference, frequencies, image, options, rotations, shifts, scores):
     rotations    (k, 3, 3) float64   in place
     shifts       (k, 2) float64      in place, pixels: where the particle lies in the image
     scores       (k, 3) float64      in place: score, cross and quadratic term at the final pose
+    curvatures   (k, 5, 5) float64   in place: normal matrix at the final pose
     """
     free = options.free_scale
     half = 0
@@ -372,3 +383,44 @@ def climb(reference, frequencies, image, options, rotations, shifts, scores):
                 if damping > LARGEST_DAMPING:
                     break
         scores[k, 0], scores[k, 1], scores[k, 2] = score, system[8, 0], system[8, 1]
+        copy_symmetric(system, curvatures[k])
+
+
+@kernel(
+    void(
+        float32[:, :, :, ::1],
+        float32[:, ::1],
+        float32[:, ::1],
+        OPTIONS,
+        float64[:, :, ::1],
+        float64[:, ::1],
+        float64[::1],
+    ),
+    changes=(6,),
+)
+def score_poses(reference, frequencies, image, options, rotations, shifts, scores):
+    """Fill `scores` (k,) with the score of each pose; all else is as in `climb`."""
+    flat = reference.reshape(-1)
+    side, height = reference.shape[0], reference.shape[2]
+    half = 0
+    for v in range(frequencies.shape[0]):
+        half = max(half, int(abs(frequencies[v, 0])), int(abs(frequencies[v, 1])))
+    table = np.empty((2, 2 * half + 1, 2), np.float32)
+    for k in range(rotations.shape[0]):
+        shift_phases(shifts[k], options.box, table)
+        columns = columns_of(rotations[k].astype(np.float32) * np.float32(options.oversampling))
+        all_cross, all_quadratic = 0.0, 0.0
+        for start in range(0, frequencies.shape[0], CHUNK):
+            cross, quadratic = np.float32(0.0), np.float32(0.0)
+            for v in range(start, min(start + CHUNK, frequencies.shape[0])):
+                frequency = frequencies[v, 0], frequencies[v, 1]
+                pr, pi = sample(flat, side, height, columns, frequency)
+                kx, ky = int(frequencies[v, 0]) + half, int(frequencies[v, 1]) + half
+                xr, xi, yr, yi = table[0, kx, 0], table[0, kx, 1], table[1, ky, 0], table[1, ky, 1]
+                cr, ci = xr * yr - xi * yi, xr * yi + xi * yr
+                dr, di = image[v, 0] * cr - image[v, 1] * ci, image[v, 0] * ci + image[v, 1] * cr
+                cross += pr * dr + pi * di
+                quadratic += image[v, 2] * (pr * pr + pi * pi)
+            all_cross += cross
+            all_quadratic += quadratic
+        scores[k] = likelihood(all_cross, all_quadratic, options.free_scale)

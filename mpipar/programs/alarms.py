@@ -16,7 +16,7 @@ from mpipar.cryoem import masks
 from mpipar.cryoem.fourier import filter_shells, lowpass_gain
 from mpipar.cryoem.orientation_spread import directional_resolution, spread_of
 from mpipar.cryoem.symmetry_check import CONVINCING, symmetry_correlation
-from mpipar.programs.convergence import LOCAL, SEARCH
+from mpipar.programs.convergence import LOCAL, SEARCH, STILL
 from mpipar.programs.dataset import start_of
 from mpipar.programs.quality import quality_of
 
@@ -39,6 +39,8 @@ resolved by so many shells more than the cutoff, and by this factor."""
 STILL_MOVING: Final = 0.1
 """Fraction of particles that may still turn in the last search over all orientations."""
 FEWEST_SEARCHES: Final = 2  # in the first one, all particles turn
+STILL_DRIFTING: Final = 2 * STILL
+"""Way of the particles' rims in the last iteration, over the resolution."""
 POORLY_SPREAD: Final = 0.5
 """Efficiency of a spread of orientations below which half of the particles are of no use."""
 INVERTED: Final = -0.3
@@ -255,16 +257,26 @@ def _not_past_the_start(evidence: RunEvidence) -> Alarm | None:
 
 
 def _still_moving(evidence: RunEvidence) -> Alarm | None:
-    """The last search over all orientations counts: local iterations cannot turn a pose far."""
+    """Local iterations cannot turn a pose far, so the last search over all orientations counts."""
     searches = [step for step in evidence.history if _is_search(step)]
-    if len(searches) < FEWEST_SEARCHES or searches[-1].jumped <= STILL_MOVING:
+    last = evidence.history[-1] if evidence.history else None
+    if len(searches) >= FEWEST_SEARCHES and searches[-1].jumped > STILL_MOVING:
+        seen = (
+            f"in the last search over all orientations {searches[-1].jumped:.0%} of the particles "
+            "still turned by more than 1.5 steps of the search (at most 4 % where poses are found)"
+        )
+    elif last is not None and evidence.finished and last.drift > STILL_DRIFTING:
+        seen = (
+            "in the last iteration half of the particles still moved their rims by "
+            f"{last.drift:.0%} of the resolution or more ({STILL:.0%} where a refinement ends by "
+            "itself)"
+        )
+    else:
         return None
     return Alarm(
         "poses still moving",
-        f"in the last search over all orientations {searches[-1].jumped:.0%} of the particles "
-        "still turned by more than 1.5 steps of the search (at most 4 % where poses are found): "
-        "their poses are not found, and the resolution that is given may be too good. A better "
-        "model, more iterations (--iter) or more particles may help",
+        f"{seen}: their poses are not found, and the resolution that is given may be too good. A "
+        "better model, more iterations (--iter) or more particles may help",
     )
 
 

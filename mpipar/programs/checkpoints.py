@@ -153,6 +153,7 @@ def _state_attributes(state: RefineState) -> dict[str, Any]:
         "resolution": state.resolution,
         "resolved_shell": state.resolved_shell,
         "jumped": state.jumped,
+        "drift": state.drift,
         "evidence": state.evidence,
         "spread": state.spread,
     }
@@ -223,6 +224,7 @@ def load_state(project: Project) -> RefineState:
             resolved_shell=attributes["resolved_shell"],
             settled=arrays["settled"],
             jumped=attributes["jumped"],
+            drift=attributes.get("drift", 0.0),
             before=arrays["before"],
             peak=arrays["peak"],
             evidence=attributes["evidence"],

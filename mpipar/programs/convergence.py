@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -16,16 +16,20 @@ CALM = 0.05
 """They end when at most this fraction of particles still change their orientation in one,"""
 SMALLEST_RISE = 0.008
 """or when the evidence per particle rises by less than this fraction in one,"""
-LIKELY, RESTLESS = 0.4, 0.4
-"""or when the most probable pose of an image has the first probability on average, unless more than
-the second fraction still change. From then on searches for the best pose, which see finer detail,
-mend more poses in less time."""
+LIKELY = 0.4
+"""or when the most probable pose of an image has this probability on average, unless more particles
+change than have an improbable pose: then it is the reference that still changes. From then on
+searches for the best pose, which see finer detail, mend more poses in less time."""
 FEWEST_EXHAUSTIVE = 2  # iterations that search all orientations, at least
 MOST_EXHAUSTIVE = 8  # and at most
 SETTLED = 0.02
 """The search ends when at most this fraction of particles still change their orientation."""
 PATIENCE = 2
-"""Local iterations without a better resolution after which a refinement has converged."""
+"""Local iterations without a better resolution after which a refinement has converged,"""
+STILL: Final = 0.07
+"""if in the last one at least half of the particles have moved their rims by less than this fraction
+of the resolution. A map that is bent by a poor start unbends slowly, and all the time its half maps
+agree on the same bend."""
 SMALLEST_GAIN = 0.005
 """A resolution counts as better if it is better by this fraction."""
 
@@ -40,6 +44,7 @@ class FinishedIteration:
     complete: bool  # whether every shell up to Nyquist was back-projected
     evidence: float  # mean log-likelihood ratio per particle to no particle; of soft iterations
     peak: float = 0.0  # mean probability of the most probable poses; of soft iterations
+    drift: float = 0.0  # median way of the particles' rims over the resolution; of other iterations
 
 
 @dataclass(frozen=True)
@@ -91,7 +96,7 @@ def _still_rising(history: Sequence[FinishedIteration]) -> bool:
     if len(history) < FEWEST_SOFT:
         return True
     last = history[-1]
-    likely = last.peak >= LIKELY and last.jumped <= RESTLESS
+    likely = last.peak >= LIKELY and last.jumped <= 1.0 - last.peak
     if len(history) >= MOST_SOFT or last.jumped <= CALM or likely:
         return False
     if len(history) < 4:  # noqa: PLR2004 - two and two are compared
@@ -113,7 +118,7 @@ def _reason_to_stop(
         return ""
     best_before = min(step.resolution for step in history[:-PATIENCE])
     recent = min(step.resolution for step in history[-PATIENCE:])
-    if recent > best_before * (1 - SMALLEST_GAIN):
+    if recent > best_before * (1 - SMALLEST_GAIN) and history[-1].drift <= STILL:
         return "converged: no better resolution in the last iterations"
     return ""
 

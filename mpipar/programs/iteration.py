@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
-from mpipar.cryoem import noise, reconstruction, resolution, rotations
+from mpipar.cryoem import noise, pose_spread, reconstruction, resolution, rotations
 from mpipar.cryoem.alignment import Poses, SearchPlan
 from mpipar.cryoem.fourier import components, lowpass_gain
 from mpipar.cryoem.matches import Matches
@@ -58,6 +59,7 @@ class RefineState:
     resolved_shell   the shell of that resolution
     settled          (p,) whether a search over all orientations has confirmed the pose
     jumped           fraction of particles whose orientation changed by more than a grid step
+    drift            median way of the particles' rims, over the resolution; 0 in soft iterations
     before           the references of the iteration before, while iterations are soft;
                      else (0,)
     peak             (p,) probability of each particle's most probable pose, in the last soft
@@ -76,6 +78,7 @@ class RefineState:
     resolved_shell: int
     settled: NDArray[np.bool_]
     jumped: float
+    drift: float
     before: NDArray[np.float32]
     peak: NDArray[np.float64]
     evidence: float
@@ -129,6 +132,7 @@ def first_state(
         resolved_shell=shell,
         settled=settled,
         jumped=1.0,
+        drift=0.0,
         before=np.zeros(0, np.float32),
         peak=np.zeros(count),
         evidence=0.0,
@@ -160,6 +164,9 @@ def shared_arrays(
 ) -> dict[str, NDArray[np.generic]]:
     """Return the arrays that every worker gets once for the iteration; AlignStage names them."""
     shared = {"noise": state.noise, **folds.transforms(state.references, plan.radius)}
+    if data.devices is None and not plan.free_scale:  # else likelihoods are not known
+        drawn = np.random.SeedSequence(data.seed, spawn_key=(state.iteration + 1, 2))
+        shared["deviates"] = pose_spread.deviates(drawn)
     if plan.exhaustive:
         seed = np.random.SeedSequence(data.seed, spawn_key=(state.iteration + 1,))
         shared["orientations"] = rotations.orientation_grid(
@@ -298,6 +305,8 @@ def next_state(
         (radius, resolved),
         _reached(data, maps.unmasked) if jumped <= SETTLED else None,
     )
+    reached = _reached(data, maps.corrected)
+    rim = data.geometry.radius * data.geometry.pixel_size
     new = replace(
         state,
         iteration=state.iteration + 1,
@@ -305,10 +314,11 @@ def next_state(
         references=references,
         noise=updated_noise(data, outcome.results, radius, state),
         correlation=maps.corrected,
-        resolution=_reached(data, maps.corrected),
+        resolution=reached,
         resolved_shell=resolved,
         settled=settled,
         jumped=jumped,
+        drift=math.radians(float(np.median(turned))) * rim / reached,
         before=np.zeros(0, np.float32),
         matches=collect_matches(data, outcome.results),
     )

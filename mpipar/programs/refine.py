@@ -331,6 +331,7 @@ def _iterate(
             complete,
             state.evidence,
             float(state.peak.mean()),
+            state.drift,
         )
     )
     with session.phase("saving"), signals.postponed():

@@ -14,6 +14,7 @@ from mpipar.cryoem.alignment import GridSearch, Poses, Reference, SearchPlan
 from mpipar.cryoem.ctf import contrast_transfer
 from mpipar.cryoem.fourier import Components, components, image_components, largest_radius
 from mpipar.cryoem.matches import Matches, match_terms
+from mpipar.cryoem.pose_spread import PoseSpread, at_best
 from mpipar.cryoem.signatures import signatures
 from mpipar.programs.kept import latest
 from mpipar.runtime.stage import Block, Stage, Task
@@ -23,12 +24,14 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from mpipar.cryoem.pose_spread import WeightedPoses
     from mpipar.programs.block_rows import ImageGeometry, MeasuredRows, ParticleRows
     from mpipar.programs.device_block import DeviceAligner
     from mpipar.programs.devices import DeviceChoice
 
 MODERATE = (1e-10, 1e10)
 """Grey values within these bounds have squares and sums that fit float32."""
+INSERTED_AT_ONCE = 64  # slices: their memory does not grow with the block
 
 
 @dataclass(frozen=True)
@@ -140,6 +143,7 @@ class AlignState:
 
     shared: Mapping[str, Any]
     wanted: Components
+    spread: PoseSpread | None
     lock: threading.Lock = field(default_factory=threading.Lock)
     grids: dict[tuple[int, int], GridSearch] = field(default_factory=dict)
     sums: dict[str, NDArray[np.int64]] = field(default_factory=dict)
@@ -149,8 +153,9 @@ class AlignState:
 class AlignStage(Stage):
     """Finds each particle's pose against its fold's reference; adds its slice to its fold's sums.
 
-    Shared arrays: ``reference1, reference2`` (transforms, of each fold), ``noise`` (2, s) and, for
-    an exhaustive search, ``orientations`` (o, 3, 3), of which the half-turned ones are understood.
+    Shared arrays: ``reference1, reference2`` (transforms, of each fold), ``noise`` (2, s),
+    for an exhaustive search ``orientations`` (o, 3, 3), of which the half-turned ones are
+    understood, and ``deviates`` (k, 5), without which each image is inserted at its best pose only.
 
     devices                  the GPUs that do it; None: the processors
     first_independent_shell  the references share no finer detail: matches with the held-out one
@@ -174,7 +179,8 @@ class AlignStage(Stage):
         self.devices = devices
 
     def start(self, shared: Mapping[str, Any]) -> AlignState:
-        state = AlignState(shared, components(self.geometry.box, self.insertion_radius))
+        wanted = components(self.geometry.box, self.insertion_radius)
+        state = AlignState(shared, wanted, self._spread(wanted, shared.get("deviates")))
         if self.devices is not None:
             from mpipar.programs.device_block import DeviceAligner
 
@@ -208,13 +214,23 @@ class AlignStage(Stage):
         data[:, 0] = 0.0  # zero frequency holds the background's offset, not the particle
         grid = self._grid(state, own, reference) if self.plan.exhaustive else None
         search = None if grid is None else (grid, ~rows.settled)
-        found = alignment.find_poses(reference, wanted, data, rows.poses, self.plan, search)
+        peaks = alignment.find_poses(reference, wanted, data, rows.poses, self.plan, search)
+        found = alignment.best_of(peaks)
         residual, matches = self._explained(state, own, masked, ctf, data, found)
-        self._insert(state, rows, image_components(images, wanted), ctf, found)
+        weighted = at_best(found)
+        if state.spread is not None:
+            weighted = state.spread.about(reference, data, peaks)
+        self._insert(state, rows, image_components(images, wanted), ctf, weighted)
         return AlignResult(found, residual, matches)
 
     def partial(self, state: AlignState) -> dict[str, NDArray[np.int64]]:
         return state.sums if state.aligner is None else state.aligner.sums()
+
+    def _spread(self, wanted: Components, points: NDArray[np.float64] | None) -> PoseSpread | None:
+        if points is None:
+            return None
+        geometry = self.geometry
+        return PoseSpread(wanted, self.plan, geometry.radius, geometry.covered(), points)
 
     def _grid(self, state: AlignState, of: tuple[int, int], reference: Reference) -> GridSearch:
         orientations = state.shared["orientations"]
@@ -269,16 +285,20 @@ class AlignStage(Stage):
         rows: ParticleRows,
         images: NDArray[np.complex64],
         ctf: NDArray[np.float32],
-        found: Poses,
+        poses: WeightedPoses,
     ) -> None:
         """Add the block's slices; last, so that a task that fails leaves nothing behind."""
         wanted = state.wanted
         weights = noise.weights(state.shared["noise"][rows.half - 1], wanted)
-        moved = images * alignment.phases(found.shifts, wanted.frequencies, self.geometry.box)
-        values = alignment.weigh(moved, ctf, weights)
-        values[:, 0] *= 0.5  # zero frequency is its own Friedel mate
         with state.lock:
             name = rows.sums
             if name not in state.sums:
                 state.sums[name] = reconstruction.empty_sums(self.insertion_radius)
-            reconstruction.insert(state.sums[name], values, found.rotations, wanted, self.scales)
+            for start in range(0, len(poses.image), INSERTED_AT_ONCE):
+                part = slice(start, start + INSERTED_AT_ONCE)
+                of, turned = poses.image[part], poses.rotations[part]
+                moves = alignment.phases(poses.shifts[part], wanted.frequencies, self.geometry.box)
+                values = alignment.weigh(images[of] * moves, ctf[of], weights)
+                values *= poses.weight[part, None, None].astype(np.float32)
+                values[:, 0] *= 0.5  # zero frequency is its own Friedel mate
+                reconstruction.insert(state.sums[name], values, turned, wanted, self.scales)

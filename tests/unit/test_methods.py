@@ -140,7 +140,16 @@ def test_score_of_a_pose(free: bool) -> None:
     result = np.empty((1, 3))
     options = poses.ClimbOptions(2, BOX, 0, free, 0.1, 1.0, 5.0)
     rotation, shift = from_euler(np.array([ANGLES])), np.array([SHIFT])
-    poses.climb(reference.transform, wanted.frequencies, data[0], options, rotation, shift, result)
+    poses.climb(
+        reference.transform,
+        wanted.frequencies,
+        data[0],
+        options,
+        rotation,
+        shift,
+        result,
+        np.empty((1, 5, 5)),
+    )
     assert result[0] == pytest.approx([expected, cross, quadratic], rel=1e-4)
 
 

@@ -15,6 +15,7 @@ from mpipar.cryoem.alignment import (
     Poses,
     Reference,
     SearchPlan,
+    best_of,
     climb,
     distinct,
     find_poses,
@@ -99,11 +100,16 @@ def test_candidates_are_well_apart(grid, data):
         assert angles[~np.eye(len(angles), dtype=bool)].min() > 1.19 * PLAN.step
 
 
+def find(reference: Reference, *rest: Any) -> Poses:
+    """The best pose of each image."""
+    return best_of(find_poses(reference, WANTED, *rest))
+
+
 @pytest.mark.parametrize("free", [False, True])
 def test_poses_are_found_from_nothing(reference, grid, data, free):
     plan = replace(PLAN, free_scale=free)
     search = GridSearch(reference, GRID, plan, WANTED)
-    found = find_poses(reference, WANTED, data, NOWHERE, plan, (search, np.ones(COUNT, bool)))
+    found = find(reference, data, NOWHERE, plan, (search, np.ones(COUNT, bool)))
     assert angle_between(found.rotations, TURNS).max() < 1.5
     assert np.abs(found.shifts - SHIFTS).max() < 0.1
     assert (found.score > 0).all()
@@ -112,9 +118,9 @@ def test_poses_are_found_from_nothing(reference, grid, data, free):
 def test_images_that_need_no_search_climb_from_where_they_were(reference, grid, data):
     off = Rotation.from_rotvec(np.radians([3, -2, 2])).as_matrix()
     near = Poses(TURNS @ off, SHIFTS + 0.4, np.zeros(COUNT))
-    alone = find_poses(reference, WANTED, data, near, PLAN, None)
+    alone = find(reference, data, near, PLAN, None)
     assert angle_between(alone.rotations, TURNS).max() < 1.5
-    none = find_poses(reference, WANTED, data, near, PLAN, (grid, np.zeros(COUNT, bool)))
+    none = find(reference, data, near, PLAN, (grid, np.zeros(COUNT, bool)))
     np.testing.assert_array_equal(none.rotations, alone.rotations)
 
 
@@ -123,7 +129,7 @@ def test_known_poses_stay_candidates(reference, data):
     known = Poses(TURNS, SHIFTS, np.zeros(COUNT))
     elsewhere = TURNS[::-1] @ Rotation.from_euler("x", 90, degrees=True).as_matrix()
     search = grid_with(reference, elsewhere), np.ones(COUNT, bool)
-    found = find_poses(reference, WANTED, data, known, PLAN, search)
+    found = find(reference, data, known, PLAN, search)
     assert angle_between(found.rotations, TURNS).max() < 1.5
 
 
@@ -178,7 +184,7 @@ def test_empty_reference_gives_no_nan(grid, data, free):
     plan = replace(PLAN, free_scale=free)
     empty = make_reference(np.zeros((BOX,) * 3, np.float32), RADIUS)
     search = GridSearch(empty, GRID[:200], plan, WANTED), np.ones(COUNT, bool)
-    found = find_poses(empty, WANTED, data, NOWHERE, plan, search)
+    found = find(empty, data, NOWHERE, plan, search)
     np.testing.assert_array_equal(found.score, 0)
     assert np.isfinite(found.rotations).all()
     assert np.isfinite(found.shifts).all()
@@ -208,7 +214,7 @@ def test_small_boxes_work(box, resolved, fill):
     data = alignment.weigh(image_components(images, wanted), ones, ones[0] * 100)
     orientations = orientation_grid(20.0, operators("C2"), np.random.SeedSequence(0))
     search = GridSearch(reference, orientations, plan, wanted), np.ones(3, bool)
-    found = find_poses(reference, wanted, data, first(NOWHERE, 3), plan, search)
+    found = best_of(find_poses(reference, wanted, data, first(NOWHERE, 3), plan, search))
     assert np.isfinite(found.score).all()
     assert found.rotations.shape == (3, 3, 3)
 

@@ -50,11 +50,11 @@ def climbed(
     reference: np.ndarray = REFERENCE.transform,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     rotations, shifts = rotation[None].copy(), np.array([shift], float)
-    scores = np.empty((1, 3))
+    scores, curvature = np.empty((1, 3)), np.empty((1, 5, 5))
     options = ClimbOptions(
         OVERSAMPLING, BOX, steps, free, LONGEST_TURN, LONGEST_MOVE, LARGEST_SHIFT
     )
-    poses.climb(reference, WANTED.frequencies, data, options, rotations, shifts, scores)
+    poses.climb(reference, WANTED.frequencies, data, options, rotations, shifts, scores, curvature)
     return rotations[0], shifts[0], scores[0]
 
 
@@ -86,6 +86,45 @@ def test_score_is_the_log_likelihood():
     expected = naive.log_likelihood(np.array(values), image, ctf, np.full(COUNT, 0.01))
     assert score == pytest.approx(expected, rel=1e-4)
     assert score == pytest.approx(cross - quadratic / 2)
+
+
+@pytest.mark.parametrize("free", [False, True])
+def test_scores_of_poses_are_those_of_climbs_without_a_step(free):
+    data = image_data(np.cos(0.4 * WANTED.distance))[2]
+    rotations = np.ascontiguousarray(Rotation.random(5, random_state=2).as_matrix())
+    shifts = np.random.default_rng(2).normal(size=(5, 2))
+    options = ClimbOptions(OVERSAMPLING, BOX, 0, free, LONGEST_TURN, LONGEST_MOVE, LARGEST_SHIFT)
+    found = np.empty(5)
+    poses.score_poses(
+        REFERENCE.transform, WANTED.frequencies, data, options, rotations, shifts, found
+    )
+    each = [
+        climbed(data, turn, shift, steps=0, free=free)[2][0]
+        for turn, shift in zip(rotations, shifts, strict=True)
+    ]
+    np.testing.assert_allclose(found, each, rtol=1e-5, atol=1e-5)
+
+
+def test_climb_tells_the_curvature_where_it_ends():
+    data = image_data(np.cos(0.3 * WANTED.distance))[2]
+    turns, shifts = TRUE_TURN[None].copy(), TRUE_SHIFT[None].copy()
+    score, curvature = np.empty((1, 3)), np.empty((1, 5, 5))
+    options = ClimbOptions(OVERSAMPLING, BOX, 5, False, LONGEST_TURN, LONGEST_MOVE, LARGEST_SHIFT)
+    given = REFERENCE.transform, WANTED.frequencies, data, options
+    poses.climb(*given, turns, shifts, score, curvature)
+    for axis in range(5):  # small steps to both sides of the top
+        step = np.zeros(5)
+        step[axis] = 0.03
+        ends = np.empty((2, 3, 3))
+        for way, end in zip((step, -step), ends, strict=True):
+            poses.turned(turns[0], way, end)
+        found = np.empty(2)
+        poses.score_poses(
+            *given, ends, np.stack([shifts[0] + step[3:], shifts[0] - step[3:]]), found
+        )
+        fall = (2 * score[0, 0] - found.sum()) / 0.03**2
+        assert curvature[0, axis, axis] == pytest.approx(fall, rel=0.25)
+    np.testing.assert_array_equal(curvature[0], curvature[0].T)
 
 
 def test_free_scale_scores_at_the_best_scale():

@@ -145,6 +145,15 @@ def test_without_signal_only_the_model_is_judged() -> None:
     assert names(replace(noise, start=model, signal=False)) == ["symmetry not shown"]
 
 
+def test_poses_that_still_drift_at_the_end() -> None:
+    """As where --iter ends a run whose map is bent by its start."""
+    drifting = replace(step(33, 0.0, exhaustive=False), drift=0.2)
+    history = [step(40, 1.0), step(33, 0.01), drifting]
+    assert "moved their rims by 20% of the resolution" in sentence(good(history=history))
+    assert names(good(history=[*history, replace(drifting, drift=0.1)])) == []
+    assert names(good(history=history, finished=False)) == []
+
+
 def test_poses_that_still_moved_in_the_last_search() -> None:
     history = [step(40, 1.0), step(35, 0.4), step(33, 0.33), step(33, 0.0, exhaustive=False)]
     assert "33% of the particles" in sentence(good(history=history))

@@ -67,6 +67,7 @@ def state_of(made: Small) -> RefineState:
         resolution=10 / 3,
         settled=random.random(count) < 0.5,
         jumped=0.1 + 0.2,
+        drift=0.7 / 3,
         before=random.normal(size=(2, 16, 16, 16)).astype(np.float32),
         peak=random.random(count) / 3,
         evidence=-1 / 3,

@@ -28,8 +28,13 @@ def searched(*steps: tuple[float, float]) -> list[FinishedIteration]:
     return [FinishedIteration(resolution, jumped, SEARCH, False, 9) for resolution, jumped in steps]
 
 
-def local(*resolutions: float, complete: bool = False) -> list[FinishedIteration]:
-    return [FinishedIteration(resolution, 0.0, LOCAL, complete, 9) for resolution in resolutions]
+def local(
+    *resolutions: float, complete: bool = False, drift: float = 0.01
+) -> list[FinishedIteration]:
+    return [
+        FinishedIteration(resolution, 0.0, LOCAL, complete, 9, drift=drift)
+        for resolution in resolutions
+    ]
 
 
 CALM = searched((20, 1.0), (10, 0.01))
@@ -44,6 +49,12 @@ DECISIONS = {
     "evidence stands": (soft(1, 4, 5, 5, 5, 5.1), 20, None, (False, SEARCH, False)),
     "soft and calm": (soft(1, 2, 3, 4, jumped=0.02), 20, None, (False, SEARCH, False)),
     "soft and likely": (soft(1, 2, 3, jumped=0.3, peak=0.41), 20, None, (False, SEARCH, False)),
+    "likely, but more move than are unlikely": (
+        soft(1, 2, 3, jumped=0.3, peak=0.75),
+        20,
+        None,
+        (False, SOFT, False),
+    ),
     "likely but restless": (soft(1, 2, 3, jumped=0.6, peak=0.9), 20, None, (False, SOFT, False)),
     "few soft ones, though likely": (soft(1, 2, peak=0.9), 20, None, (False, SOFT, False)),
     "soft for long": (soft(*range(1, MOST_SOFT + 1)), 40, None, (False, SEARCH, False)),
@@ -62,6 +73,12 @@ DECISIONS = {
     "local, better": ([*CALM, *local(8, 7)], 20, None, (False, LOCAL, False)),
     "local, better once of two": ([*CALM, *local(8, 9)], 20, None, (False, LOCAL, False)),
     "converged without all data": ([*CALM, *local(10, 10)], 20, None, (False, LOCAL, True)),
+    "no better, but still drifting": (
+        [*CALM, *local(10, 10, drift=0.1)],
+        20,
+        None,
+        (False, LOCAL, False),
+    ),
     "converged with all data": (
         [*CALM, *local(10), *local(10, complete=True)],
         20,

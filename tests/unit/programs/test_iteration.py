@@ -105,11 +105,10 @@ def test_shared_arrays_change_with_the_iteration_and_the_seed_only(made: Small) 
     assert not np.array_equal(orientations(), orientations(seed=1))
     assert not np.array_equal(orientations(), orientations(iteration=1))
     local = dataclasses.replace(plan, exhaustive=False)
-    assert set(iteration.shared_arrays(made.data, made.state, local)) == {
-        "noise",
-        "reference1",
-        "reference2",
-    }
+    without = {"noise", "reference1", "reference2"}
+    assert set(iteration.shared_arrays(made.data, made.state, local)) == without | {"deviates"}
+    free = dataclasses.replace(local, free_scale=True)  # no likelihood is known
+    assert set(iteration.shared_arrays(made.data, made.state, free)) == without
 
 
 def results_of(made: Small, residual: float) -> list[AlignResult]:
