@@ -27,9 +27,9 @@ SETTLED = 0.02
 PATIENCE = 2
 """Local iterations without a better resolution after which a refinement has converged,"""
 STILL: Final = 0.07
-"""if in the last one at least half of the particles have moved their rims by less than this fraction
-of the resolution. A map that is bent by a poor start unbends slowly, and all the time its half maps
-agree on the same bend."""
+"""if in the last one half of the particles have moved their rims by no more than this fraction of
+the resolution. A map that is bent by a poor start unbends slowly, and all the time its half maps
+agree on the bend."""
 SMALLEST_GAIN = 0.005
 """A resolution counts as better if it is better by this fraction."""
 

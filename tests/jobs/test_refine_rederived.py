@@ -41,6 +41,8 @@ def test_noise(run: Rederived) -> None:
 
 
 def test_half_maps(run: Rederived) -> None:
+    poses = [len(run.poses(particle)) for particle in range(len(run.half))]
+    assert max(poses) > 1, "else nothing is seen of poses near the best"
     for number, sums in zip((1, 2), run.sums, strict=True):
         close_to(run.solved(sums, None), mrc_values(run.run / f"half{number}.mrc"))
 

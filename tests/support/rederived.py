@@ -69,6 +69,14 @@ def corners(points: Numbers, middle: int) -> list[tuple[tuple[Numbers, ...], Num
     return found
 
 
+def turned(vector: Numbers) -> Numbers:
+    """The rotation (3, 3) about a vector, by its length in radians."""
+    angle = float(np.linalg.norm(vector))
+    x, y, z = np.asarray(vector) / angle
+    cross = np.array([[0, -z, y], [z, 0, -x], [-y, x, 0]])
+    return np.asarray(np.eye(3) + math.sin(angle) * cross + (1 - math.cos(angle)) * cross @ cross)
+
+
 def falloff_of(box: int) -> Numbers:
     """By what trilinear interpolation of the doubled transform weakens a volume (z, y, x)."""
     one = np.sinc((np.arange(box) - box // 2) / (2 * box)) ** 2
@@ -93,12 +101,18 @@ class Rederived:
     def pixel_size(self) -> float:
         return float(self.columns["rlnImagePixelSize"][0])
 
+    @cached_property
+    def _commits(self) -> dict[int, tuple[dict[str, Numbers], dict[str, Any]]]:
+        return {}
+
     def commit(self, number: int) -> tuple[dict[str, Numbers], dict[str, Any]]:
         """Arrays and attributes of a commit; -1 is the last one."""
-        path = sorted((self.run / "segments").glob("commit-*"))[number]
-        with h5py.File(path) as file:
-            arrays = {name: item[...] for name, item in file.items()}
-            return arrays, dict(file.attrs)
+        if number not in self._commits:
+            path = sorted((self.run / "segments").glob("commit-*"))[number]
+            with h5py.File(path) as file:
+                arrays = {name: item[...] for name, item in file.items()}
+                self._commits[number] = arrays, dict(file.attrs)
+        return self._commits[number]
 
     @cached_property
     def images(self) -> Numbers:
@@ -190,11 +204,12 @@ class Rederived:
             found.append(np.pad(whole, 2))
         return found
 
-    def slice_of(self, particle: int, wanted: Numbers) -> Numbers:
+    def slice_of(self, particle: int, wanted: Numbers, rotation: Numbers | None = None) -> Numbers:
         folds = len(self.references) // 2
         reference = self.references[(self.half[particle] - 1) * folds + self.fold[particle] % folds]
         middle = len(reference) // 2
-        rotation = self.commit(-1)[0]["rotations"][particle]
+        if rotation is None:
+            rotation = self.commit(-1)[0]["rotations"][particle]
         points = 2 * self.frequencies(wanted) @ rotation.T
         values = [share * reference[at] for at, share in corners(points, middle)]
         return np.asarray(np.sum(values, axis=0))
@@ -238,15 +253,77 @@ class Rederived:
             ]
         )
 
-    def score(self, particle: int) -> float:
-        """Half the log-likelihood of the last pose against the last references."""
-        wanted = self.independent & (self.shell > 0) & (self.shell <= self.alignment_radius)
-        noise = self.commit(-2)[0]["noise"][self.half[particle] - 1][self.shell[wanted]]
-        shift = self.commit(-1)[0]["shifts"][particle]
+    def score(self, particle: int, pose: tuple[Numbers, Numbers] | None = None) -> float:
+        """Half the log-likelihood of a pose, the last one, against the last references."""
+        last = self.commit(-1)[0]
+        turn, shift = pose or (last["rotations"][particle], last["shifts"][particle])
+        wanted, noise = self.aligned, self.aligned_noise(particle)
         image = (self.masked(particle) * self.moved_back(shift))[wanted]
-        model = self.transfer[particle][wanted] * self.slice_of(particle, wanted)
+        model = self.transfer[particle][wanted] * self.slice_of(particle, wanted, turn)
         cross, quadratic = (model.conj() * image).real / noise, np.abs(model) ** 2 / noise
         return float(cross.sum() - quadratic.sum() / 2)
+
+    @cached_property
+    def aligned(self) -> Numbers:
+        """The components that poses are found by, (y, x)."""
+        return np.asarray(
+            self.independent & (self.shell > 0) & (self.shell <= self.alignment_radius)
+        )
+
+    def aligned_noise(self, particle: int) -> Numbers:
+        noise = self.commit(-2)[0]["noise"][self.half[particle] - 1]
+        return np.asarray(noise[self.shell[self.aligned]])
+
+    @cached_property
+    def covered(self) -> float:
+        """Mean of the disc squared."""
+        disc = soft(np.hypot(self.axis[:, None], self.axis), self.radius)
+        return float((disc**2).mean())
+
+    def precision(self, particle: int) -> Numbers:
+        """Of the pose, by the likelihood: (5, 5), turns about the image's axes, then shifts."""
+        turn, wanted = self.commit(-1)[0]["rotations"][particle], self.aligned
+        small = 1e-6
+        by_turn = [
+            (
+                self.slice_of(particle, wanted, turn @ turned(small * axis))
+                - self.slice_of(particle, wanted, turn @ turned(-small * axis))
+            )
+            / (2 * small)
+            for axis in np.eye(3)
+        ]
+        here = self.slice_of(particle, wanted)
+        k = self.frequencies(wanted)
+        by_shift = [-2j * np.pi / self.box * k[:, axis] * here for axis in (0, 1)]
+        slopes = np.array(by_turn + by_shift) * self.transfer[particle][wanted]
+        slopes = slopes / np.sqrt(self.aligned_noise(particle))
+        return np.asarray(2 * self.covered * (slopes.conj() @ slopes.T).real)
+
+    @cached_property
+    def deviates(self) -> Numbers:
+        number = int(self.commit(-1)[1]["iteration"])
+        sequence = np.random.SeedSequence(self.seed, spawn_key=(number, 2))
+        drawn = np.random.default_rng(sequence).normal(size=(16, 5))
+        both = np.concatenate([drawn, -drawn])
+        return np.asarray(both @ np.linalg.inv(np.linalg.cholesky(both.T @ both / 32)).T)
+
+    def poses(self, particle: int) -> list[tuple[float, Numbers, Numbers]]:
+        """Weight, rotation and shift of the poses at which a particle is in the half map."""
+        last = self.commit(-1)[0]
+        turn, shift = last["rotations"][particle], last["shifts"][particle]
+        widest = np.array([math.radians(15)] * 3 + [3, 3])
+        covariance = np.linalg.inv(self.precision(particle) + np.diag(widest**-2.0))
+        variances = np.diag(covariance)
+        way = math.sqrt(0.4 * self.radius**2 * variances[:3].sum() + variances[3:].sum())
+        if way * self.alignment_radius / self.box < 0.1:
+            return [(1.0, turn, shift)]
+        steps = self.deviates @ (1.15 * np.linalg.cholesky(covariance)).T
+        found = [(turn @ turned(step[:3]), shift + step[3:]) for step in steps]
+        likely = [2 * self.covered * self.score(particle, pose) for pose in found]
+        weight = np.array(likely) + 0.5 * (self.deviates**2).sum(axis=1)
+        weight = np.exp(weight - weight.max())
+        kept = np.flatnonzero(weight > 1e-3 * weight.sum())
+        return [(weight[n] / weight[kept].sum(), *found[n]) for n in kept]
 
     def noise(self) -> Numbers:
         """Noise spectra (2, s) that the last iteration leaves."""
@@ -265,21 +342,23 @@ class Rederived:
         """Numerator and weight of each half map: every component goes in with its mate."""
         middle = self.box + 2
         shape = (2 * middle + 1,) * 3
-        before, last = self.commit(-2)[0], self.commit(-1)[0]
+        before = self.commit(-2)[0]
         points = 2 * self.frequencies(self.independent)
         once = np.where(points.any(axis=1), 1.0, 0.5)  # zero frequency is its own mate
         found = [(np.zeros(shape, complex), np.zeros(shape)) for _ in (1, 2)]
         for particle, number in enumerate(self.half):
-            whole = transform(self.images[particle]) * self.moved_back(last["shifts"][particle])
+            image = transform(self.images[particle])
             weight = once / before["noise"][number - 1][self.shell[self.independent]]
             ctf = self.transfer[particle][self.independent]
-            value = ctf * whole[self.independent] * weight
-            turned = points @ last["rotations"][particle].T
             numerator, weights = found[number - 1]
-            for sign, part in ((1, value), (-1, value.conj())):
-                for at, share in corners(sign * turned, middle):
-                    np.add.at(numerator, at, share * part)
-                    np.add.at(weights, at, share * ctf**2 * weight)
+            for share_of_pose, rotation, shift in self.poses(particle):
+                whole = (image * self.moved_back(shift))[self.independent]
+                value = share_of_pose * ctf * whole * weight
+                turned_points = points @ rotation.T
+                for sign, part in ((1, value), (-1, value.conj())):
+                    for at, share in corners(sign * turned_points, middle):
+                        np.add.at(numerator, at, share * part)
+                        np.add.at(weights, at, share * share_of_pose * ctf**2 * weight)
         return found
 
     def solved(self, sums: tuple[Numbers, Numbers], correlation: Numbers | None) -> Numbers:
