@@ -15,7 +15,6 @@ from mpipar.cryoem.matches import Matches
 from mpipar.cryoem.solvent import solvent_mask
 from mpipar.programs import folds
 from mpipar.programs.block_rows import ParticleRows
-from mpipar.programs.convergence import SETTLED
 from mpipar.programs.dataset import first_shifts
 from mpipar.programs.stages import AlignStage
 from mpipar.runtime.stage import Task
@@ -42,6 +41,9 @@ JUMP = 1.5
 """Grid steps by which an orientation must change to count as changed."""
 CLEAR = 0.8
 """Mean probability of the most probable poses from which on these are searched for quickly."""
+MASKED = 0.1
+"""Fraction of particles that may still change their orientation when references begin to be masked
+by their own shape. The shape of a map whose poses are not found is that of noise."""
 UNSETTLED = 2
 """Searches over all orientations that cannot confirm a pose: poses still change with the map."""
 
@@ -303,7 +305,7 @@ def next_state(
         sums,
         trusted,
         (radius, resolved),
-        _reached(data, maps.unmasked) if jumped <= SETTLED else None,
+        _reached(data, maps.unmasked) if jumped <= MASKED else None,
     )
     reached = _reached(data, maps.corrected)
     rim = data.geometry.radius * data.geometry.pixel_size
