@@ -11,7 +11,7 @@ import mrcfile
 import numpy as np
 from scipy.spatial.transform import Rotation
 
-from mpipar.cryoem import alignment, reconstruction, rotations, symmetry
+from mpipar.cryoem import alignment, orientation_grids, reconstruction, symmetry
 from mpipar.cryoem.alignment import Poses
 from mpipar.cryoem.ctf import CtfParameters, contrast_transfer
 from mpipar.cryoem.fourier import components, filter_shells, largest_radius, lowpass_gain
@@ -111,7 +111,7 @@ def make_problem(box: int, count: int, *, exhaustive: bool, seed: int = 1) -> Pr
     shared: dict[str, Any] = {"noise": power, "reference1": reference.transform[None]}
     if exhaustive:
         seeds = np.random.SeedSequence(seed)
-        shared["orientations"] = rotations.orientation_grid(
+        shared["orientations"] = orientation_grids.orientation_grid(
             plan.step, symmetry.operators("C1"), seeds, half_turn=True
         )
     bound = float(np.abs(images).sum(axis=(1, 2)).max() / power.min())

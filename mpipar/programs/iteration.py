@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
-from mpipar.cryoem import noise, reconstruction, resolution, rotations
+from mpipar.cryoem import noise, orientation_grids, reconstruction, resolution, rotations
 from mpipar.cryoem.alignment import Poses, SearchPlan
 from mpipar.cryoem.fourier import components, lowpass_gain
 from mpipar.cryoem.matches import Matches
@@ -162,7 +162,7 @@ def shared_arrays(
     shared = {"noise": state.noise, **folds.transforms(state.references, plan.radius)}
     if plan.exhaustive:
         seed = np.random.SeedSequence(data.seed, spawn_key=(state.iteration + 1,))
-        shared["orientations"] = rotations.orientation_grid(
+        shared["orientations"] = orientation_grids.orientation_grid(
             plan.step, data.symmetry, seed, half_turn=True
         )
     return shared
