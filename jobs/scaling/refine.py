@@ -22,6 +22,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -208,17 +209,21 @@ def relion(folder: Path, options: SetOptions, minutes: float) -> dict[str, Any] 
     environment |= {f"OMPI_ALLOW_RUN_AS_ROOT{end}": "1" for end in ("", "_CONFIRM")}
     before, begin = children_seconds(), time.time()
     with (folder / "relion.log").open("w") as log:
-        job = subprocess.Popen(command, cwd=folder, stdout=log, stderr=log, env=environment)
+        job = subprocess.Popen(
+            command, cwd=folder, stdout=log, stderr=log, env=environment, start_new_session=True
+        )
         try:
             code, finished = job.wait(minutes * 60), True
+            spent = children_seconds() - before
         except subprocess.TimeoutExpired:
+            spent, finished = session_seconds(job.pid), False
             job.terminate()
-            code, finished = job.wait(), False
+            code = job.wait()
     if finished and code:
         print(f"\nRELION ended with {code}:\n{(folder / 'relion.log').read_text()[-1500:]}")
         return None
     return {
-        "processor in all": children_seconds() - before,
+        "processor in all": spent,
         "wall in all": time.time() - begin,
         "finished": finished,
         "iterations": len(list((folder / "relion").glob("run_it*_half1_class001.mrc"))) - 1,
@@ -229,6 +234,16 @@ def children_seconds() -> float:
     """Return user and system time of all child processes that have ended."""
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     return used.ru_utime + used.ru_stime
+
+
+def session_seconds(session: int) -> float:
+    """Return user and system time of the processes of a session, and of their ended children."""
+    ticks = 0
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):
+            fields = path.read_text().rpartition(")")[2].split()  # from the third on
+            ticks += sum(map(int, fields[11:15])) if int(fields[3]) == session else 0
+    return ticks / os.sysconf("SC_CLK_TCK")
 
 
 def parsed() -> argparse.Namespace:

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 __all__ = ["begin_to_load", "insertion", "pose_weights", "poses", "scores", "slices"]
 
+NAMES = ("insertion", "pose_weights", "poses", "scores", "slices")
+
 
 def load() -> None:
     """Load all kernels; the first process of a node compiles them."""
@@ -55,7 +57,6 @@ class KernelModule(ModuleType):
         return found
 
 
-NAMES = ("insertion", "pose_weights", "poses", "scores", "slices")
 if TYPE_CHECKING:
     from mpipar.kernels import insertion, pose_weights, poses, scores, slices
 else:
