@@ -286,8 +286,9 @@ def measure(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
     other = relion(folder, made, options.relion_minutes) if options.relion else None
     if other:
         ours = min(run["processor in all"] for run in runs.values())
-        more = "" if other["finished"] else f", not finished after {other['iterations']} iterations"
-        print(f"\nRELION: {other['processor in all']:.0f} processor seconds{more}: "
+        cut = f", cut off after iteration {other['iterations']}; at least"
+        more = ":" if other["finished"] else cut
+        print(f"\nRELION: {other['processor in all']:.0f} processor seconds{more} "
               f"{other['processor in all'] / ours:.1f} times as many")  # fmt: skip
     return {"set": vars(made), "processor": processor_name(), "runs": runs, "relion": other}
 
