@@ -33,7 +33,8 @@ if __name__ == "__main__":
 
 import numpy as np
 
-from jobs.scaling.gpu_problem import Problem, make_problem, part_of, write_set
+from jobs.scaling.gpu_problem import Problem, make_problem, part_of
+from jobs.scaling.simulated_set import SetOptions, write_set
 from mpipar.cryoem import alignment, rotations
 from mpipar.cryoem.alignment import Poses
 from mpipar.cryoem.resolution import fourier_shell_correlation
@@ -366,7 +367,7 @@ def whole_runs(options: argparse.Namespace) -> dict[str, Any]:
     """Refine the same particles on the GPU, twice in different ways, and on all cores."""
     with tempfile.TemporaryDirectory() as name:
         folder, cores = Path(name), options.cores
-        write_set(folder, options.refine_box, options.refine_images, cores)
+        write_set(folder, SetOptions(options.refine_box, options.refine_images), cores)
         found: dict[str, Any] = {"box": options.refine_box, "images": options.refine_images}
         half = max(1, cores // 2)
         one = ("--gpu", "0", "--parallel=thread:1", "--threads", str(cores))

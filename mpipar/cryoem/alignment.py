@@ -22,13 +22,14 @@ from mpipar.cryoem.fourier import (
 )
 from mpipar.cryoem.rotations import with_half_turns
 from mpipar.kernels import poses, scores, slices
-from mpipar.kernels.poses import ClimbOptions
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from numpy.typing import NDArray
     from typing_extensions import Self
+
+    from mpipar.kernels.poses import ClimbOptions
 
 ORIENTATIONS_PER_PRODUCT = 2048
 COLUMNS_PER_PRODUCT = 1024
@@ -288,7 +289,7 @@ def grid_score(
 
 def climb_options(plan: SearchPlan, box: int, steps: int) -> ClimbOptions:
     """Return how far a climb may go in one step and in all, in at most so many steps."""
-    return ClimbOptions(
+    return poses.ClimbOptions(
         oversampling=OVERSAMPLING,
         box=box,
         steps=steps,

@@ -10,6 +10,7 @@ import numpy as np
 import scipy.fft
 
 from mpipar.cryoem.fourier import shell_of_half_volume
+from mpipar.cryoem.healpix import cell_of, cell_vectors
 from mpipar.cryoem.resolution import GOLD_STANDARD
 
 if TYPE_CHECKING:
@@ -101,9 +102,9 @@ def spread_of(
     counts = view_density(rotations, symmetry)
     width = min(max(MEAN_COUNT / views, NARROWEST), WIDEST)
     seen = counts > 0
-    directions = _centres(VIEW_CELLS)[seen].astype(np.float32)
+    directions = cell_vectors(VIEW_CELLS)[seen].astype(np.float32)
     # opposite directions are sampled alike: the first half of the grid has one of each
-    asked = _centres(ASKED_CELLS)[: 6 * ASKED_CELLS**2].astype(np.float32)
+    asked = cell_vectors(ASKED_CELLS)[: 6 * ASKED_CELLS**2].astype(np.float32)
     sampling = np.concatenate(
         [
             (np.abs(some @ directions.T) < width).astype(np.float32) @ counts[seen]
@@ -125,24 +126,15 @@ def view_density(
     symmetry    (g, 3, 3)
     returns     (12 * 32^2,), sum p g
     """
-    import healpy
-
-    centres = _centres(VIEW_CELLS)
-    cells = healpy.vec2pix(VIEW_CELLS, *np.asarray(rotations)[:, :, 2].T)
+    centres = cell_vectors(VIEW_CELLS)
+    cells = cell_of(VIEW_CELLS, np.asarray(rotations)[:, :, 2])
     own = np.bincount(cells, minlength=len(centres))
     seen = np.flatnonzero(own)
     density: NDArray[np.float32] = np.zeros(len(centres), np.float32)
     for operator in symmetry:  # the cells are turned, not the particles: these can be a million
-        mates = healpy.vec2pix(VIEW_CELLS, *(centres[seen] @ operator.T).T)
+        mates = cell_of(VIEW_CELLS, centres[seen] @ operator.T)
         density += np.bincount(mates, own[seen], minlength=len(centres)).astype(np.float32)
     return density
-
-
-def _centres(cells: int) -> NDArray[np.float64]:
-    """Return the unit vectors (m, 3) of a HEALPix grid."""
-    import healpy
-
-    return np.stack(healpy.pix2vec(cells, np.arange(12 * cells**2)), axis=1)
 
 
 def directional_resolution(
@@ -168,7 +160,7 @@ def directional_resolution(
     box = half1.shape[0]
     sums = _sums_of_cells(half1, half2)  # (4, s, cells)
     axes = _half_sphere(AXES)
-    inside = np.abs(_centres(ASKED_CELLS) @ axes.T) >= math.cos(math.radians(CONE))
+    inside = np.abs(cell_vectors(ASKED_CELLS) @ axes.T) >= math.cos(math.radians(CONE))
     cones = sums @ inside.astype(np.float64)
     cones[:, 0] = 0.0  # the mean
     padded = np.pad(cones, ((0, 0), (POOLED, POOLED), (0, 0)))
@@ -189,8 +181,6 @@ def _sums_of_cells(half1: NDArray[np.floating], half2: NDArray[np.floating]) -> 
 
     These are product, power of either map, and the number of components, Friedel mates counted.
     """
-    import healpy
-
     box = half1.shape[0]
     transforms = [scipy.fft.rfftn(np.asarray(half, np.float32)) for half in (half1, half2)]
     shell, cells = shell_of_half_volume(box), 12 * ASKED_CELLS**2
@@ -199,7 +189,7 @@ def _sums_of_cells(half1: NDArray[np.floating], half2: NDArray[np.floating]) -> 
     for plane, kz in enumerate(k):  # a plane at a time: no large arrays
         wanted = shell[plane] > 0
         y, x = np.nonzero(wanted)
-        cell = healpy.vec2pix(ASKED_CELLS, kx[x], k[y], np.full(len(x), kz))
+        cell = cell_of(ASKED_CELLS, np.stack([kx[x], k[y], np.full(len(x), kz)], axis=1))
         place = shell[plane][wanted].astype(np.int64) * cells + cell
         first, second = (transform[plane][wanted] for transform in transforms)
         twice = np.where((x > 0) & (x < box / 2), 2.0, 1.0)

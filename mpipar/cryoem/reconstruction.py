@@ -14,7 +14,7 @@ from mpipar.cryoem.fourier import (
     interpolation_falloff,
     volume_from_half_transform,
 )
-from mpipar.cryoem.symmetry import SAME
+from mpipar.cryoem.rotations import SAME
 from mpipar.errors import ProtocolError
 from mpipar.kernels import insertion
 

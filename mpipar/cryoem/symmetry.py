@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from scipy.spatial.transform import Rotation
 
+from mpipar.cryoem.rotations import SAME
 from mpipar.errors import ProtocolError, UsageError
 
 if TYPE_CHECKING:
@@ -30,7 +31,6 @@ GENERATORS: dict[str, tuple[tuple[int, tuple[float, float, float]], ...]] = {
     "I4": ((5, (0, 0, 1)), (2, (1, 0, GOLDEN))),
 }
 LARGEST_GROUP = 2 * 999  # D999
-SAME = 1e-6  # entries of two matrices that differ by less are equal but for rounding
 ALTERNATIVES = {"T": ("T", "T222"), "I": ("I2", "I1", "I3", "I4")}
 VALID = "Cn, Dn (n = 1, 2, 3 ...), T, O, I (or a setting of it: I1, I2, I3, I4)"
 

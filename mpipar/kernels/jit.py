@@ -1,18 +1,13 @@
 """The decorator that compiles kernels: ahead of the first call, without the GIL, once per node.
 
-Kernels carry explicit signatures, so importing `mpipar.kernels` compiles them or loads them from
-numba's cache. Many ranks of one node import at the same moment: the first takes a lock and
-compiles, the others wait and load what it made.
+Kernels carry explicit signatures, so importing their modules compiles them or loads them from
+numba's cache. Many ranks of one node do that at the same moment: the first takes a lock and
+compiles, the others wait and load what it made (`compile_lock`).
 """
 
 from __future__ import annotations
 
-import fcntl
-import os
-import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import numba
@@ -53,18 +48,3 @@ def _arguments(signature: str | Signature, changes: tuple[int, ...]) -> Any:
         for place, kind in enumerate(types)
     ]
     return result(*given)
-
-
-@contextmanager
-def one_compiler_per_node() -> Iterator[None]:
-    """Hold the node's compile lock while processes that start together import the kernels."""
-    folder = Path(os.environ.get("NUMBA_CACHE_DIR") or tempfile.gettempdir())
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = (folder / f"mpipar-compile-{os.getuid()}.lock").open("a")
-    except OSError:  # a read-only node: every process compiles for itself
-        yield
-        return
-    with lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield

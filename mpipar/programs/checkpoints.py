@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from mpipar.programs.inputs import RefineInputs
     from mpipar.store.project import Commit, Project
 
-LIBRARIES = ("numpy", "scipy", "numba", "healpy", "h5py")
+LIBRARIES = ("numpy", "scipy", "numba", "h5py")
 
 
 def fingerprint(inputs: RefineInputs) -> str:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
 SOFT, SEARCH, LOCAL = "soft", "all", "local"
 """Kinds of iterations: all poses of a grid, each with its weight; the best pose of all; the best
@@ -32,6 +32,11 @@ the resolution. A map that is bent by a poor start unbends slowly, and all the t
 agree on the bend."""
 SMALLEST_GAIN = 0.005
 """A resolution counts as better if it is better by this fraction."""
+USUAL: Final = {SEARCH: (2, 3), LOCAL: (2, 6)}
+"""Iterations of each kind that refinements of simulated sets took, from few to many."""
+LOCAL_TO_SEARCH: Final = 0.2, 1.5
+"""Seconds of a local iteration over those of a search, while none has been timed: the more detail,
+the more."""
 
 
 @dataclass(frozen=True)
@@ -132,3 +137,46 @@ def _must_search_again(history: Sequence[FinishedIteration]) -> bool:
     improving = searched[-1].resolution < searched[-2].resolution * (1 - SMALLEST_GAIN)
     fewer_jumps = searched[-1].jumped < 0.8 * searched[-2].jumped
     return improving or fewer_jumps
+
+
+def signal_is_shown(history: Sequence[FinishedIteration]) -> bool:
+    """Whether signal was looked for and found: only then do others follow soft iterations."""
+    kinds = [step.kind for step in history]
+    return SOFT in kinds and kinds[-1] != SOFT
+
+
+def seconds_after(
+    history: Sequence[FinishedIteration],
+    kind: str,
+    seconds: Mapping[str, float],
+    most_iterations: int,
+) -> tuple[float, float] | None:
+    """Return for how long a refinement usually goes on after the iteration under way, as a range.
+
+    kind      of that iteration
+    seconds   that the last iteration of each kind took
+    returns   None where iterations are to follow of which nothing is known
+    """
+    if SEARCH not in seconds and kind != LOCAL:
+        return None
+    done = [step.kind for step in history] + [kind]
+    left = {each: _left(each, kind, done.count(each)) for each in (SEARCH, LOCAL)}
+    search = seconds.get(SEARCH, 0.0)
+    locals_take = [seconds.get(LOCAL, share * search) for share in LOCAL_TO_SEARCH]
+    if not any(locals_take):
+        return None
+    allowed = max(0, most_iterations - len(done))
+    ends = []
+    for end in (0, 1):
+        searches = min(left[SEARCH][end], allowed)
+        local = min(left[LOCAL][end], allowed - searches)
+        ends.append(searches * search + local * locals_take[end])
+    return ends[0], ends[1]
+
+
+def _left(kind: str, under_way: str, done: int) -> tuple[int, int]:
+    """Return how many iterations of a kind usually follow one, of which some are done."""
+    fewest, most = USUAL[kind]
+    if kind == SEARCH and under_way == LOCAL:
+        return 0, 0
+    return max(0, fewest - done), max(1, most - done)

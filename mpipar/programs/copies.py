@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 import pandas as pd
 
-from mpipar.cryoem.signatures import first_alike
+from mpipar.cryoem.copied_images import first_alike
 from mpipar.errors import InputError
 from mpipar.formats.tables import row_list
 

@@ -84,15 +84,9 @@ def write_all(
 ) -> None:
     """Write every file of `NAMES` into the project's folder, each whole or not at all."""
     maps, pixel_size = findings.maps, inputs.pixel_size
-    volumes = {
-        "map.mrc": maps.combined * data.sphere,
-        "half1.mrc": maps.halves[0],
-        "half2.mrc": maps.halves[1],
-        "mask.mrc": maps.mask,
-    }
-    for name, volume in volumes.items():
-        with project.export(name) as path:
-            write_volume(path, volume, pixel_size, maps.mark)
+    write_maps(project, inputs, data, maps, heading=findings.heading())
+    with project.export("mask.mrc") as path:
+        write_volume(path, maps.mask, pixel_size, maps.mark)
     quality = findings.evidence.quality
     with project.export("particles.png") as path:
         draw_quality(path, quality)
@@ -107,13 +101,49 @@ def write_all(
         )
     with project.export("orientations.png") as path:
         draw_orientations(path, findings, state, data)
-    with project.export("fsc.txt") as path:
-        table = fsc_table(maps, inputs.box, pixel_size)
-        path.write_text(findings.heading() + table, encoding="utf-8")
     with project.export("settings.toml") as path:
         _write_settings(path, settings)
+    write_picture(project, inputs, data, maps)
+
+
+def write_maps(
+    project: Project,
+    inputs: RefineInputs,
+    data: Dataset,
+    maps: Maps,
+    *,
+    heading: str = "",
+    unfinished: str = "",
+) -> None:
+    """Write the map, the half maps and fsc.txt.
+
+    heading      comments for the head of fsc.txt
+    unfinished   what to say of maps that others will follow; empty: these are the last
+    """
+    volumes = {
+        "map.mrc": maps.combined * data.sphere,
+        "half1.mrc": maps.halves[0],
+        "half2.mrc": maps.halves[1],
+    }
+    for name, volume in volumes.items():
+        with project.export(name) as path:
+            write_volume(path, volume, inputs.pixel_size, _title(unfinished, maps.mark))
+    with project.export("fsc.txt") as path:
+        table = fsc_table(maps, inputs.box, inputs.pixel_size)
+        state = f"# {unfinished}\n" if unfinished else ""
+        path.write_text(heading + state + table, encoding="utf-8")
+
+
+def write_picture(
+    project: Project, inputs: RefineInputs, data: Dataset, maps: Maps, *, unfinished: str = ""
+) -> None:
+    """Write fsc.png; `unfinished` is as in `write_maps`."""
     with project.export("fsc.png") as path:
-        _draw(path, maps, volumes["map.mrc"], inputs)
+        _draw(path, maps, maps.combined * data.sphere, inputs, unfinished)
+
+
+def _title(*parts: str) -> str:
+    return ": ".join(part for part in parts if part)
 
 
 def _write_settings(path: Path, settings: RefineSettings) -> None:
@@ -147,6 +177,7 @@ def _draw(
     maps: Maps,
     volume: NDArray[np.float32],
     inputs: RefineInputs,
+    unfinished: str,
 ) -> None:
     from mpipar.views.plots import picture
 
@@ -161,5 +192,5 @@ def _draw(
         inputs.pixel_size,
         curves,
         resolution,
-        title=maps.mark or f"{inputs.particles.count} particles{note}",
+        title=_title(unfinished, maps.mark or f"{inputs.particles.count} particles{note}"),
     )

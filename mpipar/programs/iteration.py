@@ -8,7 +8,14 @@ from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
-from mpipar.cryoem import noise, pose_spread, reconstruction, resolution, rotations
+from mpipar.cryoem import (
+    noise,
+    orientation_grids,
+    pose_spread,
+    reconstruction,
+    resolution,
+    rotations,
+)
 from mpipar.cryoem.alignment import Poses, SearchPlan
 from mpipar.cryoem.fourier import components, lowpass_gain
 from mpipar.cryoem.matches import Matches
@@ -171,7 +178,7 @@ def shared_arrays(
         shared["deviates"] = pose_spread.deviates(drawn)
     if plan.exhaustive:
         seed = np.random.SeedSequence(data.seed, spawn_key=(state.iteration + 1,))
-        shared["orientations"] = rotations.orientation_grid(
+        shared["orientations"] = orientation_grids.orientation_grid(
             plan.step, data.symmetry, seed, half_turn=True
         )
     return shared

@@ -18,7 +18,7 @@ import numpy as np
 from mpipar.cryoem.alignment import shift_grid
 from mpipar.cryoem.device.device_memory import LARGEST_DEVICE_BLOCK, device_bytes
 from mpipar.cryoem.fourier import components, largest_radius
-from mpipar.cryoem.rotations import orientation_grid
+from mpipar.cryoem.orientation_grids import orientation_grid
 from mpipar.cryoem.search_plan import Sampling, plan_search, plan_soft
 from mpipar.errors import counted
 from mpipar.programs.dataset import folds_of

@@ -22,10 +22,20 @@ from mpipar.programs import (
     run_folder,
     soft_iteration,
 )
-from mpipar.programs.convergence import SEARCH, SOFT, FinishedIteration, NextIteration, decide
+from mpipar.programs.convergence import (
+    SEARCH,
+    SOFT,
+    FinishedIteration,
+    NextIteration,
+    decide,
+    seconds_after,
+    signal_is_shown,
+)
 from mpipar.programs.first_look import look_at_all
 from mpipar.programs.inputs import RefineInputs, read_inputs
+from mpipar.programs.map_files import MapFiles, preliminary
 from mpipar.programs.needs import device_need, needs
+from mpipar.programs.run_log import RunLog
 from mpipar.programs.session import Clock, RefineSession
 from mpipar.programs.soft_iteration import NO_SIGNAL, Signal
 from mpipar.programs.soft_stage import HeldOutStage
@@ -88,8 +98,12 @@ def run(settings: RefineSettings, open_pool: OpenPool, view: View) -> None:
             view.say(f"note: {CANNOT_REPLACE}")
         session = RefineSession(settings, inputs, project, pool, view, clock)
         session.devices, session.device = _devices(session, operators)
-        data, state = _prepare(session, operators)
-        findings = _refine(session, data, state)
+        log = RunLog(project)
+        log.begin(pool, session.device)
+        view.record = log.add
+        with log.kept():
+            data, state = _prepare(session, operators)
+            findings = _refine(session, data, state, log)
         project.verdict("done", "refinement finished" + findings.in_short())
     except BaseException as error:
         run_folder.close_after_error(project, error, _kept(project), view.say)
@@ -234,19 +248,25 @@ def _first_look(session: RefineSession, start: Start) -> FirstLook:
     return look
 
 
-def _refine(session: RefineSession, data: Dataset, state: RefineState) -> Findings:
+def _refine(session: RefineSession, data: Dataset, state: RefineState, log: RunLog) -> Findings:
     """Iterate until converged, then write the results.
 
     raises   NoSignalError, with marked results, if the images hold no signal beyond the start
     """
     settings = session.settings
     maps: Maps | None = None
+    files = MapFiles()
+    log.publish()
     while not (decision := decide(session.history, settings.iter, settings.targetres)).stop:
         signals.check()
         if decision.kind != SOFT and _was_soft(session.history):
             maps = maps or checkpoints.load_maps(session.project)
             _require_signal(session, data, state, maps)
         state, maps = _iterate(session, data, state, decision)
+        with session.phase("writing maps so far"):
+            shown = maps if signal_is_shown(session.history) else preliminary(maps)
+            files.write(session.project, session.inputs, data, shown, state.iteration)
+            log.publish()
     session.view.say(decision.reason)
     maps = maps or checkpoints.load_maps(session.project)
     if _was_soft(session.history) or all(step.kind != SOFT for step in session.history):
@@ -320,6 +340,9 @@ def _iterate(
 ) -> tuple[RefineState, Maps]:
     """One iteration: align and insert on the workers, solve on rank 0, commit."""
     started = time.monotonic()
+    session.after = seconds_after(
+        session.history, decision.kind, session.seconds, session.settings.iter
+    )
     work = _weigh_poses if decision.kind == SOFT else _find_poses
     state, maps, radius, statistics = work(session, data, state, decision)
     complete = radius == largest_radius(data.geometry.box)
@@ -336,7 +359,9 @@ def _iterate(
     )
     with session.phase("saving"), signals.postponed():
         checkpoints.commit(session.project, state, maps, session.history)
-    _report(session, state, decision.kind, statistics, time.monotonic() - started)
+    session.after = None
+    session.seconds[decision.kind] = time.monotonic() - started
+    _report(session, state, decision.kind, statistics)
     if alarms.search_has_just_ended(session.history):
         for alarm in _look(session, data, state, maps, finished=False).alarms:
             session.view.say(f"warning: {alarm}")
@@ -401,7 +426,6 @@ def _report(
     state: RefineState,
     kind: str,
     statistics: StageStatistics,
-    seconds: float,
 ) -> None:
     session.view.iteration(
         {
@@ -411,7 +435,7 @@ def _report(
             "moved %": 100.0 * state.jumped,
             "stolen": statistics.tasks_stolen,
             "served MB": statistics.bytes_served / MEGABYTE,
-            "time": duration(seconds),
+            "time": duration(session.seconds[kind]),
         }
     )
 

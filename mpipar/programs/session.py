@@ -39,7 +39,11 @@ class Clock:
 
 @dataclass
 class RefineSession:
-    """One run: its settings, input, project folder, pool, view, history, and GPUs."""
+    """One run: its settings, input, project folder, pool, view, history, and GPUs.
+
+    seconds   that the last iteration of each kind took
+    after     seconds that are left after the iteration under way, at least and at most, if known
+    """
 
     settings: RefineSettings
     inputs: RefineInputs
@@ -50,6 +54,8 @@ class RefineSession:
     history: list[FinishedIteration] = field(default_factory=list)
     devices: DeviceChoice | None = None
     device: str = ""
+    seconds: dict[str, float] = field(default_factory=dict)
+    after: tuple[float, float] | None = None
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
@@ -67,7 +73,7 @@ class RefineSession:
         def watch(now: PoolStatistics) -> None:
             self._tell_losses()
             done = count * now.done // max(total, 1)
-            self.view.progress(label, done, count, **facts, stolen=now.stolen)
+            self.view.progress(label, done, count, self.after, **facts, stolen=now.stolen)
             self.project.status(phase=label, done=done, total=count, **facts)
 
         try:

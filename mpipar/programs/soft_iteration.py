@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
-from mpipar.cryoem import reconstruction, resolution, rotations
+from mpipar.cryoem import orientation_grids, reconstruction, resolution
 from mpipar.cryoem.fourier import filter_shells, lowpass_gain
 from mpipar.programs import folds, iteration
 from mpipar.programs.soft_stage import SoftStage
@@ -126,7 +126,7 @@ def soft_arrays(
 
 def _orientations(data: Dataset, state: RefineState, plan: SoftPlan) -> NDArray[np.float32]:
     seed = np.random.SeedSequence(data.seed, spawn_key=(state.iteration + 1,))
-    return rotations.orientation_grid(plan.step, data.symmetry, seed, half_turn=True)
+    return orientation_grids.orientation_grid(plan.step, data.symmetry, seed, half_turn=True)
 
 
 def soft_tasks(

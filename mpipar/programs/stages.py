@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mpipar import kernels
 from mpipar.cryoem import alignment, masks, noise, reconstruction
 from mpipar.cryoem.alignment import GridSearch, Poses, Reference, SearchPlan
 from mpipar.cryoem.ctf import contrast_transfer
@@ -71,6 +72,10 @@ class MeasureStage(Stage):
     def __init__(self, geometry: ImageGeometry, profile: NDArray[np.float64] | None = None) -> None:
         self.geometry = geometry
         self.profile = profile
+
+    def start(self, shared: Mapping[str, Any]) -> None:
+        del shared
+        kernels.begin_to_load()  # the stages that follow need them
 
     def run(self, task: Task, block: Block | None, state: Any) -> ImageStatistics:
         del state

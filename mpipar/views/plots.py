@@ -214,18 +214,20 @@ def orientation_picture(
 
 def _draw_views(figure: SubFigure, density: NDArray[np.float32]) -> None:
     """Draw the density of views, relative to an even one, on a map of the sphere (Mollweide)."""
-    import healpy
     import numpy as np
 
+    from mpipar.cryoem import healpix
+
     cells = 4  # HEALPix resolution: as fine as leaves a few views in each cell
-    finest = healpy.npix2nside(density.size)
+    finest = healpix.resolution_of_cells(density.size)
     while cells < finest and density.sum() > FEW_VIEWS * 12 * (2 * cells) ** 2:
         cells *= 2
-    relative = healpy.ud_grade(np.asarray(density, np.float64), cells)
+    relative = healpix.coarser(density, cells)
     relative /= max(float(relative.mean()), 1e-12)
     longitude, latitude = np.linspace(-180, 180, 361), np.linspace(-90, 90, 181)
-    across, up = np.meshgrid(longitude[:-1] + 0.5, latitude[:-1] + 0.5)
-    seen = relative[healpy.ang2pix(cells, across, up, lonlat=True)]
+    rot, up = np.meshgrid(np.radians(longitude[:-1] + 0.5), np.radians(latitude[:-1] + 0.5))
+    towards = np.stack([np.cos(up) * np.cos(rot), np.cos(up) * np.sin(rot), np.sin(up)], axis=-1)
+    seen = relative[healpix.cell_of(cells, towards)]
     panel = figure.add_subplot(projection="mollweide")
     drawn = panel.pcolormesh(
         np.radians(longitude), np.radians(latitude), seen, cmap="viridis", vmin=0, rasterized=True

@@ -22,6 +22,8 @@ LINE_AT_LATEST: Final = 60.0  # seconds after which there is a line even if litt
 LINE_STEP: Final = 0.25  # share of the work after which there is a line
 WIDTHS: Final = 10  # columns of a number in the table of iterations
 
+UNITS: Final = ((3600.0, "h"), (60.0, "min"), (1.0, "s"))
+
 Fact = str | int | float | None
 
 
@@ -34,9 +36,15 @@ class View(ABC):
         self._began = clock()
         self._done = 0
         self._columns: tuple[str, ...] = ()
+        self.record: Callable[[str], None] = _nowhere  # gets every line that stays, too
+
+    def say(self, text: str) -> None:
+        """Show a line of text, which stays."""
+        self.record(text)
+        self._say(text)
 
     @abstractmethod
-    def say(self, text: str) -> None:
+    def _say(self, text: str) -> None:
         """Show a line of text, which stays."""
 
     @abstractmethod
@@ -47,10 +55,18 @@ class View(ABC):
         """Begin a new phase; the progress of the phase before is over."""
         self._start(name)
 
-    def progress(self, label: str, done: int, total: int, **facts: Fact) -> None:
+    def progress(
+        self,
+        label: str,
+        done: int,
+        total: int,
+        after: tuple[float, float] | None = None,
+        **facts: Fact,
+    ) -> None:
         """Show that `done` of `total` are done; may be called at any rate.
 
         label    what is being done, e.g. "iteration 3: align"
+        after    seconds that the run goes on after that, at least and at most; None: not known
         facts    shown after that, in this order; e.g. resolution="8.1 A", stolen=4; not if None
         """
         if label != self._label or done < self._done:
@@ -61,6 +77,8 @@ class View(ABC):
         if 0 < done < total:
             left = (self._clock() - self._began) * (total - done) / done
             words.append(f"{duration(left)} left")
+            if after is not None:
+                words.append(f"the run: {span(left + after[0], left + after[1])}")
         words += [
             f"{name.replace('_', ' ')} {value}"
             for name, value in facts.items()
@@ -89,7 +107,7 @@ class View(ABC):
 class QuietView(View):
     """Shows nothing."""
 
-    def say(self, text: str) -> None:
+    def _say(self, text: str) -> None:
         del text
 
     def _show(self, line: str, share: float) -> None:
@@ -105,7 +123,7 @@ class PlainView(View):
         self._line_at = self._began
         self._line_share = 0.0
 
-    def say(self, text: str) -> None:
+    def _say(self, text: str) -> None:
         self._stream.write(f"{text}\n")
         self._stream.flush()
 
@@ -117,7 +135,7 @@ class PlainView(View):
         waited = self._clock() - self._line_at
         advanced = share - self._line_share >= LINE_STEP
         if waited >= LINE_AT_LATEST or (waited >= LINE_EVERY and advanced):
-            self.say(f"{time.strftime('%H:%M:%S')}  {line}")
+            self._say(f"{time.strftime('%H:%M:%S')}  {line}")
             self._line_at, self._line_share = self._clock(), share
 
 
@@ -131,7 +149,7 @@ class LiveView(View):
         self._console = Console(file=stream, highlight=False, markup=False, soft_wrap=True)
         self._live: Live | None = None
 
-    def say(self, text: str) -> None:
+    def _say(self, text: str) -> None:
         self._console.print(text)
 
     def phase(self, name: str) -> None:
@@ -205,6 +223,18 @@ def duration(seconds: float) -> str:
     if whole < 3600:  # noqa: PLR2004 - seconds in an hour
         return f"{whole // 60} min {whole % 60:02d} s"
     return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+def span(least: float, most: float) -> str:
+    """Return a range of seconds as text, rounded for people: `about 3 to 8 min`."""
+    size, unit = next(((size, unit) for size, unit in UNITS if most >= 2 * size), UNITS[-1])
+    low, high = max(1, round(least / size)), max(1, round(most / size))
+    return f"about {low} to {high} {unit}" if low < high else f"about {high} {unit}"
+
+
+def _nowhere(text: str) -> None:
+    """Keep no record."""
+    del text
 
 
 def _text(value: Fact) -> str:

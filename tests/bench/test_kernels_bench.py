@@ -23,6 +23,7 @@ from mpipar.cryoem.alignment import (
     weigh,
 )
 from mpipar.cryoem.fourier import components, filter_shells, lowpass_gain
+from mpipar.cryoem.orientation_grids import orientation_grid
 from mpipar.cryoem.posterior import GridPosterior, SoftPlan
 from mpipar.cryoem.reconstruction import (
     OrientationSums,
@@ -31,7 +32,6 @@ from mpipar.cryoem.reconstruction import (
     half_sums,
     insert,
 )
-from mpipar.cryoem.rotations import orientation_grid
 from mpipar.cryoem.symmetry import operators
 from tests.support import naive
 

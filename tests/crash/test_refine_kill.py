@@ -103,9 +103,10 @@ def test_killed_at_many_random_moments(
 
 MOMENTS: dict[str, tuple[str, int, set[tuple[int, ...]], dict[str, Any]]] = {
     "the segment of iteration 1 is not whole": ("commit-0001", 1, {(0,)}, {"ranks": 4}),
-    "its record is written, not synced": (".log", 5, {(0,), (0, 1)}, {"parallel": "thread:2"}),
-    "its record is durable, project.h5 not yet": ("/run$", 5, {(0, 1)}, {"ranks": 2}),
-    "all is committed, some results are written": ("half2.mrc", 1, {(0, 1, 2)}, {}),
+    "its record is written, not synced": ("1.log", 6, {(0,), (0, 1)}, {"parallel": "thread:2"}),
+    "its record is durable, project.h5 not yet": ("/run$", 6, {(0, 1)}, {"ranks": 2}),
+    "some of its maps are written": ("half2.mrc", 1, {(0, 1)}, {}),
+    "all is committed, some results are written": ("half2.mrc", 3, {(0, 1, 2)}, {}),
 }
 
 

@@ -1,4 +1,4 @@
-"""Importing mpipar changes nothing in the process of the user."""
+"""Importing mpipar changes nothing in the process of the user, and loads no more than is needed."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import os
 import subprocess
 import sys
 from importlib.util import find_spec
+
+import pytest
 
 IMPORT_ALL = """
 import importlib, json, os, pkgutil, sys
@@ -37,3 +39,32 @@ def test_no_import_sets_a_variable_or_loads_mpi():
     assert modules > 150
     assert changed == []
     assert not mpi
+
+
+LOADED = """
+import importlib, json, sys
+for name in sys.argv[1:]:
+    importlib.import_module(name)
+print(json.dumps(sorted(sys.modules)))
+"""
+COMMAND = ("mpipar.cli.main", "mpipar.runtime.pool")
+WORKER = (*COMMAND, "mpipar.runtime.loops.worker_loop")
+STAGES = ("mpipar.programs.stages", "mpipar.programs.soft_stage")
+TABLES_AND_PLOTS = {"pandas", "matplotlib", "healpy", "astropy", "h5py", "mrcfile", "rich"}
+SLOW_PARTS_OF_SCIPY = {"scipy.spatial", "scipy.ndimage", "scipy.sparse", "scipy.optimize"}
+
+
+@pytest.mark.parametrize(
+    ("modules", "without"),
+    [
+        (COMMAND, TABLES_AND_PLOTS | {"scipy", "numba"}),
+        ((*WORKER, *STAGES), TABLES_AND_PLOTS | SLOW_PARTS_OF_SCIPY | {"numba"}),
+        ((*COMMAND, "mpipar.programs.refine"), {"matplotlib", "healpy", "rich", "numba"}),
+    ],
+    ids=["any command", "a worker until its first search", "rank 0 of a refinement"],
+)
+def test_libraries_are_loaded_only_where_they_are_needed(modules, without):
+    done = subprocess.run(
+        [sys.executable, "-c", LOADED, *modules], capture_output=True, text=True, check=True
+    )
+    assert without & set(json.loads(done.stdout)) == set()

@@ -26,7 +26,8 @@ from mpipar.cryoem.alignment import (
     near_best,
 )
 from mpipar.cryoem.fourier import components, image_components
-from mpipar.cryoem.rotations import angle_between, orientation_grid
+from mpipar.cryoem.orientation_grids import orientation_grid
+from mpipar.cryoem.rotations import angle_between
 from mpipar.cryoem.search_plan import Sampling, plan_search
 from mpipar.cryoem.symmetry import operators
 from tests.support import naive

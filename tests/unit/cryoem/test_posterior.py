@@ -11,8 +11,9 @@ import pytest
 from mpipar.cryoem import alignment
 from mpipar.cryoem.alignment import Reference, make_reference, phases, shift_grid, slices_of
 from mpipar.cryoem.fourier import components
+from mpipar.cryoem.orientation_grids import orientation_grid
 from mpipar.cryoem.posterior import GridPosterior, SoftPlan, compressed, principal
-from mpipar.cryoem.rotations import HALF_TURN, angle_between, orientation_grid
+from mpipar.cryoem.rotations import HALF_TURN, angle_between
 from mpipar.cryoem.symmetry import operators
 from tests.support import naive
 

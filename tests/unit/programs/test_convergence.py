@@ -16,6 +16,8 @@ from mpipar.programs.convergence import (
     SOFT,
     FinishedIteration,
     decide,
+    seconds_after,
+    signal_is_shown,
 )
 
 
@@ -138,3 +140,30 @@ def test_every_refinement_ends_well(
     if target is None:
         assert kinds.count(SOFT) >= min(FEWEST_SOFT, most - 1)
         assert kinds.count(SEARCH) >= min(FEWEST_EXHAUSTIVE, max(most - MOST_SOFT, 1))
+
+
+REST = {
+    # history, kind under way, seconds, iterations allowed -> seconds after it, from and to
+    "nothing timed": ([], SOFT, {}, 40, None),
+    "soft ones say nothing of the others": (soft(1, 2), SOFT, {SOFT: 9.0}, 40, None),
+    "first search": (soft(1, 2, 3), SEARCH, {SOFT: 9.0}, 40, None),
+    "second search": (CALM[:1], SEARCH, {SEARCH: 10.0}, 40, (2 * 2.0, 10.0 + 6 * 15.0)),
+    "many searches": (CALM * 3, SEARCH, {SEARCH: 10.0}, 40, (2 * 2.0, 10.0 + 6 * 15.0)),
+    "first local one": (CALM, LOCAL, {SEARCH: 10.0}, 40, (2.0, 5 * 15.0)),
+    "second local one": (CALM + local(9), LOCAL, {SEARCH: 10.0, LOCAL: 3.0}, 40, (0.0, 4 * 3.0)),
+    "more than usual": (CALM + local(*range(9, 0, -1)), LOCAL, {LOCAL: 3.0}, 40, (0.0, 3.0)),
+    "resumed": (CALM, LOCAL, {}, 40, None),
+    "few allowed": (CALM, LOCAL, {LOCAL: 3.0}, 4, (3.0, 3.0)),
+    "none allowed": (CALM, LOCAL, {LOCAL: 3.0}, 3, (0.0, 0.0)),
+}
+
+
+@pytest.mark.parametrize("case", REST)
+def test_rest_of_a_run_is_a_range_or_nothing(case):
+    history, kind, seconds, allowed, expected = REST[case]
+    assert seconds_after(history, kind, seconds, allowed) == expected
+
+
+def test_signal_is_shown_by_what_follows_soft_iterations():
+    assert signal_is_shown([*soft(1, 2, 3), *CALM])
+    assert not any(map(signal_is_shown, ([], soft(1), CALM)))

@@ -13,8 +13,9 @@ from mpipar.cryoem import masks, reconstruction
 from mpipar.cryoem.alignment import Poses, Reference, make_reference, phases, shift_grid, slices_of
 from mpipar.cryoem.ctf import CtfParameters
 from mpipar.cryoem.fourier import components, image_components
+from mpipar.cryoem.orientation_grids import orientation_grid
 from mpipar.cryoem.posterior import SoftPlan
-from mpipar.cryoem.rotations import HALF_TURN, orientation_grid
+from mpipar.cryoem.rotations import HALF_TURN
 from mpipar.cryoem.symmetry import operators
 from mpipar.programs.block_rows import MASK_EDGE, ImageGeometry, ParticleRows
 from mpipar.programs.kept import KEPT

@@ -15,8 +15,9 @@ from mpipar.cryoem import reconstruction, symmetry
 from mpipar.cryoem.alignment import Poses, Reference, SearchPlan, make_reference, slices_of
 from mpipar.cryoem.ctf import CtfParameters
 from mpipar.cryoem.fourier import components
+from mpipar.cryoem.orientation_grids import orientation_grid
 from mpipar.cryoem.resolution import fourier_shell_correlation
-from mpipar.cryoem.rotations import angle_between, orientation_grid
+from mpipar.cryoem.rotations import angle_between
 from mpipar.cryoem.search_plan import Sampling, plan_search
 from mpipar.programs.block_rows import ImageGeometry, ParticleRows
 from mpipar.programs.stages import AlignResult, AlignStage, AlignState, MeasureStage

@@ -4,7 +4,7 @@ import io
 
 import pytest
 
-from mpipar.views.progress import LiveView, PlainView, QuietView, duration, open_view
+from mpipar.views.progress import LiveView, PlainView, QuietView, duration, open_view, span
 
 
 class Clock:
@@ -49,6 +49,37 @@ def test_time_left_follows_from_what_was_done(clock):
     clock.now += 60
     view.progress("align", 25, 100)
     assert "25/100 (25%)  3 min 00 s left" in stream.getvalue()
+
+
+def test_rest_of_the_run_is_a_range_that_includes_this_work(clock):
+    stream = io.StringIO()
+    view = PlainView(stream, clock)
+    view.progress("align", 0, 100, (600.0, 3600.0))
+    clock.now += 60
+    view.progress("align", 25, 100, (600.0, 3600.0))
+    assert "3 min 00 s left  the run: about 13 to 63 min" in stream.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("least", "most", "text"),
+    [
+        (0, 20, "about 1 to 20 s"),
+        (70, 110, "about 70 to 110 s"),
+        (100, 130, "about 2 min"),
+        (3000, 9000, "about 1 to 2 h"),
+    ],
+)
+def test_ranges_are_rounded_for_people(least, most, text):
+    assert span(least, most) == text
+
+
+def test_record_gets_the_lines_that_stay(clock):
+    lines: list[str] = []
+    for view in (PlainView(io.StringIO(), clock), QuietView(clock)):
+        view.record = lines.append
+        view.say("hello")
+        run(view, clock, seconds=400)
+    assert lines == ["hello", "hello"]
 
 
 def test_new_label_starts_a_new_clock(clock):

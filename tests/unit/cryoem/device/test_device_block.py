@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.spatial.transform import Rotation
 
-from mpipar.cryoem import alignment, reconstruction, rotations, symmetry
+from mpipar.cryoem import alignment, orientation_grids, reconstruction, rotations, symmetry
 from mpipar.cryoem.alignment import Poses, SearchPlan
 from mpipar.cryoem.ctf import CtfParameters
 from mpipar.programs.block_rows import ImageGeometry, ParticleRows
@@ -69,7 +69,7 @@ def test_block_has_the_processors_poses_residual_and_sums(exhaustive, free_scale
         "noise": np.full((2, 9), 0.03),
         "reference1": alignment.make_reference(MOLECULE.volume(BOX), plan.radius).transform[None],
         "reference2": alignment.make_reference(OTHER.volume(BOX), plan.radius).transform[None],
-        "orientations": rotations.orientation_grid(60.0, symmetry.operators("C1"), seed),
+        "orientations": orientation_grids.orientation_grid(60.0, symmetry.operators("C1"), seed),
     }
     scales = reconstruction.fixed_point(1e5, 1e4, IMAGES)
     stage = AlignStage(GEOMETRY, plan, 7, scales, first_independent_shell=2)

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
+from mpipar.cryoem.copied_images import first_alike
 from mpipar.cryoem.fourier import components, image_components, largest_radius
 from mpipar.cryoem.masks import soft_discs
-from mpipar.cryoem.signatures import first_alike, signatures
+from mpipar.cryoem.signatures import signatures
 
 if TYPE_CHECKING:
     from collections.abc import Callable
