@@ -6,6 +6,6 @@ Only `mpipar.cryoem` calls them.
 from mpipar.kernels.jit import one_compiler_per_node
 
 with one_compiler_per_node():
-    from mpipar.kernels import insertion, pose_weights, poses, scores, slices
+    from mpipar.kernels import insertion, pose_weights, poses, scores, slices, volume_passes
 
-__all__ = ["insertion", "pose_weights", "poses", "scores", "slices"]
+__all__ = ["insertion", "pose_weights", "poses", "scores", "slices", "volume_passes"]

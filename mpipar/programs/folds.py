@@ -20,7 +20,12 @@ import numpy as np
 import scipy.fft
 
 from mpipar.cryoem import alignment, reconstruction
-from mpipar.cryoem.fourier import filter_shells, lowpass_gain
+from mpipar.cryoem.fourier import (
+    blend_shells,
+    lowpass_gain,
+    volume_of_transform,
+    volume_transform,
+)
 from mpipar.cryoem.masks import soft_sphere
 from mpipar.cryoem.resampling import resample_volume
 from mpipar.cryoem.solvent import solvent_mask
@@ -33,6 +38,7 @@ if TYPE_CHECKING:
 
     from mpipar.cryoem.reconstruction import FixedPoint, HalfSums
     from mpipar.programs.dataset import Dataset
+    from mpipar.runtime.stage import Sums
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -58,7 +64,7 @@ def sums_bytes(radius: int) -> float:
 class FoldSums:
     """What the workers have added up in an iteration.
 
-    parts    whole numbers, by name: of each fold, or of each half set
+    parts    whole numbers, by name, of each fold; empty, where there is one
     scales   integers per unit of these
     halves   numerator and weight of each half map
     """
@@ -74,15 +80,18 @@ def for_both(work: Callable[[Item], Result], halves: Sequence[Item]) -> list[Res
         return list(threads.map(work, halves))
 
 
-def sums_of(data: Dataset, parts: Mapping[str, NDArray[np.int64]], scales: FixedPoint) -> FoldSums:
-    """Add up the workers' sums of all folds."""
+def sums_of(data: Dataset, parts: Sums, scales: FixedPoint) -> FoldSums:
+    """Add up the workers' sums of all folds.
 
-    def scaled(half: int) -> HalfSums:
-        box = data.geometry.box
-        return reconstruction.half_sums(added_up(parts, half), scales, data.symmetry, box)
-
-    first, second = for_both(scaled, (1, 2))
-    return FoldSums(parts, scales, (first, second))
+    parts   whole numbers, by name; those that are not needed any longer are taken out
+    """
+    halves, box = [], data.geometry.box
+    for half in (1, 2):
+        total = added_up(parts, half)
+        if f"half{half}" in parts:
+            del parts[f"half{half}"]
+        halves.append(reconstruction.half_sums(total, scales, data.symmetry, box))
+    return FoldSums(parts, scales, (halves[0], halves[1]))
 
 
 def added_up(sums: Mapping[str, NDArray[np.int64]], half: int) -> NDArray[np.int64]:
@@ -129,29 +138,33 @@ def references_of(
     box = reference_box(data.geometry.box, radius)
     low = lowpass_gain(box, min(float(data.start_shell), resolved - 2.0))
 
-    def solved(half: HalfSums) -> NDArray[np.float32]:
-        return reconstruction.solve(replace(half, box=box), correlation, radius)
+    def solved(half: HalfSums) -> NDArray[np.complex64]:
+        volume = reconstruction.solve(replace(half, box=box), correlation, radius)
+        return volume_transform(volume)
 
-    def without(total: NDArray[np.int64], part: NDArray[np.int64]) -> NDArray[np.float32]:
+    def without(total: NDArray[np.int64], part: NDArray[np.int64]) -> NDArray[np.complex64]:
         return solved(reconstruction.half_sums(total - part, sums.scales, data.symmetry, box))
 
+    def finished(own: NDArray[np.complex64], other: NDArray[np.complex64]) -> NDArray[np.float32]:
+        mask = _mask(data, own, box, mask_resolution)
+        blend_shells(own, other, 0.5 * low)
+        return volume_of_transform(own, box) * mask
+
     whole = for_both(solved, sums.halves)
+    if not sums.parts:
+        return np.stack([finished(whole[0].copy(), whole[1]), finished(whole[1], whole[0])])
     found = []
     for half, other in ((1, whole[1]), (2, whole[0])):
-        parts, total = _parts(sums.parts, half), added_up(sums.parts, half)
-        for part in parts:
-            own = whole[half - 1] if len(parts) == 1 else without(total, part)
-            mean = filter_shells((own + other) * np.float32(0.5), low)
-            mask = _mask(data, own, mask_resolution)
-            found.append((mean + filter_shells(own, 1.0 - low)) * mask)
+        total = added_up(sums.parts, half)
+        found += [finished(without(total, part), other) for part in _parts(sums.parts, half)]
     return np.stack(found)
 
 
 def _mask(
-    data: Dataset, reference: NDArray[np.float32], resolution: float | None
+    data: Dataset, transform: NDArray[np.complex64], box: int, resolution: float | None
 ) -> NDArray[np.float32]:
-    """Return the mask of a reference, in its box."""
-    full, box = data.geometry.box, reference.shape[0]
+    """Return the mask of a reference in its box, given the reference's transform."""
+    full = data.geometry.box
     pixel_size = data.geometry.pixel_size * full / box
     if data.mask is not None:
         resampled = resample_volume(data.mask, data.geometry.pixel_size, pixel_size, box)
@@ -160,11 +173,13 @@ def _mask(
     sphere = soft_sphere(box, data.geometry.radius * smaller, MASK_EDGE * smaller)
     if resolution is None:
         return sphere
-    return solvent_mask(reference, sphere, pixel_size, resolution)
+    return solvent_mask(transform.copy(), sphere, pixel_size, resolution)
 
 
 def transforms(references: NDArray[np.float32], radius: int) -> dict[str, NDArray[np.generic]]:
     """Return what workers slice: `reference1, reference2`, (f, d, d, h, 2), one for each fold."""
     count = len(references) // 2
     made = [alignment.make_reference(volume, radius).transform for volume in references]
+    if count == 1:  # large ones are not copied
+        return {"reference1": made[0][None], "reference2": made[1][None]}
     return {"reference1": np.stack(made[:count]), "reference2": np.stack(made[count:])}

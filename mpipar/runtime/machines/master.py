@@ -385,7 +385,7 @@ class MasterMachine:
         return self._advance(run)
 
     def _finish(self, run: MasterRun, sums: Sums | None) -> list[Send]:
-        run.sums = sums
+        run.sums, run.root = sums, None  # so that a program can free them, one by one
         run.scheduler.bank()
         run.phase = RunPhase.OVER
         return []

@@ -168,7 +168,7 @@ def test_small_boxes_of_references_lose_nothing(
     coarse = {name: crop(array, radius) for name, array in sums.items()}
 
     def made() -> tuple[int, dict[str, NDArray[np.generic]]]:
-        added = folds.sums_of(data, coarse, SCALES)
+        added = folds.sums_of(data, dict(coarse), SCALES)
         volumes = folds.references_of(data, added, CURVE, (radius, radius - 1), None)
         return volumes.shape[1], folds.transforms(volumes, radius - 1)
 
