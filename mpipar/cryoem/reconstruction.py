@@ -10,6 +10,7 @@ import numpy as np
 
 from mpipar.cryoem.fourier import (
     OVERSAMPLING,
+    ROWS,
     Components,
     shells_by_square,
     undo_falloff,
@@ -141,21 +142,39 @@ class HalfSums:
         return cls(values, totals[:, 0] / np.maximum(totals[:, 1], 1.0), box)
 
 
-def half_sums(
-    sums: NDArray[np.int64], scales: FixedPoint, symmetry: NDArray[np.float64], box: int
-) -> HalfSums:
-    """Scale integer sums back, add Friedel mates at x = 0, and add up over the point group.
+def scale_back(
+    piece: NDArray[np.int64], start: int, scales: FixedPoint, values: NDArray[np.float32]
+) -> None:
+    """Scale a piece of integer sums back.
 
-    sums      (d, d, h, 3) int64 from `insert`
-    symmetry  (g, 3, 3)
-    raises    ProtocolError if a sum is beyond the bound that `fixed_point` promises
+    piece    (p,) int64 of sums from `insert`, flattened
+    start    where it begins in them
+    values   (d, d, h, 3) float32, in place
+    raises   ProtocolError if a sum is beyond the bound that `fixed_point` promises
     """
-    values, extremes = np.empty(sums.shape, np.float32), np.zeros(2, np.int64)
+    extremes = np.zeros(2, np.int64)
     units = 1.0 / np.array([scales.value, scales.value, scales.weight])
-    volume_passes.scale_sums(sums, units, values, extremes)
-    if extremes[0] <= -(2**LARGEST_SUM_BITS) or extremes[1] >= 2**LARGEST_SUM_BITS:
-        raise _overflow(sums)
-    radius = sums.shape[0] // 2 - 1.0  # all that slices can have touched
+    volume_passes.scale_sums(piece, start, units, values.reshape(-1), extremes)
+    for found in extremes.tolist():
+        if abs(found) >= 2**LARGEST_SUM_BITS:
+            place = start + int(np.flatnonzero(piece == found)[0])
+            *voxel, part = (int(index) for index in np.unravel_index(place, values.shape))
+            name = ("real", "imaginary", "weight")[part]
+            raise ProtocolError(
+                f"the back-projected sums have overflowed: {found} ({name}, voxel z y x {voxel}) "
+                f"is not below 2^{LARGEST_SUM_BITS}; the bound of the images' values was too low"
+            )
+
+
+def averaged(values: NDArray[np.float32], symmetry: NDArray[np.float64], box: int) -> HalfSums:
+    """Add Friedel mates at x = 0, and add up over the point group.
+
+    values    (d, d, h, 3) from `scale_back`; used up
+    symmetry  (g, 3, 3)
+    """
+    plane = values[:, :, 0]
+    plane += plane[::-1, ::-1] * np.array([1, -1, 1], np.float32)
+    radius = values.shape[0] // 2 - 1.0  # all that slices can have touched
     for coset in cosets(symmetry):
         total = values.copy()
         for operator in coset[1:]:
@@ -164,16 +183,13 @@ def half_sums(
     return HalfSums.of(values, box)
 
 
-def _overflow(sums: NDArray[np.int64]) -> ProtocolError:
-    """Return the error that says where sums are too large."""
-    places = (int(sums.argmin()), int(sums.argmax()))
-    place = max(places, key=lambda at: abs(int(sums.reshape(-1)[at])))
-    *voxel, part = (int(index) for index in np.unravel_index(place, sums.shape))
-    name = ("real", "imaginary", "weight")[part]
-    return ProtocolError(
-        f"the back-projected sums have overflowed: {sums.reshape(-1)[place]} ({name}, voxel z y x "
-        f"{voxel}) is not below 2^{LARGEST_SUM_BITS}; the bound of the images' values was too low"
-    )
+def half_sums(
+    sums: NDArray[np.int64], scales: FixedPoint, symmetry: NDArray[np.float64], box: int
+) -> HalfSums:
+    """Return the sums of a half set from integers (d, d, h, 3), see `scale_back` and `averaged`."""
+    values = np.empty(sums.shape, np.float32)
+    scale_back(sums.reshape(-1), 0, scales, values)
+    return averaged(values, symmetry, box)
 
 
 def cosets(group: NDArray[np.float64]) -> list[NDArray[np.float64]]:
@@ -226,11 +242,11 @@ def solve(
     damping = floor[shells_by_square(radius, OVERSAMPLING)]
     second = other.values if other is not None else sums.values[:0]
     side, height = sums.values.shape[1:3]
+    block = np.empty((side, ROWS, height), np.complex64)
 
     def rows(part: slice) -> NDArray[np.complex64]:
-        block = np.empty((side, part.stop - part.start, height), np.complex64)
         volume_passes.divide_by_weight(sums.values, second, damping, part.start, block)
-        return block
+        return block[:, : part.stop - part.start]
 
     volume = volume_from_rows(rows, (side, height), OVERSAMPLING, sums.box)
     undo_falloff(volume, OVERSAMPLING)

@@ -11,32 +11,23 @@ import numpy as np
 from mpipar.kernels.jit import kernel
 
 
-@kernel(
-    "void(int64[:,:,:,::1], float64[::1], float32[:,:,:,::1], int64[::1])",
-    changes=(2, 3),
-)
-def scale_sums(sums, units, values, extremes):
-    """Turn whole numbers into values, and complete the plane x = 0 by its Friedel mates.
+@kernel("void(int64[::1], int64, float64[::1], float32[::1], int64[::1])", changes=(3, 4))
+def scale_sums(piece, start, units, values, extremes):
+    """Turn whole numbers into values.
 
-    sums      (d, d, h, 3) int64
-    units     (3,) float64            value of one, by part
-    values    (d, d, h, 3) float32    in place
-    extremes  (2,) int64              in place: the lowest and the highest of `sums`
+    piece     (p,) int64          of flattened sums
+    start     int                 where the piece begins in them
+    units     (3,) float64        value of one, by part
+    values    (d d h 3,) float32  in place: those of the piece
+    extremes  (2,) int64          in place: the lowest and the highest of `piece`, or what they were
     """
-    side, height = sums.shape[0], sums.shape[2]
     low, high = extremes[0], extremes[1]
-    for z in range(side):
-        for y in range(side):
-            row, out = sums[z, y], values[z, y]
-            mate = sums[side - 1 - z, side - 1 - y, 0]
-            for x in range(height):
-                for part in range(3):
-                    one = row[x, part]
-                    low, high = min(low, one), max(high, one)
-                    out[x, part] = np.float32(one * units[part])
-            for part in range(3):
-                other = np.float32(mate[part] * units[part])
-                out[0, part] += -other if part == 1 else other
+    for part in range(3):
+        unit = units[(start + part) % 3]
+        for i in range(part, piece.size, 3):
+            one = piece[i]
+            low, high = min(low, one), max(high, one)
+            values[start + i] = np.float32(one * unit)
     extremes[0], extremes[1] = low, high
 
 
@@ -75,9 +66,10 @@ def divide_by_weight(first, second, damping, start, block):
     damping  (q,) float32            added to the weight, by squared distance from the origin in
                                      voxels; the result is zero beyond
     start    int                     y of the first row
-    block    (d, w, h) complex64     in place
+    block    (d, w, h) complex64     in place; rows beyond the last one are left alone
     """
-    side, width, height = block.shape
+    side, height = block.shape[0], block.shape[2]
+    width = min(block.shape[1], side - start)
     centre, both = side // 2, second.size > 0
     for z in range(side):
         for i in range(width):

@@ -11,10 +11,8 @@ References are solved in a box that is as small as their detail allows.
 
 from __future__ import annotations
 
-import math
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Final, TypeVar
+from dataclasses import replace
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 import scipy.fft
@@ -30,21 +28,15 @@ from mpipar.cryoem.masks import soft_sphere
 from mpipar.cryoem.resampling import resample_volume
 from mpipar.cryoem.solvent import solvent_mask
 from mpipar.programs.block_rows import MASK_EDGE
+from mpipar.programs.fold_sums import LARGEST_SUMS, added_up, parts_of, sums_bytes
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
-
     from numpy.typing import NDArray
 
-    from mpipar.cryoem.reconstruction import FixedPoint, HalfSums
+    from mpipar.cryoem.reconstruction import HalfSums
     from mpipar.programs.dataset import Dataset
-    from mpipar.runtime.stage import Sums
+    from mpipar.programs.fold_sums import FoldSums
 
-Item = TypeVar("Item")
-Result = TypeVar("Result")
-
-LARGEST_SUMS: Final = 1e9
-"""Bytes of the sums of all folds together; where they would be more, there is one fold."""
 ROOM: Final = 8
 """Shells beyond their detail that the box of references has room for: a soft mask mixes shells."""
 
@@ -53,59 +45,6 @@ def sums_are_folded(data: Dataset, radius: int) -> bool:
     """Return whether workers keep sums by fold that go out to `radius` cycles per box."""
     count = int(data.fold.max()) + 1
     return count > 1 and 2 * count * sums_bytes(radius) <= LARGEST_SUMS
-
-
-def sums_bytes(radius: int) -> float:
-    """Return the bytes of one fold's sums out to `radius` cycles per box."""
-    return 8.0 * math.prod(reconstruction.sums_shape(radius))
-
-
-@dataclass(frozen=True)
-class FoldSums:
-    """What the workers have added up in an iteration.
-
-    parts    whole numbers, by name, of each fold; empty, where there is one
-    scales   integers per unit of these
-    halves   numerator and weight of each half map
-    """
-
-    parts: Mapping[str, NDArray[np.int64]]
-    scales: FixedPoint
-    halves: tuple[HalfSums, HalfSums]
-
-
-def for_both(work: Callable[[Item], Result], halves: Sequence[Item]) -> list[Result]:
-    """Do the same work for both half sets at once, on a thread each."""
-    with ThreadPoolExecutor(len(halves)) as threads:
-        return list(threads.map(work, halves))
-
-
-def sums_of(data: Dataset, parts: Sums, scales: FixedPoint) -> FoldSums:
-    """Add up the workers' sums of all folds.
-
-    parts   whole numbers, by name; those that are not needed any longer are taken out
-    """
-    halves, box = [], data.geometry.box
-    for half in (1, 2):
-        total = added_up(parts, half)
-        if f"half{half}" in parts:
-            del parts[f"half{half}"]
-        halves.append(reconstruction.half_sums(total, scales, data.symmetry, box))
-    return FoldSums(parts, scales, (halves[0], halves[1]))
-
-
-def added_up(sums: Mapping[str, NDArray[np.int64]], half: int) -> NDArray[np.int64]:
-    """Return the sums of all folds of a half set."""
-    total, *others = _parts(sums, half)
-    for part in others:
-        total = total + part
-    return total
-
-
-def _parts(sums: Mapping[str, NDArray[np.int64]], half: int) -> list[NDArray[np.int64]]:
-    """Return the sums of each fold of a half set, in order."""
-    name = f"half{half}"
-    return [sums[key] for key in sorted(sums) if key.partition(".")[0] == name]
 
 
 def reference_box(box: int, radius: int) -> int:
@@ -150,13 +89,13 @@ def references_of(
         blend_shells(own, other, 0.5 * low)
         return volume_of_transform(own, box) * mask
 
-    whole = for_both(solved, sums.halves)
+    whole = [solved(half) for half in sums.halves]  # not at once: each takes much memory
     if not sums.parts:
         return np.stack([finished(whole[0].copy(), whole[1]), finished(whole[1], whole[0])])
     found = []
     for half, other in ((1, whole[1]), (2, whole[0])):
         total = added_up(sums.parts, half)
-        found += [finished(without(total, part), other) for part in _parts(sums.parts, half)]
+        found += [finished(without(total, part), other) for part in parts_of(sums.parts, half)]
     return np.stack(found)
 
 

@@ -12,7 +12,7 @@ from mpipar.cryoem.alignment import Poses, SearchPlan
 from mpipar.cryoem.fourier import components, lowpass_gain, volume_transform
 from mpipar.cryoem.matches import Matches
 from mpipar.cryoem.solvent import solvent_mask
-from mpipar.programs import folds
+from mpipar.programs import fold_sums, folds
 from mpipar.programs.block_rows import ParticleRows
 from mpipar.programs.convergence import SETTLED
 from mpipar.programs.dataset import first_shifts
@@ -245,8 +245,12 @@ def maps_of(
 
     mask   of the FSC; None: the user's, or one made from the map
     """
-    raw = np.stack(folds.for_both(lambda sums: reconstruction.solve(sums, None, radius), halves))
-    transforms = folds.for_both(volume_transform, list(raw))
+
+    def solved(sums: HalfSums) -> NDArray[np.float32]:
+        return reconstruction.solve(sums, None, radius)
+
+    raw = np.stack(fold_sums.for_both(solved, halves))
+    transforms = fold_sums.for_both(volume_transform, list(raw))
     filled = np.arange(data.geometry.box // 2 + 1) <= radius  # a mask mixes shells into others
     unmasked = filled * resolution.correlation_of_transforms(*transforms)
     if mask is None:
@@ -282,9 +286,9 @@ def next_state(
 
     searches   iterations before this one that searched all orientations for the best pose
     """
-    assert outcome.sums is not None
+    assert isinstance(outcome.totals, fold_sums.FoldTotals)
     plan, radius = stage.plan, stage.insertion_radius
-    sums = folds.sums_of(data, outcome.sums, stage.scales)
+    sums = outcome.totals.finished(data.symmetry, data.geometry.box)
     poses = collect_poses(data, [result.poses for result in outcome.results], state)
     maps = maps_of(data, sums.halves, radius, state.iteration + 1)
     resolved = resolution.last_resolved_shell(maps.corrected, resolution.GOLD_STANDARD)

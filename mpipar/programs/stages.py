@@ -15,6 +15,7 @@ from mpipar.cryoem.ctf import contrast_transfer
 from mpipar.cryoem.fourier import Components, components, image_components, largest_radius
 from mpipar.cryoem.matches import Matches, match_terms
 from mpipar.cryoem.signatures import signatures
+from mpipar.programs.fold_sums import FoldTotals
 from mpipar.programs.kept import latest
 from mpipar.runtime.stage import Block, Stage, Task
 
@@ -212,6 +213,9 @@ class AlignStage(Stage):
         residual, matches = self._explained(state, own, masked, ctf, data, found)
         self._insert(state, rows, image_components(images, wanted), ctf, found)
         return AlignResult(found, residual, matches)
+
+    def totals(self, shapes: Mapping[str, tuple[int, ...]]) -> FoldTotals:
+        return FoldTotals(shapes, self.scales)
 
     def partial(self, state: AlignState) -> dict[str, NDArray[np.int64]]:
         return state.sums if state.aligner is None else state.aligner.sums()

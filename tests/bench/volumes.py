@@ -6,14 +6,17 @@ Fills the sums of both half sets with noisy slices of a made-up molecule, then d
 rank 0 does at the end of an iteration and before the next one, at full radius and with masks made
 from the maps. Each box is measured in a process of its own, twice; the second time counts, when
 libraries are loaded and caches are filled. A piece's peak is all that the process holds at that
-moment, the libraries (about 0.2 GB) and what earlier pieces have left to later ones included.
+moment, the libraries (about 0.2 GB) and what earlier pieces have left to later ones included. The
+sums come from a file, as they come from workers in a run; to fill and to read them is not counted.
 """
 
 from __future__ import annotations
 
 import argparse
+import math
 import subprocess
 import sys
+import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,9 +28,10 @@ from scipy.spatial.transform import Rotation
 from mpipar.cryoem import alignment, masks, reconstruction, resolution, symmetry
 from mpipar.cryoem.fourier import components, filter_shells, largest_radius, lowpass_gain
 from mpipar.cryoem.search_plan import Sampling
-from mpipar.programs import folds, iteration
+from mpipar.programs import fold_sums, folds, iteration
 from mpipar.programs.block_rows import MASK_EDGE, ImageGeometry
 from mpipar.programs.dataset import Dataset
+from mpipar.runtime.machines.reduction import CHUNK
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -117,15 +121,19 @@ class Meter:
     """Measures pieces of work in this process."""
 
     def __init__(self) -> None:
-        self.pieces: list[Piece] = []
+        self.pieces: dict[str, Piece] = {}
 
     def measure(self, name: str, work: Callable[..., Any], *arguments: Any) -> Any:
-        """Return what `work` returns for these arguments, and note what it took."""
-        _forget_peak()
+        """Return what `work` returns for these arguments, and add what it took to a piece."""
+        if name not in self.pieces:
+            self.pieces[name] = Piece(name, 0.0, 0.0, 0)
+            _forget_peak()
         before = _processor_seconds()
         result = work(*arguments)
-        user, system = (now - then for now, then in zip(_processor_seconds(), before, strict=True))
-        self.pieces.append(Piece(name, user, system, _peak()))
+        after, piece = _processor_seconds(), self.pieces[name]
+        piece.user += after[0] - before[0]
+        piece.system += after[1] - before[1]
+        piece.peak = max(piece.peak, _peak())
         return result
 
 
@@ -150,12 +158,31 @@ def _peak() -> int:
     raise AssertionError("no VmHWM in status")
 
 
+def added_up(meter: Meter, data: Dataset, count: int) -> fold_sums.FoldSums:
+    """Return what rank 0 makes of sums that come to it in pieces, here from a file."""
+    sums, scales = filled_sums(data.geometry.box, count)
+    shapes = {name: array.shape for name, array in sums.items()}
+    with tempfile.TemporaryFile() as file:
+        for name in sorted(shapes):
+            sums.pop(name).tofile(file)
+        file.seek(0)
+        totals = meter.measure("sums", fold_sums.FoldTotals, shapes, scales)
+        for name in sorted(shapes):
+            size = math.prod(shapes[name])
+            for start in range(0, size, CHUNK):
+                piece = np.fromfile(file, np.int64, min(CHUNK, size - start))
+                meter.measure("sums", totals.take, name, start, piece)
+    found: fold_sums.FoldSums = meter.measure(
+        "sums", totals.finished, data.symmetry, data.geometry.box
+    )
+    return found
+
+
 def iterate(data: Dataset, count: int) -> list[Piece]:
     """Do the volume work of one iteration; return its pieces."""
     box, meter = data.geometry.box, Meter()
     radius = largest_radius(box)
-    sums, scales = filled_sums(box, count)
-    added = meter.measure("sums", folds.sums_of, data, sums, scales)
+    added = added_up(meter, data, count)
     maps = meter.measure("maps", iteration.maps_of, data, added.halves, radius, 1)
     resolved = resolution.last_resolved_shell(maps.corrected, resolution.GOLD_STANDARD)
     found = box * PIXEL_SIZE / resolved
@@ -165,7 +192,7 @@ def iterate(data: Dataset, count: int) -> list[Piece]:
     )
     del added
     meter.measure("transforms", folds.transforms, references, radius)
-    return meter.pieces
+    return list(meter.pieces.values())
 
 
 def measure(box: int, group: str, count: int) -> list[Piece]:
