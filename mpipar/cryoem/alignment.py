@@ -17,7 +17,7 @@ import numpy as np
 from mpipar.cryoem.fourier import (
     OVERSAMPLING,
     Components,
-    interpolation_falloff,
+    undo_falloff,
     volume_half_transform,
 )
 from mpipar.cryoem.rotations import with_half_turns
@@ -122,7 +122,8 @@ def make_reference(volume: NDArray[np.float32], radius: int) -> Reference:
     radius  cycles per box out to which slices will be taken
     """
     box = volume.shape[0]
-    sharpened = volume / interpolation_falloff(box, OVERSAMPLING)
+    sharpened = np.array(volume, np.float32)
+    undo_falloff(sharpened, OVERSAMPLING)
     transform = volume_half_transform(sharpened, OVERSAMPLING, radius)
     return Reference(transform.view(np.float32).reshape(*transform.shape, 2), radius, box)
 

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import scipy.fft
 
 from mpipar.errors import InputError
+from mpipar.kernels import volume_passes
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
     from numpy.typing import NDArray
 
 OVERSAMPLING = 2
@@ -19,6 +22,12 @@ OVERSAMPLING = 2
 accurate enough."""
 
 SUPPORTED = 0.003  # of the strongest shell's amplitude
+
+PLANES: Final = 8
+ROWS: Final = 8
+"""How many planes of a volume, and rows of all its planes, are transformed at once."""
+GAP: Final = 8
+"""Components between planes: a cache has no room for many that are a power of two apart."""
 
 
 @dataclass(frozen=True)
@@ -98,6 +107,16 @@ def image_components(images: NDArray[np.float32], wanted: Components) -> NDArray
     return np.asarray(values * (1.0 - 2.0 * ((kx + ky) % 2)).astype(np.float32))
 
 
+def shells_by_square(last: int, sampling: int = 1) -> NDArray[np.int32]:
+    """Return the nearest shell of each squared distance that lies in shells 0..last, (q,).
+
+    sampling  voxels of a transform per shell
+    """
+    squares = np.arange((sampling * last + sampling) ** 2 + 1)
+    shell = np.rint(np.sqrt(squares) / sampling).astype(np.int32)
+    return shell[shell <= last]
+
+
 def volume_half_transform(
     volume: NDArray[np.floating], oversampling: int, radius: int
 ) -> NDArray[np.complex64]:
@@ -107,27 +126,31 @@ def volume_half_transform(
     radius   cycles per box of the slices
     returns  (d, d, h) complex64, d = 2 (oversampling radius + 2) + 1, zero frequency at [d // 2, d
              // 2, 0]
+
+    One axis after the other is filled up with zeros, transformed and cut, a few planes or rows at a
+    time: a whole oversampled volume is never in memory.
     """
-    n = volume.shape[0]
-    m = n * oversampling
-    padded = np.zeros((m, m, m), np.float32)
-    low = m // 2 - n // 2
-    padded[low : low + n, low : low + n, low : low + n] = volume
-    transform = scipy.fft.rfftn(padded, overwrite_x=True)
-    reach = oversampling * radius + 2
-    k = np.arange(-reach, reach + 1)
-    kx = np.arange(reach + 2)
-    inside, inside_x = np.abs(k) <= m // 2 - 1, kx <= m // 2 - 1
-    cropped = np.zeros((k.size, k.size, kx.size), np.complex64)
-    cropped[np.ix_(inside, inside, inside_x)] = transform[
-        np.ix_(k[inside] % m, k[inside] % m, kx[inside_x])
-    ]
-    sign = 1.0 - 2.0 * (np.abs(k) % 2)
-    sign_x = 1.0 - 2.0 * (kx % 2)
-    cropped *= (sign[:, None, None] * sign[None, :, None] * sign_x[None, None, :]).astype(
-        np.float32
-    )
-    return cropped
+    n, reach = volume.shape[0], oversampling * radius + 2
+    m, side = n * oversampling, 2 * reach + 1
+    inside = min(reach, m // 2 - 1)
+    count, height = 2 * inside + 1, min(reach + 2, m // 2)
+    lines = np.empty((n, count, height), np.complex64)
+    along_x = np.empty((PLANES, n, m), np.float32)
+    along_y = np.empty((PLANES, m, height), np.complex64)
+    for planes in _pieces(n, PLANES):
+        real, part = (wide[: planes.stop - planes.start] for wide in (along_x, along_y))
+        _spread(volume[planes], real, 2)
+        _spread(scipy.fft.rfft(real, axis=2)[:, :, :height], part, 1)
+        _gather(scipy.fft.fft(part, axis=1, overwrite_x=True), lines[planes], 1)
+    result = np.zeros((side, side, reach + 2), np.complex64)
+    within = slice(reach - inside, reach + inside + 1)
+    target = result[within, within, :height]
+    along_z = np.empty((m, ROWS, height + GAP), np.complex64)[:, :, :height]
+    for rows in _pieces(count, ROWS):
+        part = along_z[:, : rows.stop - rows.start]
+        _spread(lines[:, rows], part, 0)
+        _gather(scipy.fft.fft(part, axis=0, overwrite_x=True), target[:, rows], 0)
+    return result
 
 
 def volume_from_half_transform(
@@ -138,37 +161,89 @@ def volume_from_half_transform(
     transform  (d, d, h) from `volume_half_transform`
     returns    (box, box, box) float32
     """
-    m = box * oversampling
-    reach = transform.shape[0] // 2
-    k = np.arange(-reach, reach + 1)
-    kx = np.arange(transform.shape[2])
-    inside, inside_x = np.abs(k) <= m // 2 - 1, kx <= m // 2 - 1
-    sign = 1.0 - 2.0 * (np.abs(k) % 2)
-    sign_x = 1.0 - 2.0 * (kx % 2)
-    full = np.zeros((m, m, m // 2 + 1), np.complex64)
-    signed = transform * (sign[:, None, None] * sign[None, :, None] * sign_x[None, None, :]).astype(
-        np.float32
-    )
-    full[np.ix_(k[inside] % m, k[inside] % m, kx[inside_x])] = signed[
-        np.ix_(inside, inside, inside_x)
-    ]
-    padded = scipy.fft.irfftn(full, s=(m, m, m), overwrite_x=True)
-    low = m // 2 - box // 2
-    return np.ascontiguousarray(
-        padded[low : low + box, low : low + box, low : low + box], dtype=np.float32
-    )
+
+    def rows(part: slice) -> NDArray[np.complex64]:
+        return transform[:, part]
+
+    return volume_from_rows(rows, transform.shape[1:], oversampling, box)
 
 
-def interpolation_falloff(box: int, oversampling: int) -> NDArray[np.float32]:
-    """Return by what factor trilinear interpolation in Fourier space weakens each voxel.
+def volume_from_rows(
+    rows: Callable[[slice], NDArray[np.complex64]],
+    shape: tuple[int, int],
+    oversampling: int,
+    box: int,
+) -> NDArray[np.float32]:
+    """Return the volume of a half transform that is made in pieces, see `volume_half_transform`.
 
-    returns  (box, box, box) float32: sinc^2 along each axis
+    rows     gives (d, w, h) complex64 of the half transform (d, d, h): some rows along x, of all z
+    shape    d, h
+    returns  (box, box, box) float32
     """
-    one = np.sinc((np.arange(box) - box // 2) / (box * oversampling)) ** 2
-    return (one[:, None, None] * one[None, :, None] * one[None, None, :]).astype(np.float32)
+    m, reach = box * oversampling, shape[0] // 2
+    inside = min(reach, m // 2 - 1)
+    count, height = 2 * inside + 1, min(shape[1], m // 2)
+    outside = reach - inside
+    lines = np.empty((box, count, height), np.complex64)
+    along_z = np.empty((m, ROWS, height + GAP), np.complex64)[:, :, :height]
+    for piece in _pieces(count, ROWS):
+        part = along_z[:, : piece.stop - piece.start]
+        given = rows(slice(piece.start + outside, piece.stop + outside))
+        _spread(given[outside : outside + count, :, :height], part, 0)
+        _gather(scipy.fft.ifft(part, axis=0, overwrite_x=True), lines[:, piece], 0)
+    volume = np.empty((box, box, box), np.float32)
+    along_y = np.empty((PLANES, m, height), np.complex64)
+    along_x = np.zeros((PLANES, box, m // 2 + 1), np.complex64)
+    for planes in _pieces(box, PLANES):
+        part, line = (wide[: planes.stop - planes.start] for wide in (along_y, along_x))
+        _spread(lines[planes], part, 1)
+        _gather(scipy.fft.ifft(part, axis=1, overwrite_x=True), line[:, :, :height], 1)
+        _gather(scipy.fft.irfft(line, n=m, axis=2), volume[planes], 2)
+    return volume
 
 
-@lru_cache(maxsize=8)
+def _pieces(count: int, size: int) -> Iterator[slice]:
+    """Cut a range into pieces of a size; the last may be shorter."""
+    return (slice(first, min(first + size, count)) for first in range(0, count, size))
+
+
+def _spread(values: NDArray[Any], wide: NDArray[Any], axis: int) -> None:
+    """Write values into a wider array, zero elsewhere, and move the origin of one axis to index 0.
+
+    values   origin in the middle of the axis, index length // 2
+    """
+    source, target = np.moveaxis(values, axis, 0), np.moveaxis(wide, axis, 0)
+    before, size = len(source) // 2, len(target)
+    after = len(source) - before
+    target[:after] = source[before:]
+    target[after : size - before] = 0
+    target[size - before :] = source[:before]
+
+
+def _gather(wide: NDArray[Any], values: NDArray[Any], axis: int) -> None:
+    """Undo `_spread`: write what lies about the origin of a wide array into `values`."""
+    source, target = np.moveaxis(wide, axis, 0), np.moveaxis(values, axis, 0)
+    before = len(target) // 2
+    target[before:] = source[: len(target) - before]
+    target[:before] = source[len(source) - before :]
+
+
+def interpolation_falloff(box: int, oversampling: int) -> NDArray[np.float64]:
+    """Return by what factor trilinear interpolation in Fourier space weakens a volume.
+
+    returns  (box,): the factor along one axis, sinc^2; a voxel's is the product of its three
+    """
+    return np.asarray(np.sinc((np.arange(box) - box // 2) / (box * oversampling)) ** 2)
+
+
+def undo_falloff(volume: NDArray[np.float32], oversampling: int) -> None:
+    """Divide a volume (n, n, n) by `interpolation_falloff`, in place."""
+    gain = 1.0 / interpolation_falloff(volume.shape[0], oversampling)
+    plane = gain[:, None] * gain[None, :]
+    for z, here in enumerate(gain):
+        volume[z] *= (here * plane).astype(np.float32)
+
+
 def shell_of_half_volume(box: int) -> NDArray[np.int32]:
     """Return the nearest shell of each voxel of an ``rfftn`` of a volume of this box.
 
@@ -182,15 +257,60 @@ def shell_of_half_volume(box: int) -> NDArray[np.int32]:
     return shell
 
 
+def volume_transform(volume: NDArray[np.floating]) -> NDArray[np.complex64]:
+    """Return the half transform of a volume as it lies, (n, n, n // 2 + 1), origin at index 0."""
+    return np.asarray(scipy.fft.rfftn(np.asarray(volume, np.float32)))
+
+
+def volume_of_transform(transform: NDArray[np.complex64], box: int) -> NDArray[np.float32]:
+    """Return the volume of a half transform from `volume_transform`, which is used up."""
+    lines = scipy.fft.ifft2(transform, axes=(0, 1), overwrite_x=True)
+    return np.asarray(scipy.fft.irfft(lines, n=box, axis=2), np.float32)
+
+
 def shell_means(volume: NDArray[np.floating]) -> NDArray[np.float64]:
     """Return the mean of a volume's transform about the voxel n // 2 in each shell, (n // 2 + 1,).
 
     This is the transform of the volume's mean over all orientations, and so of its mean projection.
     """
-    transform = scipy.fft.rfftn(np.fft.ifftshift(np.asarray(volume, np.float32))).real
-    shell = shell_of_half_volume(volume.shape[0]).ravel() + 1
-    counts = np.bincount(shell)[1:]
-    return np.asarray(np.bincount(shell, transform.ravel())[1:] / counts)
+    transform = volume_transform(np.fft.ifftshift(volume))
+    products = shell_products(transform, np.ones_like(transform))
+    return np.asarray(products[:, 0] / products[:, 3])
+
+
+def shell_products(
+    first: NDArray[np.complex64], second: NDArray[np.complex64]
+) -> NDArray[np.float64]:
+    """Add up products of two half transforms (n, n, n // 2 + 1) over each shell.
+
+    returns  (n // 2 + 1, 4): the real part of first x conj(second), |first|^2, |second|^2, and the
+             number of components; both of each Friedel pair count
+    """
+    box = first.shape[0]
+    totals = np.zeros((box // 2 + 1, 4))
+    volume_passes.add_up_shells(first, second, shells_by_square(box // 2), box, totals)
+    return totals
+
+
+def multiply_shells(transform: NDArray[np.complex64], gain: NDArray[np.floating]) -> None:
+    """Multiply each shell of a half transform (n, n, n // 2 + 1) by a gain, in place.
+
+    gain    (n // 2 + 1,) by shell; frequencies beyond the last shell become zero
+    """
+    table = np.asarray(gain, np.float32)[shells_by_square(len(gain) - 1)]
+    volume_passes.multiply_shells(transform, table)
+
+
+def blend_shells(
+    transform: NDArray[np.complex64], other: NDArray[np.complex64], share: NDArray[np.floating]
+) -> None:
+    """Replace a share of each shell of a half transform by another's, in place.
+
+    transform, other   (n, n, n // 2 + 1)
+    share              (n // 2 + 1,) 0 to 1; frequencies beyond the last shell become zero
+    """
+    table = np.asarray(share, np.float32)[shells_by_square(len(share) - 1)]
+    volume_passes.blend_shells(transform, other, table)
 
 
 def filter_shells(volume: NDArray[np.floating], gain: NDArray[np.floating]) -> NDArray[np.float32]:
@@ -199,10 +319,9 @@ def filter_shells(volume: NDArray[np.floating], gain: NDArray[np.floating]) -> N
     volume  (n, n, n)
     gain    (n // 2 + 1,) by shell; frequencies beyond the last shell become zero
     """
-    box = volume.shape[0]
-    table = np.append(gain, 0.0).astype(np.float32)  # shell -1 reads the appended zero
-    transform = scipy.fft.rfftn(np.asarray(volume, np.float32)) * table[shell_of_half_volume(box)]
-    return np.asarray(scipy.fft.irfftn(transform, s=volume.shape), np.float32)
+    transform = volume_transform(volume)
+    multiply_shells(transform, gain)
+    return volume_of_transform(transform, volume.shape[0])
 
 
 def supported_shell(volume: NDArray[np.floating]) -> int:
@@ -211,10 +330,9 @@ def supported_shell(volume: NDArray[np.floating]) -> int:
     Beyond the cutoff of a low-pass filter there is a thousandth of that; molecules have ten times
     as much down to 5 A.
     """
-    transform = scipy.fft.rfftn(np.asarray(volume, np.float32))
-    shell = shell_of_half_volume(volume.shape[0]).ravel() + 1
-    power = (transform.real**2 + transform.imag**2).ravel()
-    mean = (np.bincount(shell, power) / np.maximum(np.bincount(shell), 1))[1:]
+    transform = volume_transform(volume)
+    products = shell_products(transform, transform)
+    mean = products[:, 0] / products[:, 3]
     strong = np.flatnonzero(mean[1:] >= SUPPORTED**2 * mean[1:].max())
     return int(strong[-1]) + 1
 

@@ -20,9 +20,13 @@ def soft_edge(distance: NDArray[np.floating], radius: float, edge: float) -> NDA
 
 def soft_sphere(box: int, radius: float, edge: float) -> NDArray[np.float32]:
     """Return a spherical mask about the voxel box // 2, (n, n, n); radius and edge in pixels."""
-    x = np.arange(box) - box // 2
-    distance = np.sqrt(x[:, None, None] ** 2 + x[None, :, None] ** 2 + x[None, None, :] ** 2)
-    return soft_edge(distance, radius, edge)
+    squares = (np.arange(box) - box // 2) ** 2
+    by_square = soft_edge(np.sqrt(np.arange(3 * (box // 2) ** 2 + 1)), radius, edge)
+    plane = squares[:, None] + squares[None, :]
+    sphere = np.empty((box,) * 3, np.float32)
+    for z, square in enumerate(squares):
+        sphere[z] = by_square[square + plane]
+    return sphere
 
 
 def soft_discs(

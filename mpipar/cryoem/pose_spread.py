@@ -17,9 +17,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
-from scipy.spatial.transform import Rotation
 
 from mpipar.cryoem.alignment import climb_options, distinct, first, near_best
+from mpipar.cryoem.rotations import from_vectors, to_vectors
 from mpipar.kernels import poses
 
 if TYPE_CHECKING:
@@ -155,8 +155,7 @@ class PoseSpread:
     ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Draw rotations and shifts about each peak, from the factors of covariances."""
         steps = self._points @ factors.transpose(0, 2, 1)
-        turns = Rotation.from_rotvec(steps[..., :3].reshape(-1, 3)).as_matrix()
-        rotations = peaks.rotations[:, None] @ turns.reshape(*steps.shape[:2], 3, 3)
+        rotations = peaks.rotations[:, None] @ from_vectors(steps[..., :3])
         shifts = peaks.shifts[:, None] + steps[..., 3:]
         return rotations.reshape(-1, 3, 3), shifts.reshape(-1, 2)
 
@@ -171,8 +170,7 @@ def log_density(
 
     factors   (p, 5, 5) lower triangular, of the covariance about each peak
     """
-    turns = peaks.rotations.transpose(0, 2, 1)[:, None] @ rotations
-    turned = Rotation.from_matrix(turns.reshape(-1, 3, 3)).as_rotvec().reshape(*turns.shape[:2], 3)
+    turned = to_vectors(peaks.rotations.transpose(0, 2, 1)[:, None] @ rotations)
     steps = np.concatenate([turned, shifts - peaks.shifts[:, None]], axis=2)
     points = np.linalg.solve(factors, steps.transpose(0, 2, 1))
     volumes = np.log(np.diagonal(factors, axis1=1, axis2=2)).sum(axis=1)

@@ -10,13 +10,15 @@ import numpy as np
 
 from mpipar.cryoem.fourier import (
     OVERSAMPLING,
+    ROWS,
     Components,
-    interpolation_falloff,
-    volume_from_half_transform,
+    shells_by_square,
+    undo_falloff,
+    volume_from_rows,
 )
 from mpipar.cryoem.rotations import SAME
 from mpipar.errors import ProtocolError
-from mpipar.kernels import insertion
+from mpipar.kernels import insertion, volume_passes
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -121,55 +123,73 @@ class OrientationSums:
 class HalfSums:
     """The sums of one half set of particles, added up over the symmetry.
 
-    numerator  (d, d, h) complex64: sum of CTF X / noise
-    weight     (d, d, h) float32: sum of CTF^2 / noise
-    box        pixels along each side of the map
+    values       (d, d, h, 3) float32: real and imaginary part of the sum of CTF X / noise, and the
+                 sum of CTF^2 / noise, the weight
+    mean_weight  (s,) over the voxels of each shell
+    box          pixels along each side of the map
     """
 
-    numerator: NDArray[np.complex64]
-    weight: NDArray[np.float32]
+    values: NDArray[np.float32]
+    mean_weight: NDArray[np.float64]
     box: int
 
-    def __add__(self, other: HalfSums) -> HalfSums:
-        return HalfSums(self.numerator + other.numerator, self.weight + other.weight, self.box)
+    @classmethod
+    def of(cls, values: NDArray[np.float32], box: int) -> HalfSums:
+        """Return the sums of these values."""
+        last = values.shape[0] // 2 // OVERSAMPLING
+        totals = np.zeros((last + 1, 2))
+        volume_passes.add_up_weights(values, shells_by_square(last, OVERSAMPLING), totals)
+        return cls(values, totals[:, 0] / np.maximum(totals[:, 1], 1.0), box)
 
 
-def half_sums(
-    sums: NDArray[np.int64], scales: FixedPoint, symmetry: NDArray[np.float64], box: int
-) -> HalfSums:
-    """Scale integer sums back, add Friedel mates at x = 0, and add up over the point group.
+def scale_back(
+    piece: NDArray[np.int64], start: int, scales: FixedPoint, values: NDArray[np.float32]
+) -> None:
+    """Scale a piece of integer sums back.
 
-    sums      (d, d, h, 3) int64 from `insert`
-    symmetry  (g, 3, 3)
-    raises    ProtocolError if a sum is beyond the bound that `fixed_point` promises
+    piece    (p,) int64 of sums from `insert`, flattened
+    start    where it begins in them
+    values   (d, d, h, 3) float32, in place
+    raises   ProtocolError if a sum is beyond the bound that `fixed_point` promises
     """
-    _check_bound(sums)
-    values = np.empty(sums.shape, np.float32)
-    values[..., :2] = sums[..., :2] * (1.0 / scales.value)
-    values[..., 2] = sums[..., 2] * (1.0 / scales.weight)
-    plane = values[:, :, 0].copy()
-    mates = plane[::-1, ::-1] * np.array([1, -1, 1], np.float32)
-    values[:, :, 0] = plane + mates
-    radius = sums.shape[0] // 2 - 1.0  # all that slices can have touched
-    for coset in cosets(symmetry):
-        total = values.copy()
-        for operator in coset[1:]:
-            insertion.add_rotated(values, np.ascontiguousarray(operator), radius, total)
-        values = total
-    numerator = np.ascontiguousarray(values[..., :2]).view(np.complex64).reshape(sums.shape[:3])
-    return HalfSums(numerator, values[..., 2], box)
-
-
-def _check_bound(sums: NDArray[np.int64]) -> None:
-    for place in (int(sums.argmax()), int(sums.argmin())):
-        found = int(sums.reshape(-1)[place])
+    extremes = np.zeros(2, np.int64)
+    units = 1.0 / np.array([scales.value, scales.value, scales.weight])
+    volume_passes.scale_sums(piece, start, units, values.reshape(-1), extremes)
+    for found in extremes.tolist():
         if abs(found) >= 2**LARGEST_SUM_BITS:
-            *voxel, part = (int(index) for index in np.unravel_index(place, sums.shape))
+            place = start + int(np.flatnonzero(piece == found)[0])
+            *voxel, part = (int(index) for index in np.unravel_index(place, values.shape))
             name = ("real", "imaginary", "weight")[part]
             raise ProtocolError(
                 f"the back-projected sums have overflowed: {found} ({name}, voxel z y x {voxel}) "
                 f"is not below 2^{LARGEST_SUM_BITS}; the bound of the images' values was too low"
             )
+
+
+def averaged(values: NDArray[np.float32], symmetry: NDArray[np.float64], box: int) -> HalfSums:
+    """Add Friedel mates at x = 0, and add up over the point group.
+
+    values    (d, d, h, 3) from `scale_back`; used up
+    symmetry  (g, 3, 3)
+    """
+    plane = values[:, :, 0]
+    plane += plane[::-1, ::-1] * np.array([1, -1, 1], np.float32)
+    radius = values.shape[0] // 2 - 1.0  # all that slices can have touched
+    for coset in cosets(symmetry):
+        total = values.copy()
+        for operator in coset[1:]:
+            insertion.add_rotated(values, np.ascontiguousarray(operator), radius, total)
+        values = total
+    return HalfSums.of(values, box)
+
+
+def half_sums(
+    sums: NDArray[np.int64], scales: FixedPoint, symmetry: NDArray[np.float64], box: int
+) -> HalfSums:
+    """Return the sums of a half set from integers (d, d, h, 3), see `scale_back` and `averaged`."""
+    values = np.empty(sums.shape, np.float32)
+    scale_back(sums.reshape(-1), 0, scales, values)
+    return averaged(values, symmetry, box)
 
 
 def cosets(group: NDArray[np.float64]) -> list[NDArray[np.float64]]:
@@ -197,17 +217,11 @@ def _powers(operator: NDArray[np.float64]) -> list[NDArray[np.float64]]:
     return powers
 
 
-def shells_of(weight: NDArray[np.floating]) -> NDArray[np.int32]:
-    """Return the shell, in cycles per box, of each voxel of an oversampled half transform."""
-    reach = weight.shape[0] // 2
-    k = np.arange(-reach, reach + 1) / OVERSAMPLING
-    kx = np.arange(weight.shape[2]) / OVERSAMPLING
-    distance = np.sqrt(k[:, None, None] ** 2 + k[None, :, None] ** 2 + kx[None, None, :] ** 2)
-    return np.rint(distance).astype(np.int32)
-
-
 def solve(
-    sums: HalfSums, correlation: NDArray[np.float64] | None, radius: int
+    sums: HalfSums,
+    correlation: NDArray[np.float64] | None,
+    radius: int,
+    other: HalfSums | None = None,
 ) -> NDArray[np.float32]:
     """Return the map (n, n, n) float32 that fits the sums best.
 
@@ -215,20 +229,25 @@ def solve(
                  weights (Scheres 2012).
                  None gives the unregularised map, with a floor of 0.1 % of each shell's mean weight
     radius       cycles per box; frequencies beyond are zero
+    other        sums of the other half set: the map is that of all particles
     """
-    shell = shells_of(sums.weight)
-    inside = shell <= radius
-    flat = shell[inside]
-    count = np.bincount(flat, minlength=radius + 1)
-    mean = np.bincount(flat, sums.weight[inside], minlength=radius + 1) / np.maximum(count, 1)
     if correlation is None:
         ratio = np.full(radius + 1, 1e-3)
     else:
         bounded = np.clip(correlation[: radius + 1], 1e-3, 0.999)
         ratio = (1.0 - bounded) / bounded
         ratio = np.pad(ratio, (0, radius + 1 - len(ratio)), mode="edge")
-    floor = np.maximum(mean * ratio, 1e-30)[flat]
-    transform = np.zeros(sums.numerator.shape, np.complex64)
-    transform[inside] = sums.numerator[inside] / (sums.weight[inside] + floor).astype(np.float32)
-    volume = volume_from_half_transform(transform, OVERSAMPLING, sums.box)
-    return volume / interpolation_falloff(sums.box, OVERSAMPLING)
+    mean = sums.mean_weight + (other.mean_weight if other is not None else 0.0)
+    floor = np.maximum(mean[: radius + 1] * ratio, 1e-30).astype(np.float32)
+    damping = floor[shells_by_square(radius, OVERSAMPLING)]
+    second = other.values if other is not None else sums.values[:0]
+    side, height = sums.values.shape[1:3]
+    block = np.empty((side, ROWS, height), np.complex64)
+
+    def rows(part: slice) -> NDArray[np.complex64]:
+        volume_passes.divide_by_weight(sums.values, second, damping, part.start, block)
+        return block[:, : part.stop - part.start]
+
+    volume = volume_from_rows(rows, (side, height), OVERSAMPLING, sums.box)
+    undo_falloff(volume, OVERSAMPLING)
+    return volume

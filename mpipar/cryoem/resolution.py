@@ -9,12 +9,18 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
-import scipy.fft
 
-from mpipar.cryoem.fourier import shell_of_half_volume
+from mpipar.cryoem.fourier import (
+    shell_products,
+    shells_by_square,
+    volume_of_transform,
+    volume_transform,
+)
 from mpipar.errors import InputError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from numpy.typing import NDArray
 
 GOLD_STANDARD = 0.143
@@ -35,47 +41,36 @@ def fourier_shell_correlation(
     """
     if half1.shape != half2.shape or half1.shape != (len(half1),) * 3:
         raise InputError(f"FSC needs two cubes of one size, not {half1.shape} and {half2.shape}")
-    first = scipy.fft.rfftn(np.asarray(half1, np.float32))
-    second = scipy.fft.rfftn(np.asarray(half2, np.float32))
-    return correlation_of_transforms(first, second, half1.shape[0])
+    return correlation_of_transforms(volume_transform(half1), volume_transform(half2))
 
 
 def correlation_of_transforms(
-    first: NDArray[np.complexfloating], second: NDArray[np.complexfloating], box: int
+    first: NDArray[np.complex64], second: NDArray[np.complex64]
 ) -> NDArray[np.float64]:
-    """Return the FSC of two half transforms (n, n, n // 2 + 1) from ``rfftn``: (n // 2 + 1,)."""
-    product = sums_over_shells((first * second.conj()).real, box)
-    power1 = sums_over_shells(first.real**2 + first.imag**2, box)
-    power2 = sums_over_shells(second.real**2 + second.imag**2, box)
+    """Return the FSC of two half transforms (n, n, n // 2 + 1): (n // 2 + 1,)."""
+    product, power1, power2, _ = shell_products(first, second).T
     total = np.sqrt(power1 * power2)
     return np.asarray(np.where(total > 0, product / np.where(total > 0, total, 1.0), 0.0))
 
 
-def sums_over_shells(values: NDArray[np.floating], box: int) -> NDArray[np.float64]:
-    """Return sums of real values, (n, n, n // 2 + 1) as from ``rfftn``, over shells: (n // 2 + 1,).
-
-    Each component off the x = 0 plane stands for its Friedel mate too.
-    """
-    twice = np.full(values.shape[2], 2.0)
-    twice[0] = 1.0
-    if box % 2 == 0:
-        twice[-1] = 1.0
-    shell = shell_of_half_volume(box)
-    sums = np.bincount(shell.ravel() + 1, (values * twice).ravel(), minlength=box // 2 + 2)
-    return np.asarray(sums[1 : box // 2 + 2])
+def masked_correlation(
+    halves: Sequence[NDArray[np.float32]], mask: NDArray[np.float32]
+) -> NDArray[np.float64]:
+    """Return the FSC of two half maps (n, n, n) inside a mask: (n // 2 + 1,)."""
+    first, second = (volume_transform(half * mask) for half in halves)
+    return correlation_of_transforms(first, second)
 
 
 def corrected_correlation(
-    half1: NDArray[np.floating],
-    half2: NDArray[np.floating],
-    mask: NDArray[np.floating],
+    transforms: Sequence[NDArray[np.complex64]],
+    mask: NDArray[np.float32],
     seed: np.random.SeedSequence,
     unmasked: NDArray[np.float64],
     masked: NDArray[np.float64],
 ) -> NDArray[np.float64]:
     """Return the FSC inside a mask, without the correlation that the mask itself causes.
 
-    half1, half2      (n, n, n)
+    transforms        (n, n, n // 2 + 1) of either half map; used up
     mask              (n, n, n), 0 to 1
     seed              of the random phases
     unmasked, masked  (n // 2 + 1,) FSC of the half maps without and inside the mask
@@ -87,9 +82,11 @@ def corrected_correlation(
     """
     start = first_shell_below(unmasked, 0.8) or len(unmasked) - 1
     random = np.random.default_rng(seed)
-    scrambled = [randomise_phases(half, start, random) * mask for half in (half1, half2)]
+    for transform in transforms:
+        randomise_phases(transform, start, random)
+    scrambled = [volume_of_transform(transform, mask.shape[0]) for transform in transforms]
     # a mask makes maps more similar, never less: below zero there is nothing to correct
-    by_mask = np.maximum(fourier_shell_correlation(*scrambled), 0.0)
+    by_mask = np.maximum(masked_correlation(scrambled, mask), 0.0)
     corrected = np.array(masked, np.float64)
     # the first shells after the cut still touch unscrambled ones
     usable = (np.arange(len(masked)) >= start + 2) & (by_mask < 1.0)
@@ -99,16 +96,22 @@ def corrected_correlation(
 
 
 def randomise_phases(
-    volume: NDArray[np.floating], first_shell: int, random: np.random.Generator
-) -> NDArray[np.float32]:
-    """Replace all phases from `first_shell` outwards by random ones; amplitudes stay."""
-    transform = scipy.fft.rfftn(np.asarray(volume, np.float32))
-    shell = shell_of_half_volume(volume.shape[0])
-    change = (shell >= first_shell) | (shell < 0)
-    angles = 2.0 * np.pi * random.random(np.count_nonzero(change), dtype=np.float32)
-    turns = np.exp(1j * angles).astype(np.complex64)
-    transform[change] = np.abs(transform[change]) * turns
-    return np.asarray(scipy.fft.irfftn(transform, s=volume.shape), np.float32)
+    transform: NDArray[np.complex64], first_shell: int, random: np.random.Generator
+) -> None:
+    """Replace all phases from `first_shell` outwards by random ones, in place; amplitudes stay.
+
+    transform  (n, n, n // 2 + 1)
+    """
+    box, kept = len(transform), len(shells_by_square(first_shell - 1))
+    k = np.fft.fftfreq(box, 1.0 / box).astype(np.int64)
+    square = k[:, None] ** 2 + np.arange(transform.shape[2]) ** 2
+    for kz, plane in zip(k, transform, strict=True):
+        change = square >= kept - kz * kz
+        angles = np.float32(2.0 * np.pi) * random.random(np.count_nonzero(change), np.float32)
+        amplitudes = np.abs(plane[change])
+        turned = np.empty(len(angles), np.complex64)
+        turned.real, turned.imag = amplitudes * np.cos(angles), amplitudes * np.sin(angles)
+        plane[change] = turned
 
 
 def first_shell_below(curve: NDArray[np.floating], threshold: float) -> int | None:

@@ -29,6 +29,22 @@ def from_euler(angles: NDArray[np.floating]) -> NDArray[np.float64]:
     return np.asarray(Rotation.from_euler("ZYZ", angles, degrees=True).as_matrix(), np.float64)
 
 
+def from_vectors(vectors: NDArray[np.floating]) -> NDArray[np.float64]:
+    """Return the rotations (..., 3, 3) about vectors (..., 3), by their lengths in radians."""
+    from scipy.spatial.transform import Rotation
+
+    matrices = Rotation.from_rotvec(vectors.reshape(-1, 3)).as_matrix()
+    return np.asarray(matrices.reshape(*vectors.shape, 3), np.float64)
+
+
+def to_vectors(rotations: NDArray[np.floating]) -> NDArray[np.float64]:
+    """Return the vectors (..., 3) of rotations (..., 3, 3), see `from_vectors`."""
+    from scipy.spatial.transform import Rotation
+
+    vectors = Rotation.from_matrix(rotations.reshape(-1, 3, 3)).as_rotvec()
+    return np.asarray(vectors.reshape(rotations.shape[:-1]), np.float64)
+
+
 def to_euler(rotations: NDArray[np.floating]) -> NDArray[np.float64]:
     """Return the angles rot, tilt, psi in degrees, (p, 3), of matrices (p, 3, 3).
 

@@ -18,9 +18,17 @@ from mpipar.kernels.compile_lock import one_compiler_per_node
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["begin_to_load", "insertion", "pose_weights", "poses", "scores", "slices"]
+__all__ = [
+    "begin_to_load",
+    "insertion",
+    "pose_weights",
+    "poses",
+    "scores",
+    "slices",
+    "volume_passes",
+]
 
-NAMES = ("insertion", "pose_weights", "poses", "scores", "slices")
+NAMES = ("insertion", "pose_weights", "poses", "scores", "slices", "volume_passes")
 
 
 def load() -> None:
@@ -58,8 +66,8 @@ class KernelModule(ModuleType):
 
 
 if TYPE_CHECKING:
-    from mpipar.kernels import insertion, pose_weights, poses, scores, slices
+    from mpipar.kernels import insertion, pose_weights, poses, scores, slices, volume_passes
 else:
-    insertion, pose_weights, poses, scores, slices = (
+    insertion, pose_weights, poses, scores, slices, volume_passes = (
         KernelModule(f"{__name__}.{name}") for name in NAMES
     )

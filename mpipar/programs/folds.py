@@ -11,34 +11,32 @@ References are solved in a box that is as small as their detail allows.
 
 from __future__ import annotations
 
-import math
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Final, TypeVar
+from dataclasses import replace
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 import scipy.fft
 
 from mpipar.cryoem import alignment, reconstruction
-from mpipar.cryoem.fourier import filter_shells, lowpass_gain
+from mpipar.cryoem.fourier import (
+    blend_shells,
+    lowpass_gain,
+    volume_of_transform,
+    volume_transform,
+)
 from mpipar.cryoem.masks import soft_sphere
 from mpipar.cryoem.resampling import resample_volume
 from mpipar.cryoem.solvent import solvent_mask
 from mpipar.programs.block_rows import MASK_EDGE
+from mpipar.programs.fold_sums import LARGEST_SUMS, added_up, parts_of, sums_bytes
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
-
     from numpy.typing import NDArray
 
-    from mpipar.cryoem.reconstruction import FixedPoint, HalfSums
+    from mpipar.cryoem.reconstruction import HalfSums
     from mpipar.programs.dataset import Dataset
+    from mpipar.programs.fold_sums import FoldSums
 
-Item = TypeVar("Item")
-Result = TypeVar("Result")
-
-LARGEST_SUMS: Final = 1e9
-"""Bytes of the sums of all folds together; where they would be more, there is one fold."""
 ROOM: Final = 8
 """Shells beyond their detail that the box of references has room for: a soft mask mixes shells."""
 
@@ -47,56 +45,6 @@ def sums_are_folded(data: Dataset, radius: int) -> bool:
     """Return whether workers keep sums by fold that go out to `radius` cycles per box."""
     count = int(data.fold.max()) + 1
     return count > 1 and 2 * count * sums_bytes(radius) <= LARGEST_SUMS
-
-
-def sums_bytes(radius: int) -> float:
-    """Return the bytes of one fold's sums out to `radius` cycles per box."""
-    return 8.0 * math.prod(reconstruction.sums_shape(radius))
-
-
-@dataclass(frozen=True)
-class FoldSums:
-    """What the workers have added up in an iteration.
-
-    parts    whole numbers, by name: of each fold, or of each half set
-    scales   integers per unit of these
-    halves   numerator and weight of each half map
-    """
-
-    parts: Mapping[str, NDArray[np.int64]]
-    scales: FixedPoint
-    halves: tuple[HalfSums, HalfSums]
-
-
-def for_both(work: Callable[[Item], Result], halves: Sequence[Item]) -> list[Result]:
-    """Do the same work for both half sets at once, on a thread each."""
-    with ThreadPoolExecutor(len(halves)) as threads:
-        return list(threads.map(work, halves))
-
-
-def sums_of(data: Dataset, parts: Mapping[str, NDArray[np.int64]], scales: FixedPoint) -> FoldSums:
-    """Add up the workers' sums of all folds."""
-
-    def scaled(half: int) -> HalfSums:
-        box = data.geometry.box
-        return reconstruction.half_sums(added_up(parts, half), scales, data.symmetry, box)
-
-    first, second = for_both(scaled, (1, 2))
-    return FoldSums(parts, scales, (first, second))
-
-
-def added_up(sums: Mapping[str, NDArray[np.int64]], half: int) -> NDArray[np.int64]:
-    """Return the sums of all folds of a half set."""
-    total, *others = _parts(sums, half)
-    for part in others:
-        total = total + part
-    return total
-
-
-def _parts(sums: Mapping[str, NDArray[np.int64]], half: int) -> list[NDArray[np.int64]]:
-    """Return the sums of each fold of a half set, in order."""
-    name = f"half{half}"
-    return [sums[key] for key in sorted(sums) if key.partition(".")[0] == name]
 
 
 def reference_box(box: int, radius: int) -> int:
@@ -129,29 +77,33 @@ def references_of(
     box = reference_box(data.geometry.box, radius)
     low = lowpass_gain(box, min(float(data.start_shell), resolved - 2.0))
 
-    def solved(half: HalfSums) -> NDArray[np.float32]:
-        return reconstruction.solve(replace(half, box=box), correlation, radius)
+    def solved(half: HalfSums) -> NDArray[np.complex64]:
+        volume = reconstruction.solve(replace(half, box=box), correlation, radius)
+        return volume_transform(volume)
 
-    def without(total: NDArray[np.int64], part: NDArray[np.int64]) -> NDArray[np.float32]:
+    def without(total: NDArray[np.int64], part: NDArray[np.int64]) -> NDArray[np.complex64]:
         return solved(reconstruction.half_sums(total - part, sums.scales, data.symmetry, box))
 
-    whole = for_both(solved, sums.halves)
+    def finished(own: NDArray[np.complex64], other: NDArray[np.complex64]) -> NDArray[np.float32]:
+        mask = _mask(data, own, box, mask_resolution)
+        blend_shells(own, other, 0.5 * low)
+        return volume_of_transform(own, box) * mask
+
+    whole = [solved(half) for half in sums.halves]  # not at once: each takes much memory
+    if not sums.parts:
+        return np.stack([finished(whole[0].copy(), whole[1]), finished(whole[1], whole[0])])
     found = []
     for half, other in ((1, whole[1]), (2, whole[0])):
-        parts, total = _parts(sums.parts, half), added_up(sums.parts, half)
-        for part in parts:
-            own = whole[half - 1] if len(parts) == 1 else without(total, part)
-            mean = filter_shells((own + other) * np.float32(0.5), low)
-            mask = _mask(data, own, mask_resolution)
-            found.append((mean + filter_shells(own, 1.0 - low)) * mask)
+        total = added_up(sums.parts, half)
+        found += [finished(without(total, part), other) for part in parts_of(sums.parts, half)]
     return np.stack(found)
 
 
 def _mask(
-    data: Dataset, reference: NDArray[np.float32], resolution: float | None
+    data: Dataset, transform: NDArray[np.complex64], box: int, resolution: float | None
 ) -> NDArray[np.float32]:
-    """Return the mask of a reference, in its box."""
-    full, box = data.geometry.box, reference.shape[0]
+    """Return the mask of a reference in its box, given the reference's transform."""
+    full = data.geometry.box
     pixel_size = data.geometry.pixel_size * full / box
     if data.mask is not None:
         resampled = resample_volume(data.mask, data.geometry.pixel_size, pixel_size, box)
@@ -160,11 +112,13 @@ def _mask(
     sphere = soft_sphere(box, data.geometry.radius * smaller, MASK_EDGE * smaller)
     if resolution is None:
         return sphere
-    return solvent_mask(reference, sphere, pixel_size, resolution)
+    return solvent_mask(transform.copy(), sphere, pixel_size, resolution)
 
 
 def transforms(references: NDArray[np.float32], radius: int) -> dict[str, NDArray[np.generic]]:
     """Return what workers slice: `reference1, reference2`, (f, d, d, h, 2), one for each fold."""
     count = len(references) // 2
     made = [alignment.make_reference(volume, radius).transform for volume in references]
+    if count == 1:  # large ones are not copied
+        return {"reference1": made[0][None], "reference2": made[1][None]}
     return {"reference1": np.stack(made[:count]), "reference2": np.stack(made[count:])}

@@ -17,10 +17,10 @@ from mpipar.cryoem import (
     rotations,
 )
 from mpipar.cryoem.alignment import Poses, SearchPlan
-from mpipar.cryoem.fourier import components, lowpass_gain
+from mpipar.cryoem.fourier import components, lowpass_gain, volume_transform
 from mpipar.cryoem.matches import Matches
 from mpipar.cryoem.solvent import solvent_mask
-from mpipar.programs import folds
+from mpipar.programs import fold_sums, folds
 from mpipar.programs.block_rows import ParticleRows
 from mpipar.programs.dataset import first_shifts
 from mpipar.programs.stages import AlignStage
@@ -261,25 +261,32 @@ def maps_of(
 
     mask   of the FSC; None: the user's, or one made from the map
     """
-    raw = np.stack(folds.for_both(lambda sums: reconstruction.solve(sums, None, radius), halves))
+
+    def solved(sums: HalfSums) -> NDArray[np.float32]:
+        return reconstruction.solve(sums, None, radius)
+
+    raw = np.stack(fold_sums.for_both(solved, halves))
+    transforms = fold_sums.for_both(volume_transform, list(raw))
     filled = np.arange(data.geometry.box // 2 + 1) <= radius  # a mask mixes shells into others
-    unmasked = filled * resolution.fourier_shell_correlation(raw[0], raw[1])
+    unmasked = filled * resolution.correlation_of_transforms(*transforms)
     if mask is None:
-        mask = data.mask if data.mask is not None else _mask_of(data, raw.mean(axis=0), unmasked)
-    masked = filled * resolution.fourier_shell_correlation(raw[0] * mask, raw[1] * mask)
+        mask = data.mask if data.mask is not None else _mask_of(data, transforms, unmasked)
+    masked = filled * resolution.masked_correlation(list(raw), mask)
     seed = np.random.SeedSequence(data.seed, spawn_key=(iteration, 1))
-    corrected = resolution.corrected_correlation(raw[0], raw[1], mask, seed, unmasked, masked)
+    corrected = resolution.corrected_correlation(transforms, mask, seed, unmasked, masked)
     # 2 FSC / (1 + FSC): what half-set correlation says of the full set (Rosenthal & Henderson 2003)
     positive = np.clip(corrected, 0.0, 1.0)
-    combined = reconstruction.solve(halves[0] + halves[1], 2 * positive / (1 + positive), radius)
+    of_all = 2 * positive / (1 + positive)
+    combined = reconstruction.solve(halves[0], of_all, radius, other=halves[1])
     return Maps(raw, mask, combined, unmasked, masked, filled * corrected)
 
 
 def _mask_of(
-    data: Dataset, volume: NDArray[np.float32], unmasked: NDArray[np.float64]
+    data: Dataset, transforms: Sequence[NDArray[np.complex64]], unmasked: NDArray[np.float64]
 ) -> NDArray[np.float32]:
-    """Return a mask made from a map itself, whose half maps have this FSC without a mask."""
-    return solvent_mask(volume, data.sphere, data.geometry.pixel_size, _reached(data, unmasked))
+    """Return a mask made from the maps themselves, given the half maps' transforms and FSC."""
+    mean = np.float32(0.5) * (transforms[0] + transforms[1])
+    return solvent_mask(mean, data.sphere, data.geometry.pixel_size, _reached(data, unmasked))
 
 
 def _reached(data: Dataset, correlation: NDArray[np.float64]) -> float:
@@ -295,9 +302,9 @@ def next_state(
 
     searches   iterations before this one that searched all orientations for the best pose
     """
-    assert outcome.sums is not None
+    assert isinstance(outcome.totals, fold_sums.FoldTotals)
     plan, radius = stage.plan, stage.insertion_radius
-    sums = folds.sums_of(data, outcome.sums, stage.scales)
+    sums = outcome.totals.finished(data.symmetry, data.geometry.box)
     poses = collect_poses(data, [result.poses for result in outcome.results], state)
     maps = maps_of(data, sums.halves, radius, state.iteration + 1)
     resolved = resolution.last_resolved_shell(maps.corrected, resolution.GOLD_STANDARD)

@@ -1,9 +1,10 @@
 """What a refinement will need: memory, disk, and time.
 
-The factors of memory were fitted to the peaks of each process (time -f %M) of runs with boxes 64,
-96, 128, 192 and 256, under mpirun with two workers and in one process; all peaks lie within a
-factor 1.5. What is written is counted, and agreed within 3 %. The time is of a matrix product like
-the search's, timed on this host, and of the sums; iterations took within a factor 3 of it.
+The factors of memory were fitted to the peaks of each process (time -f %M) of runs under mpirun
+with two workers: rank 0's with boxes 64, 128 and 256, workers' with 64, 96, 128, 192 and 256, where
+all peaks lie within a factor 1.5. Sums are of folds, or whole, never both in one iteration. What is
+written is counted, and agreed within 3 %. The time is of a matrix product like the search's, timed
+on this host, and of the sums; iterations took within a factor 3 of it.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ from mpipar.cryoem.orientation_grids import orientation_grid
 from mpipar.cryoem.search_plan import Sampling, plan_search, plan_soft
 from mpipar.errors import counted
 from mpipar.programs.dataset import folds_of
-from mpipar.programs.folds import LARGEST_SUMS, reference_box, sums_bytes
+from mpipar.programs.fold_sums import LARGEST_SUMS, sums_bytes
+from mpipar.programs.folds import reference_box
 from mpipar.views.progress import duration
 
 if TYPE_CHECKING:
@@ -36,13 +38,13 @@ MEGABYTE: Final = 1e6
 MASTER_PROGRAM, WORKER_PROGRAM = 450 * MEGABYTE, 200 * MEGABYTE  # with all libraries
 ROW: Final = 2500  # bytes of rank 0's memory for each particle: its row, as text and as numbers
 ROW_PER_PIXEL: Final = 8  # and for each pixel of the box's width: its power and largest amplitudes
-MASTER_SUMS: Final = 8.2  # sums of one half set and volumes of that size, on rank 0, at most
-MASTER_FOLDED: Final = 3.0  # sums of folds beyond two: as they come, added up, and one at a time
+MASTER_SUMS: Final = 1.5  # scaled sums of both half sets and volumes, over a half set's integers
+MASTER_FOLDED: Final = 2.0  # sums of folds beyond two: as they come, added up, and one at a time
 WORKER_SUMS: Final = 2.4
 COMMIT_VOLUMES, RESULT_VOLUMES, FIRST_VOLUMES, BYTES_PER_VOXEL = 4, 4, 2, 4  # but for references
 COMMITTED_ROW, RESULT_ROW = 120, 500  # bytes for each particle
 BESIDE_PRODUCTS: Final = 2.5  # time of a search over that of its matrix products alone
-SECONDS_PER_BYTE: Final = 20e-9  # of the sums: to gather them, solve the maps, save
+SECONDS_PER_BYTE: Final = 6e-9  # of the sums: to gather them, solve the maps, save
 TRIAL, TRIALS = 1024, 3  # rows and columns of the matrix product that is timed, and how often
 
 
@@ -73,8 +75,7 @@ def needs(
     images += max(slices, _soft_bytes(sampling, symmetry, settings.seed))
     master = (
         MASTER_PROGRAM
-        + MASTER_SUMS * sums
-        + MASTER_FOLDED * folded.more(2 * folded.count)
+        + max(MASTER_SUMS * sums, MASTER_FOLDED * folded.more(2 * folded.count))
         + count * (ROW + ROW_PER_PIXEL * box)
     )
     own = folded.more(1 + math.ceil(2 * folded.count / workers))
@@ -85,7 +86,7 @@ def needs(
     seconds += SECONDS_PER_BYTE * sums
     memory = f"{_bytes(master)} on rank 0, {_bytes(worker)} on each of {counted(workers, 'worker')}"
     if threads_only:
-        memory = _bytes(master + images * workers + 2 * sums * (workers - 1))
+        memory = _bytes(master + (images + 2 * sums) * workers)
     return [
         f"memory: about {memory}",
         _disk_line(box, count, folded),

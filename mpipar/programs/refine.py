@@ -385,6 +385,7 @@ def _weigh_poses(
     with session.phase("weighing all poses"):
         label = f"iteration {state.iteration + 1}: soft"
         outcome = session.run(label, stage, shared, tasks, resolution=f"{state.resolution:.1f} A")
+    del shared  # may be as large as the sums
     with session.phase("reconstruction"):
         state, maps = soft_iteration.soft_next_state(data, state, stage, outcome)
     return state, maps, plan.insertion_radius, outcome.statistics
@@ -416,6 +417,7 @@ def _find_poses(
             tasks,
             resolution=f"{state.resolution:.1f} A",
         )
+    del shared  # may be as large as the sums
     with session.phase("reconstruction"):
         state, maps = iteration.next_state(data, state, stage, outcome, searches)
     return state, maps, stage.insertion_radius, outcome.statistics

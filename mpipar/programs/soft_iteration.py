@@ -10,7 +10,7 @@ import numpy as np
 
 from mpipar.cryoem import orientation_grids, reconstruction, resolution
 from mpipar.cryoem.fourier import filter_shells, lowpass_gain
-from mpipar.programs import folds, iteration
+from mpipar.programs import fold_sums, folds, iteration
 from mpipar.programs.soft_stage import SoftStage
 
 if TYPE_CHECKING:
@@ -148,10 +148,10 @@ def soft_next_state(
     data: Dataset, state: RefineState, stage: SoftStage, outcome: RunResult
 ) -> tuple[RefineState, Maps]:
     """Return the next state and the maps, from what the stage's run has given."""
-    assert outcome.sums is not None
+    assert isinstance(outcome.totals, fold_sums.FoldTotals)
     radius = stage.plan.insertion_radius
     box, pixel_size = data.geometry.box, data.geometry.pixel_size
-    sums = folds.sums_of(data, outcome.sums, stage.scales)
+    sums = outcome.totals.finished(data.symmetry, data.geometry.box)
     maps = iteration.maps_of(data, sums.halves, radius, state.iteration + 1, mask=data.sphere)
     trusted = maps.masked
     resolved = resolution.last_resolved_shell(trusted, resolution.GOLD_STANDARD)

@@ -13,6 +13,7 @@ from mpipar.cryoem.alignment import Reference
 from mpipar.cryoem.ctf import contrast_transfer
 from mpipar.cryoem.fourier import Components, components, image_components
 from mpipar.cryoem.posterior import Expectation, GridPosterior, SoftPlan, SoftPoses
+from mpipar.programs.fold_sums import FoldTotals
 from mpipar.programs.kept import latest
 from mpipar.runtime.stage import Block, Stage, Task
 
@@ -121,6 +122,9 @@ class SoftStage(Stage):
         expected.values[:, :, 0] *= 0.5  # zero frequency is its own Friedel mate
         state.add(rows.sums, expected, self.scales)
         return SoftResult(expected.found, power)
+
+    def totals(self, shapes: Mapping[str, tuple[int, ...]]) -> FoldTotals:
+        return FoldTotals(shapes, self.scales)
 
     def partial(self, state: SoftState) -> dict[str, NDArray[np.int64]]:
         state.insert(state.by_pose)

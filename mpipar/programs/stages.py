@@ -17,6 +17,7 @@ from mpipar.cryoem.fourier import Components, components, image_components, larg
 from mpipar.cryoem.matches import Matches, match_terms
 from mpipar.cryoem.pose_spread import PoseSpread, at_best
 from mpipar.cryoem.signatures import signatures
+from mpipar.programs.fold_sums import FoldTotals
 from mpipar.programs.kept import latest
 from mpipar.runtime.stage import Block, Stage, Task
 
@@ -227,6 +228,9 @@ class AlignStage(Stage):
             weighted = state.spread.about(reference, data, peaks)
         self._insert(state, rows, image_components(images, wanted), ctf, weighted)
         return AlignResult(found, residual, matches)
+
+    def totals(self, shapes: Mapping[str, tuple[int, ...]]) -> FoldTotals:
+        return FoldTotals(shapes, self.scales)
 
     def partial(self, state: AlignState) -> dict[str, NDArray[np.int64]]:
         return state.sums if state.aligner is None else state.aligner.sums()

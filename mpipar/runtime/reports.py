@@ -9,7 +9,7 @@ from mpipar.runtime.machines.liveness import LostWorker, name_of
 
 if TYPE_CHECKING:
     from mpipar.runtime.machines.messages import Hello, Rank
-    from mpipar.runtime.stage import Sums
+    from mpipar.runtime.stage import Sums, Totals
 
 __all__ = [
     "CANNOT_REPLACE",
@@ -65,8 +65,9 @@ class RunResult:
     """The results of a run."""
 
     results: list[Any]  # by task id
-    sums: Sums | None
+    sums: Sums | None  # of a stage that does not make totals of its own
     statistics: StageStatistics
+    totals: Totals | None = None  # what has taken the sums
 
 
 CANNOT_REPLACE = "--replace-lost does nothing here; it needs Open MPI with fault tolerance"

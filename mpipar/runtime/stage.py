@@ -17,6 +17,14 @@ Sums: TypeAlias = dict[str, NDArray[np.int64]]
 """Named int64 arrays; integers, because their sum does not depend on the order."""
 
 
+class Totals(Protocol):
+    """What takes the sums of all workers on rank 0."""
+
+    def take(self, name: str, start: int, piece: NDArray[np.int64]) -> None:
+        """Take elements from `start` on of an array's sum, flattened. Each comes once."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class Task:
     """One piece of work of one `Pool.run`."""
@@ -97,6 +105,17 @@ class Stage(ABC):
         when no task is running; called again if tasks of a lost rank had to be run again.
         """
         del state
+        return None
+
+    def totals(self, shapes: Mapping[str, tuple[int, ...]]) -> Totals | None:
+        """Return what takes the sums on rank 0, a few megabytes at a time.
+
+        So rank 0 needs no memory for int64 arrays that the program would only convert. None: it
+        gets these. Called again if the sum begins again because a rank was lost.
+
+        shapes   of the arrays that any worker's `partial` has
+        """
+        del shapes
         return None
 
     @property

@@ -11,7 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mpipar.runtime.machines.messages import Collect, Partial
-from mpipar.runtime.machines.reduction import CHUNK, WINDOW, RootReduction, WorkerReduction
+from mpipar.runtime.machines.reduction import (
+    CHUNK,
+    WINDOW,
+    RootReduction,
+    WholeSums,
+    WorkerReduction,
+)
 
 
 @given(
@@ -40,11 +46,13 @@ def test_sum_is_right_and_no_rank_piles_up_chunks(ranks, sizes, seed):
     root = RootReduction(1, 1, layouts)
     _drive(root, branches, dice)
     assert root.done
+    assert isinstance(root.totals, WholeSums)
+    found = root.totals.sums
     for name, shape in shapes.items():
         parts = [sums[name] for sums in own.values() if name in sums]
         if parts:
-            assert root.sums[name].tobytes() == np.sum(parts, axis=0, dtype=np.int64).tobytes()
-            assert root.sums[name].shape == shape
+            assert found[name].tobytes() == np.sum(parts, axis=0, dtype=np.int64).tobytes()
+            assert found[name].shape == shape
 
 
 def _numbers(numbers, shape):
@@ -65,7 +73,7 @@ def _drive(root, branches, dice):
         source, target = dice.choice(busy)
         message = wires[source, target].popleft()
         if target == 0:
-            post(0, root.add(source, message))
+            post(0, root.add(message))
         else:
             post(target, branches[target].handle(message))
         for waiting in wires.values():

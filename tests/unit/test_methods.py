@@ -14,7 +14,7 @@ import pytest
 
 from mpipar.cryoem import alignment, masks, noise
 from mpipar.cryoem.ctf import CtfParameters, contrast_transfer, electron_wavelength
-from mpipar.cryoem.fourier import components, image_components
+from mpipar.cryoem.fourier import components, image_components, volume_transform
 from mpipar.cryoem.reconstruction import FixedPoint, HalfSums, fixed_point, solve
 from mpipar.cryoem.resolution import (
     corrected_correlation,
@@ -208,7 +208,8 @@ def test_fsc_and_its_correction():
     coded = fourier_shell_correlation(half1, half2)
     assert coded == pytest.approx(unmasked, abs=1e-5)
     inside = fourier_shell_correlation(half1 * mask, half2 * mask)
-    corrected = corrected_correlation(half1, half2, mask, seed, coded, inside)
+    transforms = [volume_transform(half) for half in (half1, half2)]
+    corrected = corrected_correlation(transforms, mask, seed, coded, inside)
     assert corrected == pytest.approx(expected, abs=1e-4)
 
 
@@ -239,7 +240,8 @@ def test_map_that_is_solved_from_sums(curve: np.ndarray | None) -> None:
             turns = (z - reach) * axis[:, None, None] + (y - reach) * axis[:, None] + x * axis
             wave = value * np.exp(2j * np.pi * turns / m)
             density += (2 if x else 1) * wave.real / m**3
-    sums = HalfSums(numerator.astype(np.complex64), weight.astype(np.float32), n)
+    values = np.stack([numerator.real, numerator.imag, weight], axis=-1).astype(np.float32)
+    sums = HalfSums.of(values, n)
     expected = density / sinc_squared(n)
     assert solve(sums, curve, radius) == pytest.approx(expected, abs=1e-5 * np.abs(expected).max())
 

@@ -144,7 +144,7 @@ class MasterLoop:
             tasks_run_again=scheduler.rerun,
         )
         results = [run.results[task] for task in range(len(scheduler.tasks))]
-        return RunResult(results, run.sums, statistics)
+        return RunResult(results, run.sums, statistics, run.totals)
 
     # The loop
 

@@ -58,13 +58,13 @@ from mpipar.runtime.machines.messages import (
     Unreachable,
 )
 from mpipar.runtime.machines.peer_timeouts import LONG
-from mpipar.runtime.machines.reduction import RootReduction, tree_of_hosts
+from mpipar.runtime.machines.reduction import RootReduction, WholeSums, tree_of_hosts
 from mpipar.runtime.machines.scheduler import Scheduler
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from mpipar.runtime.stage import Policy, Stage, Sums, Task
+    from mpipar.runtime.stage import Policy, Stage, Sums, Task, Totals
 
 MasterAction: TypeAlias = Send | LostWorker
 
@@ -93,12 +93,21 @@ class MasterRun:
         self.asked: set[Rank] = set()  # COLLECTING: the workers that have not answered
         self.layouts: dict[Rank, Layout] = {}
         self.root: RootReduction | None = None
-        self.sums: Sums | None = None
+        self.totals: Totals | None = None
         self.waited = 0.0  # REDUCING: seconds in which no part of the sum has come
         self.error: BaseException | None = None
         self.done: dict[Rank, int] = {}
         self.seconds: dict[Rank, float] = {}
         self.peer_blocks = 0
+
+    def totals_of(self, layout: Layout) -> Totals:
+        """Return what takes the sums."""
+        return self.begin.stage.totals(dict(layout)) or WholeSums(layout)
+
+    @property
+    def sums(self) -> Sums | None:
+        """The sums of a stage that does not make totals of its own."""
+        return self.totals.sums if isinstance(self.totals, WholeSums) else None
 
     @property
     def over(self) -> bool:
@@ -283,7 +292,7 @@ class MasterMachine:
             case Collected():
                 actions = self._on_collected(run, source, message)
             case Partial():
-                actions = self._on_partial(run, source, message)
+                actions = self._on_partial(run, message)
             case TaskOverdue():
                 run.scheduler.set_blame(source, message)
                 why = f"task {message.task} took longer than {run.begin.policy.timeout:g} s"
@@ -349,26 +358,28 @@ class MasterMachine:
         if run.asked:
             return []
         if not run.layouts:
-            return self._finish(run, None)
+            return self._finish(run)
         run.phase, run.waited = RunPhase.REDUCING, 0.0
         tree = None
         if self._within_hosts:
             tree = tree_of_hosts(self._routes.groups(sorted(run.layouts)))
         try:
-            run.root = RootReduction(run.begin.serial, run.number, run.layouts, tree)
+            run.root = RootReduction(run.begin.serial, run.number, run.layouts, tree, run.totals_of)
         except MpiparError as error:
             run.error = error
             return []
-        if run.root.done:
-            return self._finish(run, run.root.sums)
-        return run.root.start()
+        return self._finish(run) if run.root.done else run.root.start()
 
-    def _on_partial(self, run: MasterRun, source: Rank, message: Partial) -> list[Send]:
+    def _on_partial(self, run: MasterRun, message: Partial) -> list[Send]:
         if run.phase is not RunPhase.REDUCING or run.root is None or message.number != run.number:
             return []
         run.waited = 0.0
-        sends = run.root.add(source, message)
-        return sends + self._finish(run, run.root.sums) if run.root.done else sends
+        try:
+            sends = run.root.add(message)
+        except MpiparError as error:  # the program refuses a sum
+            run.error = error
+            return []
+        return sends + self._finish(run) if run.root.done else sends
 
     def _watch_sum(self, run: MasterRun, seconds: float) -> list[Send]:
         """Begin a reduction that has stopped again, with another tree; the second time, fail."""
@@ -384,8 +395,9 @@ class MasterMachine:
         run.phase, run.root = RunPhase.PLACING, None
         return self._advance(run)
 
-    def _finish(self, run: MasterRun, sums: Sums | None) -> list[Send]:
-        run.sums = sums
+    def _finish(self, run: MasterRun) -> list[Send]:
+        run.totals = None if run.root is None else run.root.totals
+        run.root = None
         run.scheduler.bank()
         run.phase = RunPhase.OVER
         return []

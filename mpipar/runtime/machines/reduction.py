@@ -5,9 +5,9 @@
 
 A partial is one sequence of chunks: the arrays in order of name, each cut into pieces. Arrays that
 a worker lacks count as zero and need no memory there. A node adds the chunks of its children to its
-own and passes the sum on. Its own partial stays as it was, because the reduction starts again when
-a rank is lost. `More` keeps a child at most WINDOW chunks ahead of its parent, so that no rank
-holds more than that for each child.
+own and passes the sum on; rank 0 gives it to the stage's totals. A node's own partial stays as it
+was, because the reduction starts again when a rank is lost. `More` keeps a child at most WINDOW
+chunks ahead of its parent, so that no rank holds more than that for each child.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ from mpipar.runtime.machines.messages import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from numpy.typing import NDArray
 
     from mpipar.runtime.machines.broadcast import Groups
-    from mpipar.runtime.stage import Sums
+    from mpipar.runtime.stage import Sums, Totals
 
 CHUNK = 1 << 18  # elements: 2 MiB
 WINDOW = 4  # chunks
@@ -63,13 +63,12 @@ class PartialChunks:
     """A partial as a sequence of one-dimensional views; zeros for arrays that are missing."""
 
     def __init__(self, sums: Sums, layout: Layout, size: int = CHUNK) -> None:
-        nothing = np.zeros(size, np.int64)
+        nothing, shapes = np.zeros(size, np.int64), dict(layout)
         self._pieces = [
             sums[name].reshape(-1)[start : start + size]
             if name in sums
-            else nothing[: prod(shape) - start]
-            for name, shape in layout
-            for start in range(0, prod(shape), size)
+            else nothing[: prod(shapes[name]) - start]
+            for name, start in _places_of_chunks(layout, size)
         ]
 
     def __len__(self) -> int:
@@ -194,8 +193,22 @@ def tree_of_hosts(groups: Groups) -> dict[Rank, tuple[Rank, ...]]:
     return tree
 
 
+class WholeSums:
+    """The totals of a stage that says nothing else: int64 arrays."""
+
+    def __init__(self, layout: Layout) -> None:
+        self.sums: Sums = {name: np.empty(shape, np.int64) for name, shape in layout}
+
+    def take(self, name: str, start: int, piece: NDArray[np.int64]) -> None:
+        """Take elements from `start` on of an array's sum, flattened."""
+        self.sums[name].reshape(-1)[start : start + len(piece)] = piece
+
+
 class RootReduction:
-    """The reduction on rank 0: the place of each worker in the tree, and the total."""
+    """The reduction on rank 0: the place of each worker in the tree, and the total.
+
+    Rank 0 holds at most WINDOW chunks for each child; a chunk that all have sent goes to `totals`.
+    """
 
     def __init__(
         self,
@@ -203,24 +216,28 @@ class RootReduction:
         number: int,
         layouts: dict[Rank, Layout],
         tree: Mapping[Rank, tuple[Rank, ...]] | None = None,
+        totals: Callable[[Layout], Totals] = WholeSums,
     ) -> None:
         """Prepare the total.
 
         layouts  of each worker that has something to add
         tree     the children of each of these workers and of rank 0
+        totals   makes what takes the sums
         """
         self.serial, self.number = serial, number
         self._tree = tree_of_ranks(sorted(layouts)) if tree is None else tree
         self._children = self._tree[MASTER]
         self._layout = _union(layouts)
-        self.sums: Sums = {name: np.zeros(shape, np.int64) for name, shape in self._layout}
-        self._total = PartialChunks(self.sums, self._layout)
-        self._missing = len(self._total) * len(self._children)
+        self.totals = totals(self._layout)
+        self._places = list(_places_of_chunks(self._layout, CHUNK))
+        self._next = 0  # chunk that is complete next
+        self._sums: dict[int, NDArray[np.int64]] = {}
+        self._received: dict[int, int] = {}  # by chunk: how many children have sent it
 
     @property
     def done(self) -> bool:
         """Whether every chunk has arrived from every child."""
-        return self._missing == 0
+        return self._next == len(self._places)
 
     def start(self) -> list[Send]:
         """Send its place to each worker."""
@@ -230,15 +247,27 @@ class RootReduction:
             for child in children
         ]
 
-    def add(self, child: Rank, message: Partial) -> list[Send]:
+    def add(self, message: Partial) -> list[Send]:
         """A chunk has come from a child of rank 0."""
-        total = self._total[message.chunk]
-        total += message.data
-        self._missing -= 1
-        limit = message.chunk + 1 + WINDOW
-        if message.chunk + WINDOW >= len(self._total):
+        chunk = message.chunk
+        # without changing what a child has sent, which may be its own partial
+        before = self._sums.get(chunk)
+        self._sums[chunk] = message.data if before is None else before + message.data
+        self._received[chunk] = self._received.get(chunk, 0) + 1
+        if self._received[chunk] < len(self._children):
             return []
-        return [Send(child, More(self.serial, self.number, limit))]
+        del self._received[chunk]
+        self.totals.take(*self._places[chunk], self._sums.pop(chunk))
+        self._next += 1  # each child sends its chunks in order
+        if self._next + WINDOW > len(self._places):
+            return []
+        more = More(self.serial, self.number, self._next + WINDOW)
+        return [Send(child, more) for child in self._children]
+
+
+def _places_of_chunks(layout: Layout, size: int) -> Iterator[tuple[str, int]]:
+    """Return of each chunk the array that it is of, and where it begins there."""
+    return ((name, start) for name, shape in layout for start in range(0, prod(shape), size))
 
 
 def _union(layouts: dict[Rank, Layout]) -> Layout:

@@ -8,15 +8,21 @@ import numpy as np
 import pytest
 
 from mpipar.cryoem.fourier import (
+    blend_shells,
     components,
     filter_shells,
     image_components,
     interpolation_falloff,
     lowpass_gain,
+    shell_means,
     shell_of_half_volume,
+    shells_by_square,
     supported_shell,
+    undo_falloff,
     volume_from_half_transform,
     volume_half_transform,
+    volume_of_transform,
+    volume_transform,
 )
 from mpipar.errors import InputError
 from tests.support import naive
@@ -109,7 +115,10 @@ def test_falloff_is_what_interpolation_takes_off():
     """Averaged over a cell, trilinear interpolation multiplies the volume by sinc^2 per axis."""
     box, radius = 16, 3
     falloff = interpolation_falloff(box, 2)
-    assert falloff[8, 8, 8] == 1
+    assert falloff[8] == 1
+    volume = np.ones((box,) * 3, np.float32)
+    undo_falloff(volume, 2)
+    assert volume[10, 5, 12] == pytest.approx(1 / (falloff[10] * falloff[5] * falloff[12]))
     place = np.zeros((box,) * 3, np.float32)
     place[8 + 2, 8 - 3, 8 + 4] = 1  # at x, y, z = 4, -3, 2
     half = volume_half_transform(place, 2, radius)
@@ -118,7 +127,7 @@ def test_falloff_is_what_interpolation_takes_off():
         naive.trilinear(half, 2 + k) / np.exp(-2j * np.pi * ((2 + k) @ (4, -3, 2)) / (2 * box))
         for k in offsets
     ]
-    assert np.mean(ratio) == pytest.approx(falloff[10, 5, 12], abs=0.02)
+    assert np.mean(ratio) == pytest.approx(1 / volume[10, 5, 12], abs=0.02)
 
 
 def test_shells_of_a_volume():
@@ -137,6 +146,32 @@ def test_filter_shells_multiplies_shells(box):
     before, after = np.fft.rfftn(volume), np.fft.rfftn(filtered)
     shell = shell_of_half_volume(box)
     np.testing.assert_allclose(after, before * np.append(gain, 0)[shell], atol=1e-3)
+
+
+def test_a_share_of_each_shell_comes_from_another_volume():
+    one, other = np.random.default_rng(0).normal(size=(2, 13, 13, 13)).astype(np.float32)
+    share = np.linspace(1, 0.2, 7)
+    transform = volume_transform(one)
+    blend_shells(transform, volume_transform(other), share)
+    ones = np.ones(7)
+    expected = filter_shells(one, ones - share) + filter_shells(other, share)
+    np.testing.assert_allclose(volume_of_transform(transform, 13), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("sampling", [1, 2])
+def test_shells_by_square_are_nearest_whole_distances(sampling):
+    shell = shells_by_square(5, sampling)
+    distances = [math.sqrt(square) / sampling for square in range(2 * len(shell))]
+    assert shell.tolist() == [round(k) for k in distances if round(k) <= 5]
+
+
+def test_shell_means_are_means_over_all_components():
+    volume = np.random.default_rng(0).normal(size=(12,) * 3).astype(np.float32)
+    transform = np.fft.fftn(np.fft.ifftshift(volume)).real
+    k = np.fft.fftfreq(12, 1 / 12)
+    shell = np.rint(np.sqrt(k[:, None, None] ** 2 + k[:, None] ** 2 + k**2))
+    expected = [transform[shell == s].mean() for s in range(7)]
+    np.testing.assert_allclose(shell_means(volume), expected, atol=1e-4)
 
 
 def test_lowpass_passes_below_and_stops_above_its_cutoff():

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from mpipar.cryoem import masks
+from mpipar.cryoem.fourier import volume_transform
 from mpipar.cryoem.solvent import solvent_mask
 from mpipar.errors import InputError
 from tests.support import naive
@@ -69,7 +70,8 @@ def test_solvent_mask_follows_the_molecule_and_stays_in_the_sphere():
     molecule = naive.Blobs(np.array([[x, 0.0, 0.0] for x in (-6, -3, 0, 3, 6)]), np.ones(5), 1.5)
     sphere = masks.soft_sphere(box, 13, 3)
     noise = np.random.default_rng(0).normal(size=(box,) * 3) * 1e-3
-    mask = solvent_mask(molecule.volume(box) + noise, sphere, pixel_size, 12.0)
+    transform = volume_transform(molecule.volume(box) + noise)
+    mask = solvent_mask(transform, sphere, pixel_size, 12.0)
     assert (mask <= sphere).all()
     assert mask[16, 16, 16 + 6] == 1
     assert mask[16, 16 + 12, 16] == 0
@@ -78,4 +80,5 @@ def test_solvent_mask_follows_the_molecule_and_stays_in_the_sphere():
 
 def test_solvent_mask_of_nothing_is_the_sphere():
     sphere = masks.soft_sphere(16, 5, 2)
-    assert solvent_mask(np.zeros((16, 16, 16), np.float32), sphere, 4.0, 12.0) is sphere
+    nothing = np.zeros((16, 16, 9), np.complex64)
+    assert solvent_mask(nothing, sphere, 4.0, 12.0) is sphere

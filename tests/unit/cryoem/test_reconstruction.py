@@ -24,7 +24,6 @@ from mpipar.cryoem.reconstruction import (
     fixed_point,
     half_sums,
     insert,
-    shells_of,
     solve,
 )
 from mpipar.cryoem.resolution import fourier_shell_correlation
@@ -192,7 +191,7 @@ def test_averaged_sums_are_symmetric_voxel_by_voxel():
     z, y, x = (k.ravel() for k in np.meshgrid(reach, reach, reach[23:], indexing="ij"))
     # up to the outermost voxels that a slice touches
     inside = (x * x + y * y + z * z <= 23**2) & (y >= 0)
-    for half in (halves.numerator, halves.weight):
+    for half in (halves.values[..., :2] @ (1, 1j), halves.values[..., 2]):
         # x, y -> -y, x is a quarter turn, which moves voxels whole; here seen from y, -x
         here, there = half[z + 24, y + 24, x][inside], half[z + 24, 24 - x, y][inside]
         np.testing.assert_allclose(there, here, rtol=1e-4, atol=1e-5 * np.abs(half).max())
@@ -229,17 +228,26 @@ def test_nothing_inserted_gives_an_empty_map():
     np.testing.assert_array_equal(volume, 0)
 
 
-def test_halves_add_up():
-    one = HalfSums(np.ones((5, 5, 4), np.complex64), np.ones((5, 5, 4), np.float32), 8)
-    both = one + one
-    assert both.numerator[0, 0, 0] == 2
-    assert both.weight[0, 0, 0] == 2
-    assert both.box == 8
+def test_map_of_both_halves_is_that_of_their_sums():
+    molecule, scales = naive.blobs(BOX), fixed_point(100.0, 1.0, 200)
+    turns = Rotation.random(120, random_state=5).as_matrix()
+    parts = [sums_of(molecule, part, scales) for part in (turns[:50], turns[50:])]
+    one, two, both = (half_sums(sums, scales, C1, BOX) for sums in (*parts, parts[0] + parts[1]))
+    curve = np.linspace(1.0, 0.1, BOX // 2 + 1)
+    expected = solve(both, curve, RADIUS)
+    found = solve(one, curve, RADIUS, other=two)
+    np.testing.assert_allclose(found, expected, atol=1e-5 * expected.max())
 
 
-def test_shells_count_image_frequencies():
-    shell = shells_of(np.asarray(empty_sums(4)[..., 2], float))
-    centre = shell.shape[0] // 2
-    assert shell[centre, centre, 0] == 0
-    assert shell[centre, centre, 3 * OVERSAMPLING] == 3
-    assert shell[centre - 4 * OVERSAMPLING, centre, 0] == 4
+def test_mean_weight_counts_image_frequencies():
+    values: np.ndarray = np.zeros(empty_sums(4).shape, np.float32)
+    centre = values.shape[0] // 2
+    values[centre, centre, 0, 2] = 5.0
+    values[centre, centre, 3 * OVERSAMPLING, 2] = 1.0
+    values[centre - 4 * OVERSAMPLING, centre, 0, 2] = 2.0
+    mean = HalfSums.of(values, BOX).mean_weight
+    k = np.arange(-centre, centre + 1) / OVERSAMPLING
+    kx = np.arange(values.shape[2]) / OVERSAMPLING
+    shell = np.rint(np.sqrt(k[:, None, None] ** 2 + k[None, :, None] ** 2 + kx[None, None, :] ** 2))
+    expected = [5.0, 0.0, 0.0, 1.0, 2.0] / np.array([(shell == s).sum() for s in range(5)])
+    np.testing.assert_allclose(mean[:5], expected)

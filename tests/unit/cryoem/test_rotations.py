@@ -8,7 +8,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.spatial.transform import Rotation
 
-from mpipar.cryoem.rotations import angle_between, from_euler, to_euler
+from mpipar.cryoem.rotations import (
+    angle_between,
+    from_euler,
+    from_vectors,
+    to_euler,
+    to_vectors,
+)
 
 angle = st.floats(-180, 180)
 tilt = st.one_of(st.floats(0, 180), st.sampled_from([0.0, 1e-9, 1e-5, 90.0, 180.0 - 1e-6, 180.0]))
@@ -52,3 +58,12 @@ def test_angle_between(degrees):
     second = first * Rotation.from_rotvec(np.radians(degrees) * axis)
     found = angle_between(first.as_matrix(), second.as_matrix())
     assert found == pytest.approx(degrees, rel=1e-6, abs=1e-7)
+
+
+def test_vectors_come_back():
+    vectors = np.random.default_rng(0).normal(size=(4, 3, 3))
+    matrices = from_vectors(vectors)
+    assert matrices.shape == (4, 3, 3, 3)
+    np.testing.assert_allclose(to_vectors(matrices), vectors, atol=1e-9)
+    about_z = from_vectors(np.array([0.0, 0.0, np.radians(30)]))
+    np.testing.assert_allclose(about_z, from_euler(np.array([[30.0, 0, 0]]))[0], atol=1e-12)

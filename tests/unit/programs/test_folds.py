@@ -13,7 +13,7 @@ from mpipar.cryoem import reconstruction, symmetry
 from mpipar.cryoem.alignment import Reference, slices_of, weigh
 from mpipar.cryoem.fourier import components, image_components
 from mpipar.cryoem.matches import match_terms, significance
-from mpipar.programs import dataset, folds
+from mpipar.programs import dataset, fold_sums, folds
 from tests.support import naive
 from tests.support.small_refinement import small
 
@@ -56,12 +56,20 @@ def sums_of(data: Dataset, values: NDArray[np.float32]) -> dict[str, NDArray[np.
 
 
 def whole(sums: dict[str, NDArray[np.int64]]) -> dict[str, NDArray[np.int64]]:
-    return {f"half{half}": folds.added_up(sums, half) for half in (1, 2)}
+    return {f"half{half}": fold_sums.added_up(sums, half) for half in (1, 2)}
+
+
+def added(data: Dataset, sums: dict[str, NDArray[np.int64]]) -> fold_sums.FoldSums:
+    """What rank 0 makes of sums that come to it in pieces."""
+    totals = fold_sums.FoldTotals({name: array.shape for name, array in sums.items()}, SCALES)
+    for name, array in sums.items():
+        for start in range(0, array.size, 1000):
+            totals.take(name, start, array.reshape(-1)[start : start + 1000])
+    return totals.finished(data.symmetry, data.geometry.box)
 
 
 def references(data: Dataset, sums: dict[str, NDArray[np.int64]]) -> NDArray[np.float32]:
-    added = folds.sums_of(data, sums, SCALES)
-    return folds.references_of(data, added, CURVE, (RADIUS, RESOLVED), None)
+    return folds.references_of(data, added(data, sums), CURVE, (RADIUS, RESOLVED), None)
 
 
 def noise() -> NDArray[np.float32]:
@@ -168,8 +176,7 @@ def test_small_boxes_of_references_lose_nothing(
     coarse = {name: crop(array, radius) for name, array in sums.items()}
 
     def made() -> tuple[int, dict[str, NDArray[np.generic]]]:
-        added = folds.sums_of(data, coarse, SCALES)
-        volumes = folds.references_of(data, added, CURVE, (radius, radius - 1), None)
+        volumes = folds.references_of(data, added(data, coarse), CURVE, (radius, radius - 1), None)
         return volumes.shape[1], folds.transforms(volumes, radius - 1)
 
     monkeypatch.setattr(folds, "ROOM", 6)
@@ -203,8 +210,7 @@ def test_a_mask_is_brought_to_the_box_of_the_references(data: Dataset) -> None:
     mask = np.zeros((BOX,) * 3, np.float32)
     mask[:, :, BOX // 2 :] = 1
     masked = dataclasses.replace(data, mask=mask)
-    added = folds.sums_of(masked, sums, SCALES)
-    found = folds.references_of(masked, added, CURVE, (5, 4), None)
+    found = folds.references_of(masked, added(masked, sums), CURVE, (5, 4), None)
     middle = found.shape[-1] // 2
     assert middle < BOX // 2
     outside, inside = np.abs(found[..., : middle - 4]), np.abs(found[..., middle:])

@@ -88,6 +88,24 @@ def test_sums_are_collected_from_those_who_hold_and_added_up():
     assert master.run.sums["a"].tolist() == [11, 22]
 
 
+class Refusing(Summing):
+    def totals(self, shapes):
+        assert shapes == dict(LAYOUT)
+        return self
+
+    def take(self, name, start, piece):
+        raise ProtocolError(f"{name} from {start} is {piece.tolist()}")
+
+
+def test_totals_that_refuse_a_sum_end_the_run():
+    master, _ = begun(1, Refusing(), workers=1)
+    master.handle(1, Finished(1, ((0, None),), 0.1))
+    master.handle(1, Collected(1, 1, LAYOUT))
+    assert master.handle(1, Partial(1, 1, 0, np.array([1, 2]))) == []
+    assert isinstance(master.run.error, ProtocolError)
+    assert str(master.run.error) == "a from 0 is [1, 2]"
+
+
 def test_worker_with_nothing_to_add_is_left_out():
     master, _ = begun(2, Summing())
     master.handle(1, Finished(1, ((0, None),), 0.1))

@@ -6,11 +6,13 @@ import pytest
 from mpipar.errors import ProtocolError
 from mpipar.runtime.machines.messages import Collect, More, Partial, Reduce, Send
 from mpipar.runtime.machines.reduction import (
+    CHUNK,
     FAN_IN,
     WINDOW,
     PartialChunks,
     ReductionNode,
     RootReduction,
+    WholeSums,
     WorkerReduction,
     check_sums,
     layout_of,
@@ -111,7 +113,51 @@ def test_array_that_a_worker_lacks_counts_as_zero():
 def test_arrays_without_elements_need_no_messages():
     root = RootReduction(1, 1, {1: (("a", (0, 3)),)})
     assert root.done
-    assert root.sums["a"].shape == (0, 3)
+    assert isinstance(root.totals, WholeSums)
+    assert root.totals.sums["a"].shape == (0, 3)
+
+
+class Pieces:
+    """Totals that note what they are given."""
+
+    def __init__(self, layout):
+        self.layout, self.taken = layout, []
+
+    def take(self, name, start, piece):
+        self.taken.append((name, start, piece.tolist()))
+
+
+def test_totals_get_each_chunk_once_all_children_have_sent_it():
+    layout = (("a", (CHUNK + 2,)), ("b", (1, 2)))
+    root = RootReduction(1, 1, {1: layout, 2: layout}, totals=Pieces)
+    assert isinstance(root.totals, Pieces)
+    assert root.totals.layout == layout
+    first, rest = np.ones(CHUNK, np.int64), np.array([3, 4])
+    for chunk, data in enumerate((first, rest, rest)):
+        assert root.add(Partial(1, 1, chunk, data)) == []
+    assert root.totals.taken == []
+    for chunk, data in enumerate((first, rest, rest)):
+        assert not root.done
+        root.add(Partial(1, 1, chunk, data))
+    assert root.done
+    assert root.totals.taken == [
+        ("a", 0, [2] * CHUNK),
+        ("a", CHUNK, [6, 8]),
+        ("b", 0, [6, 8]),
+    ]
+    assert (first == 1).all()
+    assert rest.tolist() == [3, 4]
+
+
+def test_all_children_may_go_on_once_the_slowest_has_sent_a_chunk():
+    layout = (("a", (CHUNK * (WINDOW + 1),)),)
+    root = RootReduction(1, 1, {1: layout, 2: layout})
+    data = np.ones(CHUNK, np.int64)
+    for chunk in range(WINDOW):
+        assert root.add(Partial(1, 1, chunk, data)) == []
+    more = More(1, 1, WINDOW + 1)
+    assert root.add(Partial(1, 1, 0, data)) == [Send(1, more), Send(2, more)]
+    assert root.add(Partial(1, 1, 1, data)) == []  # they may send all there is
 
 
 def test_chunk_of_a_child_that_is_ahead_waits_for_reduce():
