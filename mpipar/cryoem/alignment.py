@@ -183,13 +183,13 @@ def phases(
     """Return the factors exp(2 pi i k shift / box) that move a particle back by its shift.
 
     shifts       (..., 2) pixels
-    frequencies  (v, 2) float32   kx, ky in cycles per box
+    frequencies  (v, 2) float32   kx, ky in cycles per box, whole numbers
     returns      (..., v)
     """
-    turns = (
-        np.asarray(shifts, np.float64) @ frequencies.T.astype(np.float64) * (2.0 * math.pi / box)
-    )
-    return np.asarray(np.exp(1j * turns), np.complex64)
+    flat = np.ascontiguousarray(np.reshape(shifts, (-1, 2)), np.float64)
+    factors = np.empty((len(flat), len(frequencies)), np.complex64)
+    poses.shift_factors(flat, np.ascontiguousarray(frequencies), box, factors)
+    return factors.reshape(*np.shape(shifts)[:-1], len(frequencies))
 
 
 class GridSearch:

@@ -59,13 +59,33 @@ OPTIONS = typeof(ClimbOptions(2, 64, 10, False, 0.1, 1.0, 10.0))  # type: ignore
 
 @kernel()
 def shift_phases(shift, box, table):
-    """Fill a table (2, 2h+1, 2) float32, first index x or y, with exp(2 pi i k shift / box)."""
+    """Fill a table (2, 2h+1, 2), first index x or y, with exp(2 pi i k shift / box)."""
     half = table.shape[1] // 2
     for axis in range(2):
         turn = 2.0 * math.pi * shift[axis] / box
         for k in range(-half, half + 1):
             table[axis, k + half, 0] = math.cos(turn * k)
             table[axis, k + half, 1] = math.sin(turn * k)
+
+
+@kernel("void(float64[:,::1], float32[:,::1], int64, complex64[:,::1])", changes=(3,))
+def shift_factors(shifts, frequencies, box, factors):
+    """Fill `factors` with exp(2 pi i k shift / box), from a table for each axis.
+
+    shifts       (m, 2) float64      pixels
+    frequencies  (v, 2) float32      kx, ky in cycles per box, whole numbers
+    factors      (m, v) complex64    in place
+    """
+    half = 0
+    for v in range(frequencies.shape[0]):
+        half = max(half, int(abs(frequencies[v, 0])), int(abs(frequencies[v, 1])))
+    table = np.empty((2, 2 * half + 1, 2))
+    for m in range(shifts.shape[0]):
+        shift_phases(shifts[m], box, table)
+        for v in range(frequencies.shape[0]):
+            kx, ky = int(frequencies[v, 0]) + half, int(frequencies[v, 1]) + half
+            xr, xi, yr, yi = table[0, kx, 0], table[0, kx, 1], table[1, ky, 0], table[1, ky, 1]
+            factors[m, v] = complex(xr * yr - xi * yi, xr * yi + xi * yr)
 
 
 @kernel()

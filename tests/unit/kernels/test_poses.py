@@ -88,6 +88,14 @@ def test_score_is_the_log_likelihood():
     assert score == pytest.approx(cross - quadratic / 2)
 
 
+def test_shift_factors_are_the_exponentials():
+    shifts = np.random.default_rng(3).normal(scale=4, size=(7, 2))
+    factors = np.empty((7, COUNT), np.complex64)
+    poses.shift_factors(shifts, WANTED.frequencies, BOX, factors)
+    expected = np.exp(2j * np.pi * (shifts @ WANTED.frequencies.T) / BOX)
+    np.testing.assert_allclose(factors, expected, atol=2e-7)
+
+
 @pytest.mark.parametrize("free", [False, True])
 def test_scores_of_poses_are_those_of_climbs_without_a_step(free):
     data = image_data(np.cos(0.4 * WANTED.distance))[2]
