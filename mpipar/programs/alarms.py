@@ -259,17 +259,17 @@ def _not_past_the_start(evidence: RunEvidence) -> Alarm | None:
 def _still_moving(evidence: RunEvidence) -> Alarm | None:
     """Local iterations cannot turn a pose far, so the last search over all orientations counts."""
     searches = [step for step in evidence.history if _is_search(step)]
-    last = evidence.history[-1] if evidence.history else None
+    last_local = [step for step in evidence.history[-1:] if _is_local(step)]
     if len(searches) >= FEWEST_SEARCHES and searches[-1].jumped > STILL_MOVING:
         seen = (
             f"in the last search over all orientations {searches[-1].jumped:.0%} of the particles "
             "still turned by more than 1.5 steps of the search (at most 4 % where poses are found)"
         )
-    elif last is not None and evidence.finished and last.drift > STILL_DRIFTING:
+    elif evidence.finished and any(step.drift > STILL_DRIFTING for step in last_local):
         seen = (
             "in the last iteration half of the particles still moved their rims by "
-            f"{last.drift:.0%} of the resolution or more ({STILL:.0%} where a refinement ends by "
-            "itself)"
+            f"{last_local[0].drift:.0%} of the resolution or more ({STILL:.0%} where a refinement ends "
+            "by itself)"
         )
     else:
         return None

@@ -23,7 +23,7 @@ pytestmark = pytest.mark.skipif(
 
 @pytest.fixture
 def reference(tmp_path_factory: pytest.TempPathFactory) -> refine_runs.Reference:
-    return refine_runs.reference(tmp_path_factory.getbasetemp())
+    return refine_runs.reference(tmp_path_factory.getbasetemp(), iterations=8)
 
 
 def relion(*words: object) -> str:

@@ -152,6 +152,8 @@ def test_poses_that_still_drift_at_the_end() -> None:
     assert "moved their rims by 20% of the resolution" in sentence(good(history=history))
     assert names(good(history=[*history, replace(drifting, drift=0.1)])) == []
     assert names(good(history=history, finished=False)) == []
+    searching = replace(drifting, kind=SEARCH)
+    assert names(good(history=[step(40, 1.0), searching])) == [], "it has not come to rest yet"
 
 
 def test_poses_that_still_moved_in_the_last_search() -> None:
