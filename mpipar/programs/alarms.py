@@ -268,8 +268,8 @@ def _still_moving(evidence: RunEvidence) -> Alarm | None:
     elif evidence.finished and any(step.drift > STILL_DRIFTING for step in last_local):
         seen = (
             "in the last iteration half of the particles still moved their rims by "
-            f"{last_local[0].drift:.0%} of the resolution or more ({STILL:.0%} where a refinement ends "
-            "by itself)"
+            f"{last_local[0].drift:.0%} of the resolution or more ({STILL:.0%} where a refinement "
+            "ends by itself)"
         )
     else:
         return None
