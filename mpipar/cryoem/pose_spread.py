@@ -41,9 +41,9 @@ NEGLIGIBLE: Final = 1e-3
 MOST_PEAKS: Final = 4
 """Best poses of one image about which poses are drawn."""
 APART: Final = (4.0, 1.0)  # degrees, pixels: peaks nearer to a better one in both are none
-NARROW: Final = 0.1
+NARROW: Final = 0.15
 """Periods of the finest detail used, by which the particle's parts may be displaced (root mean
-square) for an image to count as one that tells its pose well: that detail loses a tenth or so."""
+square) for an image to count as one that tells its pose well: that detail loses a seventh."""
 SPHERE: Final = 0.4  # mean square distance from an axis, over the square of the sphere's radius
 
 

@@ -315,7 +315,7 @@ class Rederived:
         covariance = np.linalg.inv(self.precision(particle) + np.diag(widest**-2.0))
         variances = np.diag(covariance)
         way = math.sqrt(0.4 * self.radius**2 * variances[:3].sum() + variances[3:].sum())
-        if way * self.alignment_radius / self.box < 0.1:
+        if way * self.alignment_radius / self.box < 0.15:
             return [(1.0, turn, shift)]
         steps = self.deviates @ (1.15 * np.linalg.cholesky(covariance)).T
         found = [(turn @ turned(step[:3]), shift + step[3:]) for step in steps]
