@@ -17,7 +17,7 @@ from tests.support import jobs, refine_runs
 from tests.support.installed import MPIRUN
 
 SOON = 15.0  # seconds, on a crowded machine; a fraction of one on a quiet one
-SLOW = {"MPIPAR_SLOW": "1:60,2:60"}  # a search that is not over when the signal comes
+SLOW = {"MPIPAR_SLOW": "1:15,2:15"}  # a search that is not over when the signal comes
 REQUEUE, CANCELLED = 75, 130
 
 pytestmark = pytest.mark.skipif(not MPIRUN.exists(), reason="this environment brings no MPI")

@@ -32,7 +32,11 @@ MARK: Final = "MPIPAR_TEST_JOB"  # in the environment of every process of a job
 def environment(more: Mapping[str, str] = NOTHING) -> dict[str, str]:
     """This process's environment without launchers and knobs, and with more."""
     launchers = ("OMPI_COMM", "PMI", "SLURM", "NSLOTS", "MPIPAR", "PRTE")
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(launchers)}
+    kept = {
+        name: value
+        for name, value in os.environ.items()
+        if name == SESSION_BASE or not name.startswith(launchers)
+    }
     kept |= {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
     kept |= {"MPIPAR_PATIENCE": "50", **more}
     paths = [more.get("PYTHONPATH", ""), str(ROOT)]

@@ -20,18 +20,20 @@ from mpipar.views import plots
 from tests.support.small_refinement import Small, small
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
 MAPS = ("map.mrc", "half1.mrc", "half2.mrc")
 
 
 @pytest.fixture
-def made(tmp_path: Path) -> tuple[Small, Maps, Project]:
+def made(tmp_path: Path) -> Iterator[tuple[Small, Maps, Project]]:
     run = small(tmp_path / "input")
     halves = np.random.default_rng(0).normal(size=(2, 16, 16, 16)).astype(np.float32)
     curve = np.linspace(1.0, -0.2, 9)
     maps = Maps(halves, run.data.sphere, halves.sum(axis=0), curve, curve, curve)
-    return run, maps, Project.create(tmp_path / "run", settings={}, kind="refine")
+    with Project.create(tmp_path / "run", settings={}, kind="refine") as project:
+        yield run, maps, project
 
 
 def write(files: MapFiles, made: tuple[Small, Maps, Project], iteration: int, **changes) -> None:
