@@ -59,7 +59,7 @@ RELION = (
     "--auto_local_healpix_order 4 --offset_range 5 --offset_step 2 --norm --scale --pad 2 "
     "--low_resol_join_halves 40 --dont_check_norm --j 1"
 )
-"""What RELION's own window gives to auto-refine, without a GPU."""
+"""An auto-refine without a GPU, as RELION's users start it."""
 MPI = ("OMPI", "PMIX", "PRTE")  # how names of variables begin that an MPI reads
 RESULTS = ("map.mrc", "half1.mrc", "half2.mrc", "particles.star")
 
