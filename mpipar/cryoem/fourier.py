@@ -153,21 +153,6 @@ def volume_half_transform(
     return result
 
 
-def volume_from_half_transform(
-    transform: NDArray[np.complex64], oversampling: int, box: int
-) -> NDArray[np.float32]:
-    """Return the volume of a half transform; frequencies outside count as zero.
-
-    transform  (d, d, h) from `volume_half_transform`
-    returns    (box, box, box) float32
-    """
-
-    def rows(part: slice) -> NDArray[np.complex64]:
-        return transform[:, part]
-
-    return volume_from_rows(rows, transform.shape[1:], oversampling, box)
-
-
 def volume_from_rows(
     rows: Callable[[slice], NDArray[np.complex64]],
     shape: tuple[int, int],

@@ -58,6 +58,15 @@ OPTIONS = typeof(ClimbOptions(2, 64, 10, False, 0.1, 1.0, 10.0))  # type: ignore
 
 
 @kernel()
+def widest_frequency(frequencies):
+    """Return the largest |kx| or |ky|, whole numbers: the h of a table of `shift_phases`."""
+    half = 0
+    for v in range(frequencies.shape[0]):
+        half = max(half, int(abs(frequencies[v, 0])), int(abs(frequencies[v, 1])))
+    return half
+
+
+@kernel()
 def shift_phases(shift, box, table):
     """Fill a table (2, 2h+1, 2), first index x or y, with exp(2 pi i k shift / box)."""
     half = table.shape[1] // 2
@@ -76,9 +85,7 @@ def shift_factors(shifts, frequencies, box, factors):
     frequencies  (v, 2) float32      kx, ky in cycles per box, whole numbers
     factors      (m, v) complex64    in place
     """
-    half = 0
-    for v in range(frequencies.shape[0]):
-        half = max(half, int(abs(frequencies[v, 0])), int(abs(frequencies[v, 1])))
+    half = widest_frequency(frequencies)
     table = np.empty((2, 2 * half + 1, 2))
     for m in range(shifts.shape[0]):
         shift_phases(shifts[m], box, table)
@@ -363,9 +370,7 @@ def climb(reference, frequencies, image, options, rotations, shifts, scores, cur
     curvatures   (k, 5, 5) float64   in place: normal matrix at the final pose
     """
     free = options.free_scale
-    half = 0
-    for v in range(frequencies.shape[0]):
-        half = max(half, int(abs(frequencies[v, 0])), int(abs(frequencies[v, 1])))
+    half = widest_frequency(frequencies)
     scratch = np.empty((2, 2 * half + 1, 2), np.float32), np.empty((13, CHUNK), np.float32)
     system, trial, low = np.empty((9, 5)), np.empty((9, 5)), np.empty((5, 5))
     rotation, shift = np.empty((3, 3)), np.empty(2)
@@ -422,9 +427,7 @@ def score_poses(reference, frequencies, image, options, rotations, shifts, score
     """Fill `scores` (k,) with the score of each pose; all else is as in `climb`."""
     flat = reference.reshape(-1)
     side, height = reference.shape[0], reference.shape[2]
-    half = 0
-    for v in range(frequencies.shape[0]):
-        half = max(half, int(abs(frequencies[v, 0])), int(abs(frequencies[v, 1])))
+    half = widest_frequency(frequencies)
     table = np.empty((2, 2 * half + 1, 2), np.float32)
     for k in range(rotations.shape[0]):
         shift_phases(shifts[k], options.box, table)

@@ -19,7 +19,7 @@ from mpipar.cryoem.fourier import (
     shells_by_square,
     supported_shell,
     undo_falloff,
-    volume_from_half_transform,
+    volume_from_rows,
     volume_half_transform,
     volume_of_transform,
     volume_transform,
@@ -104,7 +104,7 @@ def test_volume_transform_is_the_sum_over_voxels(box):
 def test_volume_comes_back_from_its_transform(box, radius):
     volume = naive.blobs(box, seed=3).volume(box)
     half = volume_half_transform(volume, 2, radius)
-    back = volume_from_half_transform(half, 2, box)
+    back = volume_from_rows(lambda part: half[:, part], half.shape[1:], 2, box)
     # the corners of Fourier space that were cropped off are small for a smooth volume
     assert np.abs(back - volume).max() < (0.15 if 2 * radius < box - 2 else 0.03) * volume.max()
     again = volume_half_transform(back, 2, radius)
