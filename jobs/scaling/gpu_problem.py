@@ -9,18 +9,20 @@ import numpy as np
 from scipy.spatial.transform import Rotation
 
 from jobs.scaling.simulated_set import PIXEL_SIZE, SIGNAL_TO_NOISE, projections, volume_of
-from mpipar.cryoem import alignment, orientation_grids, reconstruction, symmetry
+from mpipar.cryoem import alignment, orientation_grids, pose_spread, reconstruction, symmetry
 from mpipar.cryoem.alignment import Poses
 from mpipar.cryoem.ctf import CtfParameters
 from mpipar.cryoem.fourier import largest_radius
-from mpipar.cryoem.search_plan import Sampling, plan_search
+from mpipar.cryoem.search_plan import Sampling, plan_search, plan_soft
 from mpipar.programs.block_rows import ImageGeometry, ParticleRows
+from mpipar.programs.soft_stage import SoftStage, spectrum_of
 from mpipar.programs.stages import AlignStage
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 TINY_BOX = 32  # below: for the simulator
+SEARCH, LOCAL, SOFT = "search", "local", "soft"
 
 
 @dataclass(frozen=True)
@@ -28,14 +30,21 @@ class Problem:
     """Simulated images of one box, whose poses are known, and how to align them.
 
     rows   of the images, with no pose known; `near`: with poses near the true ones
+    soft   the stage of a soft iteration that uses all detail that such ones use
     """
 
     stage: AlignStage
     shared: dict[str, Any]
+    soft: SoftStage
+    soft_shared: dict[str, Any]
     images: NDArray[np.float32]
     rows: ParticleRows
     near: ParticleRows
     true: Poses
+
+    def spectrum(self) -> NDArray[np.float64]:
+        """Return the noise (s,) of images in discs, for soft iterations."""
+        return spectrum_of(self.soft_shared, 1, self.soft.geometry)
 
 
 def make_problem(box: int, count: int, *, exhaustive: bool, seed: int = 1) -> Problem:
@@ -62,12 +71,12 @@ def make_problem(box: int, count: int, *, exhaustive: bool, seed: int = 1) -> Pr
         plan = replace(plan, step=45.0, shift_range=1.0, shift_step=1.0, candidates=3, survivors=2)
     power = np.full((2, largest_radius(box) + 1), deviation**2 * box**2)
     reference = alignment.make_reference(volume, plan.radius)
-    shared: dict[str, Any] = {"noise": power, "reference1": reference.transform[None]}
+    transforms = reference.transform[None]
+    shared: dict[str, Any] = {"noise": power, "reference1": transforms, "reference2": transforms}
     if exhaustive:
-        seeds = np.random.SeedSequence(seed)
-        shared["orientations"] = orientation_grids.orientation_grid(
-            plan.step, symmetry.operators("C1"), seeds, half_turn=True
-        )
+        shared["orientations"] = half_grid(plan.step, seed)
+    else:
+        shared["deviates"] = pose_spread.deviates(np.random.SeedSequence(seed))
     bound = float(np.abs(images).sum(axis=(1, 2)).max() / power.min())
     scales = reconstruction.fixed_point(bound, float(1 / power.min()), count)
     stage = AlignStage(
@@ -78,7 +87,28 @@ def make_problem(box: int, count: int, *, exhaustive: bool, seed: int = 1) -> Pr
     known = Poses(true.rotations @ turn, true.shifts + random.normal(0, 0.3, (count, 2)), zero)
     settled = np.zeros(count, bool)
     rows, near = (ParticleRows(1, ctf, zero, one, poses, settled) for poses in (unknown, known))
-    return Problem(stage, shared, images, rows, near, true)
+    soft, soft_shared = soft_stage_of(sampling, stage, volume, power)
+    return Problem(stage, shared, soft, soft_shared, images, rows, near, true)
+
+
+def soft_stage_of(
+    sampling: Sampling, stage: AlignStage, volume: NDArray[np.float32], power: NDArray[np.float64]
+) -> tuple[SoftStage, dict[str, Any]]:
+    """Return the stage of a soft iteration, and its shared arrays."""
+    shell = sampling.box // 2 - 3
+    plan = plan_soft(sampling, shell, 4, spread=None, free_scale=False)
+    if sampling.box < TINY_BOX:
+        plan = replace(plan, step=45.0, reach=1.0, shift_step=1.0)
+    transform = alignment.make_reference(volume, plan.radius).transform[None]
+    shared = {"noise": power, "reference1": transform, "orientations": half_grid(plan.step, 1)}
+    return SoftStage(stage.geometry, plan, stage.scales), shared
+
+
+def half_grid(step: float, seed: int) -> NDArray[np.float32]:
+    """Return orientations of which the half-turned ones are understood."""
+    return orientation_grids.orientation_grid(
+        step, symmetry.operators("C1"), np.random.SeedSequence(seed), half_turn=True
+    )
 
 
 def part_of(rows: ParticleRows, which: slice) -> ParticleRows:

@@ -111,32 +111,39 @@ class SetOptions:
         return PIXEL_SIZE.get(self.box, 3.0)
 
 
+def write_part(folder: Path, options: SetOptions, deviation: float, each: int, first: int) -> Poses:
+    """Write some particles, from number `first` on, with noise; return their true poses."""
+    count = min(each, options.count - first)
+    true, images = stack_part(options.box, options.seed, options.group, first, each)
+    noise = np.random.default_rng((options.seed, first)).standard_normal(images.shape, np.float32)
+    with mrcfile.mmap(folder / "particles.mrcs", mode="r+", permissive=True) as out:
+        out.data[first : first + count] = (images / np.float32(deviation) + noise)[:count]
+    return alignment.first(true, count)
+
+
 def write_set(folder: Path, options: SetOptions, cores: int) -> Poses:
     """Write particles.star, particles.mrcs, init.mrc and truth.mrc; return the true poses."""
     box, count, seed, group = options.box, options.count, options.seed, options.group
     each = min(AT_ONCE, count)
     starts = range(0, count, each)
-    with multiprocessing.get_context("spawn").Pool(cores) as pool:
-        parts = pool.map(partial(stack_part, box, seed, group, count=each), starts, chunksize=1)
     pixel_size = options.pixel_size
-    random = np.random.default_rng(seed)
-    deviation = float(parts[0][1].std()) / np.sqrt(options.signal_to_noise)
+    clean = stack_part(box, seed, group, 0, each)[1]
+    deviation = float(clean.std()) / np.sqrt(options.signal_to_noise)
     folder.mkdir(parents=True, exist_ok=True)
     shape = (count, box, box)
     with mrcfile.new_mmap(
         folder / "particles.mrcs", shape=shape, mrc_mode=2, overwrite=True
     ) as out:
-        for start, (_, images) in zip(starts, parts, strict=True):
-            wanted = images[: count - start] / deviation
-            noise = random.standard_normal(wanted.shape, np.float32)
-            out.data[start : start + each] = wanted + noise
         out.voxel_size = pixel_size
+    with multiprocessing.get_context("spawn").Pool(cores) as pool:
+        work = partial(write_part, folder, options, deviation, each)
+        parts = pool.map(work, starts, chunksize=1)
     truth = volume_of(box, seed, group)
     write_volume(folder / "truth.mrc", truth, pixel_size)
     low = filter_shells(truth, lowpass_gain(box, box * pixel_size / START))
     write_volume(folder / "init.mrc", low, pixel_size)
     (folder / "particles.star").write_text(star_of(count, each, box, pixel_size))
-    return alignment.first(alignment.joined(*(true for true, _ in parts)), count)
+    return alignment.joined(*parts)
 
 
 def star_of(count: int, each: int, box: int, pixel_size: float) -> str:

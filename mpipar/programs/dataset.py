@@ -90,15 +90,12 @@ def half_sets(particles: ParticleSet, seed: int) -> NDArray[np.int8]:
 def folds_of(
     half: NDArray[np.int8],
     symmetry_order: int,
-    *,
-    on_devices: bool,
     first: NDArray[np.int64] | None = None,
 ) -> NDArray[np.int8]:
     """Return the fold (p,) of each particle within its half set, from 0.
 
     Neighbours of the particle list, which may show the same specimen, are in one fold, and so are
-    copies of an image, which show the same noise. On GPUs, which keep the sums of both half sets,
-    there is one fold.
+    copies of an image, which show the same noise.
 
     first   (p,) the first particle with the same image; None: each has its own
     """
@@ -107,7 +104,7 @@ def folds_of(
     new = first == np.arange(len(half))
     rows = [np.flatnonzero((half == number) & new) for number in (1, 2)]
     slices = max(int(np.count_nonzero(half == number)) for number in (1, 2)) * symmetry_order
-    if on_devices or slices > MOST_FOLDED:
+    if slices > MOST_FOLDED:
         return fold
     count = min(FOLDS, *map(len, rows))
     for mine in rows:
@@ -335,8 +332,8 @@ def make_dataset(
     if settings.targetres is not None:
         finest = min(finest, max(4, math.floor(box * pixel_size / settings.targetres)))
     fold = constants.fold
-    if fold is None or devices is not None:
-        fold = folds_of(constants.half, len(operators), on_devices=devices is not None)
+    if fold is None:
+        fold = folds_of(constants.half, len(operators))
     return Dataset(
         geometry=geometry,
         sampling=Sampling(box, 2 * geometry.radius, finest, len(operators)),

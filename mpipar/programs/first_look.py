@@ -60,7 +60,7 @@ def look_at_all(
     geometry = start.geometry
     half = dataset.half_sets(inputs.particles, settings.seed)
     copies.require_two_halves(inputs.particles, half)
-    fold = dataset.folds_of(half, start.symmetry_order, on_devices=False)
+    fold = dataset.folds_of(half, start.symmetry_order)
     source = inputs.stacks.divided(dataset.blocks_of(half, fold))
     sphere = soft_sphere(inputs.box, geometry.radius, MASK_EDGE)
     last = max(
@@ -74,7 +74,7 @@ def look_at_all(
     notes += copies.pixel_notes(inputs.particles, half, pixels, images)
     half = copies.together(half, images)
     notes += copies.require_two_halves(inputs.particles, half)
-    fold = dataset.folds_of(half, start.symmetry_order, on_devices=False, first=images)
+    fold = dataset.folds_of(half, start.symmetry_order, images)
     blocks, looks = _cut_anew(source.blocks, looks, dataset.blocks_of(half, fold))
     constants, spectra = dataset.measure(inputs.box, half, blocks, looks)
     constants = replace(constants, fold=fold)

@@ -173,7 +173,7 @@ def shared_arrays(
 ) -> dict[str, NDArray[np.generic]]:
     """Return the arrays that every worker gets once for the iteration; AlignStage names them."""
     shared = {"noise": state.noise, **folds.transforms(state.references, plan.radius)}
-    if data.devices is None and not plan.free_scale:  # else likelihoods are not known
+    if not plan.free_scale:  # else likelihoods are not known
         drawn = np.random.SeedSequence(data.seed, spawn_key=(state.iteration + 1, 2))
         shared["deviates"] = pose_spread.deviates(drawn)
     if plan.exhaustive:

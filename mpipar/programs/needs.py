@@ -17,7 +17,11 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 
 from mpipar.cryoem.alignment import shift_grid
-from mpipar.cryoem.device.device_memory import LARGEST_DEVICE_BLOCK, device_bytes
+from mpipar.cryoem.device.device_memory import (
+    LARGEST_DEVICE_BLOCK,
+    device_bytes,
+    soft_device_bytes,
+)
 from mpipar.cryoem.fourier import components, largest_radius
 from mpipar.cryoem.orientation_grids import orientation_grid
 from mpipar.cryoem.search_plan import Sampling, plan_search, plan_soft
@@ -123,7 +127,7 @@ class _Folded:
 
 def _folded(inputs: RefineInputs, symmetry: NDArray[np.float64]) -> _Folded:
     half = np.resize(np.array([1, 2], np.int8), inputs.particles.count)
-    count = int(folds_of(half, len(symmetry), on_devices=False).max()) + 1
+    count = int(folds_of(half, len(symmetry)).max()) + 1
     radius = largest_radius(inputs.box)
     while radius > 1 and 2 * count * sums_bytes(radius) > LARGEST_SUMS:
         radius -= 1
@@ -166,7 +170,12 @@ def device_need(inputs: RefineInputs, symmetry: NDArray[np.float64], seed: int) 
     plan = plan_search(sampling, finest, exhaustive=True, free_scale=True, doubtful=True)
     grid = orientation_grid(plan.step, symmetry, np.random.SeedSequence(seed))
     images = min(inputs.particles.count, LARGEST_DEVICE_BLOCK)
-    return device_bytes(box, plan, finest, len(grid), images)
+    soft = plan_soft(sampling, finest, 2, spread=None, free_scale=False)
+    soft_grid = _half_grid(soft.step, symmetry, seed)
+    return max(
+        device_bytes(box, plan, finest, len(grid), images),
+        soft_device_bytes(box, soft, len(soft_grid), images),
+    )
 
 
 def _speed(values: int) -> float:

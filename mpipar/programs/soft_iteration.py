@@ -96,7 +96,7 @@ class Signal:
 
 def soft_stage(data: Dataset, state: RefineState, plan: SoftPlan) -> SoftStage:
     """Return the iteration's stage."""
-    return SoftStage(data.geometry, plan, soft_fixed_point(data, state))
+    return SoftStage(data.geometry, plan, soft_fixed_point(data, state), data.devices)
 
 
 def soft_fixed_point(data: Dataset, state: RefineState) -> FixedPoint:

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from mpipar.programs.block_rows import ImageGeometry, ParticleRows
+    from mpipar.programs.device_soft import DeviceExpecter
+    from mpipar.programs.devices import DeviceChoice
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,7 @@ class SoftState:
     grids       of the references that were needed last
     by_pose     sums by orientation that were added to last
     inserted    sums of those that had to make room
+    expecter    does all that on a GPU instead
     """
 
     shared: Mapping[str, Any]
@@ -48,6 +51,7 @@ class SoftState:
     grids: dict[tuple[str, int], GridPosterior] = field(default_factory=dict)
     by_pose: dict[str, reconstruction.OrientationSums] = field(default_factory=dict)
     inserted: dict[str, NDArray[np.int64]] = field(default_factory=dict)
+    expecter: DeviceExpecter | None = None
 
     def grid(
         self,
@@ -94,22 +98,39 @@ class SoftStage(Stage):
 
     Shared arrays: ``reference1, reference2`` (transforms, of each fold), ``noise`` (2, s), and
     ``orientations`` (m, 3, 3), of which those half a turn in the image plane away are understood.
+
+    devices   the GPUs that do it; None: the processors
     """
 
     def __init__(
-        self, geometry: ImageGeometry, plan: SoftPlan, scales: reconstruction.FixedPoint
+        self,
+        geometry: ImageGeometry,
+        plan: SoftPlan,
+        scales: reconstruction.FixedPoint,
+        devices: DeviceChoice | None = None,
     ) -> None:
         self.geometry = geometry
         self.plan = plan
         self.scales = scales
+        self.devices = devices
 
     def start(self, shared: Mapping[str, Any]) -> SoftState:
-        return SoftState(shared, components(self.geometry.box, self.plan.insertion_radius))
+        radius = self.plan.insertion_radius
+        state = SoftState(shared, components(self.geometry.box, radius))
+        if self.devices is not None:
+            from mpipar.programs.device_block import DeviceBlocks
+            from mpipar.programs.device_soft import DeviceExpecter
+
+            blocks = DeviceBlocks.of(self.devices.open(), self.geometry, radius, shared)
+            state.expecter = DeviceExpecter(blocks, self.plan, self.scales)
+        return state
 
     def run(self, task: Task, block: Block | None, state: SoftState) -> SoftResult:
         assert block is not None
         rows: ParticleRows = task.payload
         wanted, spectrum = state.wanted, spectrum_of(state.shared, rows.half, self.geometry)
+        if state.expecter is not None:
+            return SoftResult(*state.expecter.expect(rows, block["images"], spectrum))
         masked, data = weighted(rows, block["images"], self.geometry, wanted, spectrum)
         name = f"reference{rows.half}"
         grid = state.grid(name, rows.fold, self.geometry, self.plan, spectrum)
@@ -127,6 +148,8 @@ class SoftStage(Stage):
         return FoldTotals(shapes, self.scales)
 
     def partial(self, state: SoftState) -> dict[str, NDArray[np.int64]]:
+        if state.expecter is not None:
+            return state.expecter.sums()
         state.insert(state.by_pose)
         state.by_pose = {}
         return state.inserted

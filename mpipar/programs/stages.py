@@ -188,17 +188,12 @@ class AlignStage(Stage):
         wanted = components(self.geometry.box, self.insertion_radius)
         state = AlignState(shared, wanted, self._spread(wanted, shared.get("deviates")))
         if self.devices is not None:
-            from mpipar.programs.device_block import DeviceAligner
+            from mpipar.programs.device_block import DeviceAligner, DeviceBlocks
 
-            accelerator, plan = self.devices.open(), self.plan
+            on, radius = self.devices.open(), self.insertion_radius
+            blocks = DeviceBlocks.of(on, self.geometry, radius, shared)
             state.aligner = DeviceAligner(
-                accelerator,
-                self.geometry,
-                plan,
-                self.insertion_radius,
-                self.scales,
-                shared,
-                self.first_independent_shell,
+                blocks, self.plan, self.scales, self.first_independent_shell
             )
         return state
 

@@ -9,7 +9,14 @@ import numba
 from numba import cuda, types
 from numba.cuda import dispatcher
 
-from mpipar.kernels.device import device_climb, device_insertion, device_scores, device_slices
+from mpipar.kernels.device import (
+    device_climb,
+    device_insertion,
+    device_posterior,
+    device_scores,
+    device_slices,
+    device_spread,
+)
 from mpipar.kernels.poses import OPTIONS
 
 
@@ -45,6 +52,42 @@ KERNELS: list[tuple[Any, tuple[Any, ...]]] = [
     (device_scores.best_of_starts, (array(f64, 2), array(i32, 1))),
     (
         device_climb.climb,
+        (
+            types.Tuple([array(f32, 1), i64, i64]), array(f32, 2), array(f32, 3), array(i32, 1),
+            OPTIONS, i64, types.Tuple([array(f64, 3), array(f64, 2)]), array(f64, 1), array(f64, 3),
+        ),
+    ),
+    (
+        device_posterior.move_images,
+        (
+            array(f32, 3), array(f64, 2), array(f64, 2), array(f32, 2), i64, array(f32, 2),
+            array(f32, 2),
+        ),
+    ),
+    (
+        device_posterior.log_likelihoods,
+        (array(f32, 3), array(f32, 3), array(f32, 2), array(f32, 1), types.boolean, array(f32, 2)),
+    ),
+    (device_posterior.exponentiate, (array(f32, 3), array(f32, 3), array(f32, 1), array(f32, 3))),
+    (device_posterior.halve, (array(f32, 3), array(f32, 3), array(f64, 1))),
+    (device_posterior.add_whole, (array(f32, 3), types.UniTuple(f64, 2), array(i64, 3))),
+    (
+        device_posterior.insert_whole,
+        (array(i64, 3), array(f64, 3), array(f32, 2), i64, pair, array(i64, 1)),
+    ),
+    (
+        device_spread.spread_factors,
+        (array(f64, 3), f64, types.UniTuple(f64, 2), f64, array(f64, 3), array(f64, 2)),
+    ),
+    (
+        device_spread.draw_poses,
+        (
+            types.Tuple([array(f64, 4), array(f64, 3), array(f64, 4)]), array(i32, 2),
+            array(types.boolean, 1), array(f64, 2), array(f64, 5), array(f64, 4), array(f64, 3),
+        ),
+    ),
+    (
+        device_spread.score_poses,
         (
             types.Tuple([array(f32, 1), i64, i64]), array(f32, 2), array(f32, 3), array(i32, 1),
             OPTIONS, i64, types.Tuple([array(f64, 3), array(f64, 2)]), array(f64, 1),

@@ -28,6 +28,7 @@ from mpipar.kernels.device.device_code import blocks_for, launch
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+    from typing_extensions import Self
 
     from mpipar.cryoem.device.accelerator import Accelerator
     from mpipar.cryoem.device.device_images import DeviceComponents
@@ -96,12 +97,26 @@ class DevicePoses:
     shifts     (..., 2) float64
     score      (...) float64
     owners     (...) int32: the row of the block's data that each pose is for; -1: no pose
+    curvature  (..., 5, 5) float64: how fast the score falls, see `alignment.Peaks`; 0 before a
+               climb
     """
 
     rotations: Any
     shifts: Any
     score: Any
     owners: Any
+    curvature: Any
+
+    @classmethod
+    def of(cls, xp: Any, rotations: Any, shifts: Any, owners: Any) -> Self:
+        """Return poses that nothing is known of yet."""
+        shape = owners.shape
+        return cls(rotations, shifts, xp.zeros(shape), owners, xp.zeros((*shape, 5, 5)))
+
+    def taken(self, places: tuple[Any, ...]) -> Self:
+        """Return the poses at some places."""
+        names = ("rotations", "shifts", "score", "owners", "curvature")
+        return type(self)(*(getattr(self, name)[places] for name in names))
 
 
 class DeviceGridSearch:
@@ -146,7 +161,7 @@ class DeviceGridSearch:
         moves = self._grid[xp.take_along_axis(which, kept, axis=1).astype(np.int64)]
         shifts = xp.ascontiguousarray(centres[:, None, :] + moves)
         rows = xp.arange(len(data), dtype=np.int32)[:, None]
-        return DevicePoses(rotations, shifts, xp.zeros(picks.shape), either(xp, picks, rows))
+        return DevicePoses.of(xp, rotations, shifts, either(xp, picks, rows))
 
     def _score(self, data: Any, centres: Any) -> tuple[Any, Any]:
         """Return the score (b, o) of each orientation at its best shift, and that shift's index."""
@@ -225,6 +240,7 @@ def climb(
             radius,
             (start.rotations.reshape(-1, 3, 3), start.shifts.reshape(-1, 2)),
             start.score.reshape(-1),
+            start.curvature.reshape(-1, 5, 5),
         ),
         device_climb.shared_bytes(radius, threads),
     )
@@ -238,15 +254,18 @@ def find_poses(
     plan: SearchPlan,
     search: tuple[DeviceGridSearch, NDArray[np.bool_]] | None,
 ) -> DevicePoses:
-    """Find the best pose of each image of a block: the twin of `alignment.find_poses`."""
+    """Find the poses that fit each image best, (b, n): the twin of `alignment.find_poses`.
+
+    They are in the order in which their climbs began.
+    """
     accelerator = reference.accelerator
     xp, images = accelerator.xp, len(data)
     searched = np.zeros(images, bool) if search is None else search[1]
     places = plan.survivors + 1 if searched.any() else 1
-    starts = DevicePoses(
+    starts = DevicePoses.of(
+        xp,
         xp.zeros((images, places, 3, 3)),
         xp.zeros((images, places, 2)),
-        xp.zeros((images, places)),
         xp.full((images, places), -1, np.int32),
     )
     if search is not None and searched.any():
@@ -261,17 +280,15 @@ def find_poses(
     starts.rotations[:, -1] = accelerator.to_device(previous.rotations)
     starts.shifts[:, -1] = accelerator.to_device(previous.shifts)
     climb(reference, wanted, data, starts, plan, (plan.radius, 10))
-    best = xp.empty(images, np.int32)
-    launch(device_scores.best_of_starts, blocks_for(images, THREADS), THREADS, (starts.score, best))
-    every = xp.arange(images)
-    return taken(starts, (every, best))
+    return starts
 
 
-def taken(poses: DevicePoses, places: tuple[Any, Any]) -> DevicePoses:
-    """Return the poses at some places."""
-    return DevicePoses(
-        poses.rotations[places], poses.shifts[places], poses.score[places], poses.owners[places]
-    )
+def best_of(xp: Any, found: DevicePoses) -> DevicePoses:
+    """Return the best pose (b) of each image of those found (b, n); of equals the first."""
+    best = xp.empty(len(found.score), np.int32)
+    blocks = blocks_for(len(best), THREADS)
+    launch(device_scores.best_of_starts, blocks, THREADS, (found.score, best))
+    return found.taken((xp.arange(len(best)), best))
 
 
 def survivors(
@@ -300,6 +317,6 @@ def survivors(
         FEW_THREADS,
         (found.rotations, found.shifts, found.score, limits, kept),
     )
-    best = taken(found, (xp.arange(len(which))[:, None], xp.maximum(kept, 0)))
+    best = found.taken((xp.arange(len(which))[:, None], xp.maximum(kept, 0)))
     best.owners = either(xp, kept, rows)
     return best

@@ -31,6 +31,7 @@ solve_step = on_device(poses.solve_step)
 turned = on_device(poses.turned)
 best_scale = on_device(poses.best_scale)
 limited = on_device(poses.limited)
+copy_symmetric = on_device(poses.copy_symmetric)
 
 
 def shared_bytes(radius: int, threads: int) -> int:
@@ -248,7 +249,7 @@ def decide(action, tried, system, options, state, current, trial):
 
 
 @cuda.jit
-def climb(volume, frequencies, data, owners, options, radius, found, results):
+def climb(volume, frequencies, data, owners, options, radius, found, results, curvatures):
     """Improve each starting pose by damped Gauss-Newton steps; one block for each.
 
     volume       the reference (d, d, h, 2) float32 as one flat array, d, h
@@ -258,6 +259,7 @@ def climb(volume, frequencies, data, owners, options, radius, found, results):
     options      ClimbOptions
     found        rotations (c, 3, 3) and shifts (c, 2) float64, in place
     results      (c,) float64        in place: log-likelihood; -infinity where there is no start
+    curvatures   (c, 5, 5) float64   in place: normal matrix at the final pose
     """
     start, t = cuda.blockIdx.x, cuda.threadIdx.x
     room = cuda.shared.array(0, float32)
@@ -295,3 +297,4 @@ def climb(volume, frequencies, data, owners, options, radius, found, results):
             break
     if t == 0:
         results[start] = state[0]
+        copy_symmetric(system, curvatures[start])

@@ -14,6 +14,15 @@ SMALLEST_QUADRATIC = 1e-37
 NO_TURN = (np.float32(0.0),) * 9
 
 
+@cuda.jit(device=True)
+def moved_back(real, imaginary, turns):
+    """Return a component times exp(2 pi i turns)."""
+    # less than half a turn is left, for which float32 is accurate
+    angle = np.float32(2.0 * math.pi * (turns - math.floor(turns + 0.5)))
+    cr, ci = np.float32(math.cos(angle)), np.float32(math.sin(angle))
+    return real * cr - imaginary * ci, real * ci + imaginary * cr
+
+
 @cuda.jit
 def shift_images(data, centres, grid, frequencies, box, rows):
     """Move each image's data back by each shift of a grid; one thread for each component of a row.
@@ -32,13 +41,9 @@ def shift_images(data, centres, grid, frequencies, box, rows):
         s = row - b * shifts
         along = (centres[b, 0] + grid[s, 0]) * frequencies[v, 0]
         along += (centres[b, 1] + grid[s, 1]) * frequencies[v, 1]
-        turns = along / box
-        # less than half a turn is left, for which float32 is accurate
-        angle = np.float32(2.0 * math.pi * (turns - math.floor(turns + 0.5)))
-        cr, ci = np.float32(math.cos(angle)), np.float32(math.sin(angle))
-        real, imaginary = data[b, v, 0], data[b, v, 1]
-        rows[b, s, v, 0] = real * cr - imaginary * ci
-        rows[b, s, v, 1] = real * ci + imaginary * cr
+        value = moved_back(data[b, v, 0], data[b, v, 1], along / box)
+        rows[b, s, v, 0] = value[0]
+        rows[b, s, v, 1] = value[1]
 
 
 @cuda.jit

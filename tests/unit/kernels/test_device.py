@@ -41,5 +41,6 @@ def test_kernels_compile_for_gpus(capability):
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.split() == [
         "extract_slices", "insert_slices", "shift_images", "best_over_shifts", "pick_distinct",
-        "keep_best", "best_of_starts", "climb",
+        "keep_best", "best_of_starts", "climb", "move_images", "log_likelihoods", "exponentiate",
+        "halve", "add_whole", "insert_whole", "spread_factors", "draw_poses", "score_poses",
     ]  # fmt: skip

@@ -78,7 +78,7 @@ def noise() -> NDArray[np.float32]:
 
 def test_folds_are_even_parts_of_each_half_set_and_neighbours_are_together() -> None:
     half = np.tile([1, 2, 2], 40).astype(np.int8)
-    fold = dataset.folds_of(half, 1, on_devices=False)
+    fold = dataset.folds_of(half, 1)
     for number in (1, 2):
         mine = fold[half == number]
         assert (np.diff(mine) >= 0).all()
@@ -86,7 +86,7 @@ def test_folds_are_even_parts_of_each_half_set_and_neighbours_are_together() -> 
         assert len(sizes) == dataset.FOLDS
         assert np.ptp(sizes) <= 1
     first = np.arange(len(half)) % 60  # each image stands in the list twice
-    with_copies = dataset.folds_of(half, 1, on_devices=False, first=first)
+    with_copies = dataset.folds_of(half, 1, first=first)
     assert np.array_equal(with_copies[:60], with_copies[60:])
     assert len(np.unique(with_copies)) == dataset.FOLDS
     blocks = dataset.blocks_of(half, fold)
@@ -95,20 +95,19 @@ def test_folds_are_even_parts_of_each_half_set_and_neighbours_are_together() -> 
 
 
 @pytest.mark.parametrize(
-    ("count", "order", "on_devices", "expected"),
+    ("count", "order", "expected"),
     [
-        (2 * dataset.MOST_FOLDED, 1, False, dataset.FOLDS),
-        (2 * dataset.MOST_FOLDED + 2, 1, False, 1),
-        (320, 60, False, dataset.FOLDS),
-        (400, 60, False, 1),
-        (100, 1, True, 1),
-        (4, 1, False, 2),
-        (1, 1, False, 1),
+        (2 * dataset.MOST_FOLDED, 1, dataset.FOLDS),
+        (2 * dataset.MOST_FOLDED + 2, 1, 1),
+        (320, 60, dataset.FOLDS),
+        (400, 60, 1),
+        (4, 1, 2),
+        (1, 1, 1),
     ],
 )
-def test_folds_are_for_few_slices(count: int, order: int, on_devices: bool, expected: int) -> None:
+def test_folds_are_for_few_slices(count: int, order: int, expected: int) -> None:
     half = np.resize(np.array([1, 2], np.int8), count)
-    assert len(np.unique(dataset.folds_of(half, order, on_devices=on_devices))) == expected
+    assert len(np.unique(dataset.folds_of(half, order))) == expected
 
 
 def test_large_sums_are_not_kept_by_fold(data: Dataset) -> None:

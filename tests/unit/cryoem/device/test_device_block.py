@@ -6,11 +6,20 @@ import numpy as np
 import pytest
 from scipy.spatial.transform import Rotation
 
-from mpipar.cryoem import alignment, orientation_grids, reconstruction, rotations, symmetry
+from mpipar.cryoem import (
+    alignment,
+    orientation_grids,
+    pose_spread,
+    reconstruction,
+    rotations,
+    symmetry,
+)
 from mpipar.cryoem.alignment import Poses, SearchPlan
 from mpipar.cryoem.ctf import CtfParameters
+from mpipar.cryoem.posterior import SoftPlan
 from mpipar.programs.block_rows import ImageGeometry, ParticleRows
 from mpipar.programs.devices import DeviceChoice
+from mpipar.programs.soft_stage import SoftStage
 from mpipar.programs.stages import AlignStage
 from mpipar.runtime.stage import Task
 from tests.support.naive import blobs
@@ -24,6 +33,7 @@ BOX, IMAGES = 16, 3
 GEOMETRY = ImageGeometry(BOX, 3.0, 7.0)
 MOLECULE = blobs(BOX)
 OTHER = blobs(BOX, seed=5)
+THIRD = blobs(BOX, seed=6)
 TURNS = Rotation.random(IMAGES, random_state=3).as_matrix()
 
 
@@ -48,10 +58,15 @@ def block() -> tuple[np.ndarray, CtfParameters]:
     return images.astype(np.float32), ctf
 
 
+def reference_of(molecule, plan) -> np.ndarray:
+    return alignment.make_reference(molecule.volume(BOX), plan.radius).transform
+
+
 @pytest.mark.parametrize(
-    ("exhaustive", "free_scale"), [(True, True), (True, False), (False, False)]
+    ("exhaustive", "free_scale", "spread"),
+    [(True, True, False), (True, False, False), (False, False, True)],
 )
-def test_block_has_the_processors_poses_residual_and_sums(exhaustive, free_scale):
+def test_block_has_the_processors_poses_residual_and_sums(exhaustive, free_scale, spread):
     images, ctf = block()
     plan = SearchPlan(4, 5, 6, 60.0, 1.0, 1.0, 4, 2, free_scale, exhaustive)
     known = Poses(
@@ -63,14 +78,16 @@ def test_block_has_the_processors_poses_residual_and_sums(exhaustive, free_scale
         known = Poses(known.rotations, known.shifts, np.full(IMAGES, -np.inf))
     settled = np.array([False, not free_scale, False])
     zero, one = np.zeros(IMAGES), np.ones(IMAGES)
-    rows = ParticleRows(1, ctf, zero, one, known, settled)
+    rows = ParticleRows(1, ctf, zero, one, known, settled, 1, folded=True)
     seed = np.random.SeedSequence(1)
     shared = {
         "noise": np.full((2, 9), 0.03),
-        "reference1": alignment.make_reference(MOLECULE.volume(BOX), plan.radius).transform[None],
-        "reference2": alignment.make_reference(OTHER.volume(BOX), plan.radius).transform[None],
+        "reference1": np.stack([reference_of(THIRD, plan), reference_of(MOLECULE, plan)]),
+        "reference2": np.stack([reference_of(THIRD, plan), reference_of(OTHER, plan)]),
         "orientations": orientation_grids.orientation_grid(60.0, symmetry.operators("C1"), seed),
     }
+    if spread:
+        shared["deviates"] = pose_spread.deviates(seed)[::4]
     scales = reconstruction.fixed_point(1e5, 1e4, IMAGES)
     stage = AlignStage(GEOMETRY, plan, 7, scales, first_independent_shell=2)
     state = stage.start(shared)
@@ -94,6 +111,50 @@ def test_block_has_the_processors_poses_residual_and_sums(exhaustive, free_scale
     for name in found.matches.__dataclass_fields__:
         values, usual = getattr(found.matches, name), getattr(expected.matches, name)
         np.testing.assert_allclose(values, usual, rtol=0.02, atol=0.02 * np.abs(usual).max())
-    sums, usual = there.partial(device_state)["half1"], stage.partial(state)["half1"]
+    sums, usual = there.partial(device_state)["half1.1"], stage.partial(state)["half1.1"]
     apart = np.linalg.norm((sums - usual).astype(np.float64))
     assert apart < 0.05 * np.linalg.norm(usual.astype(np.float64))
+
+
+@pytest.mark.parametrize("free_scale", [True, False])
+def test_soft_block_has_the_processors_posterior_residual_and_sums(free_scale, monkeypatch):
+    from mpipar.cryoem.device import device_posterior
+
+    monkeypatch.setattr(device_posterior, "SOFT_ROWS", 10)  # two groups of images
+    images, ctf = block()
+    images += np.random.default_rng(2).normal(0, 0.3, images.shape).astype(np.float32)
+    plan = SoftPlan(4, 6, 60.0, 1.0, 1.0, 0.7, free_scale)
+    unknown = Poses(
+        np.broadcast_to(np.eye(3), (IMAGES, 3, 3)), np.zeros((IMAGES, 2)), np.zeros(IMAGES)
+    )
+    zero, one = np.zeros(IMAGES), np.ones(IMAGES)
+    rows = ParticleRows(2, ctf, zero, one, unknown, np.zeros(IMAGES, bool))
+    grid = orientation_grids.orientation_grid(
+        60.0, symmetry.operators("C1"), np.random.SeedSequence(1), half_turn=True
+    )
+    shared = {
+        "noise": np.full((2, 9), 25.0),
+        "reference2": reference_of(MOLECULE, SearchPlan(4, 4, 4, 60, 1, 1, 1, 1, False, True))[
+            None
+        ],
+        "orientations": grid,
+    }
+    scales = reconstruction.fixed_point(1e5, 1e4, IMAGES)
+    stage, there = (SoftStage(GEOMETRY, plan, scales, on) for on in (None, Simulated(())))
+    state, device_state = stage.start(shared), there.start(shared)
+    for twice in range(2):
+        expected = stage.run(Task(twice, 0, rows), {"images": images}, state)
+        found = there.run(Task(twice, 0, rows), {"images": images}, device_state)
+    assert len(FETCHED) == 2 * 7
+    assert expected.found.peak.max() < 0.9
+    np.testing.assert_array_equal(found.found.poses.rotations, expected.found.poses.rotations)
+    np.testing.assert_array_equal(found.found.poses.shifts, expected.found.poses.shifts)
+    for name in ("peak", "evidence", "offset"):
+        values, usual = getattr(found.found, name), getattr(expected.found, name)
+        np.testing.assert_allclose(values, usual, rtol=0.02, atol=0.02)
+    # the processor writes slices as sums of a few patterns
+    np.testing.assert_allclose(found.found.poses.score, expected.found.poses.score, atol=0.1)
+    np.testing.assert_allclose(found.residual, expected.residual, rtol=1e-3)
+    sums, usual = there.partial(device_state)["half2"], stage.partial(state)["half2"]
+    apart = np.linalg.norm((sums - usual).astype(np.float64))
+    assert apart < 0.02 * np.linalg.norm(usual.astype(np.float64))

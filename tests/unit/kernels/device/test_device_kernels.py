@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy.spatial.transform import Rotation
 
-from mpipar.cryoem import alignment, reconstruction
+from mpipar.cryoem import alignment, pose_spread, reconstruction
 from mpipar.cryoem.alignment import Poses, SearchPlan
 from mpipar.cryoem.fourier import components
 from mpipar.kernels import scores
@@ -146,7 +146,7 @@ def test_climb_ends_where_the_processors_ends(there, free_scale):
     near = TURNS @ Rotation.from_rotvec([0.1, -0.05, 0.08]).as_matrix()
     shifts = np.full((3, 2), 0.4)
     owners = np.array([0, -1, 2], np.int32)
-    poses = DevicePoses(*map(on.to_device, (near.copy(), shifts.copy(), np.zeros(3), owners)))
+    poses = DevicePoses.of(on.xp, *map(on.to_device, (near.copy(), shifts.copy(), owners)))
     device_alignment.climb(reference, wanted, on.to_device(data), poses, plan, (RADIUS, 10))
     found = Poses(*map(on.to_host, (poses.rotations, poses.shifts, poses.score)))
     assert found.score[1] == -math.inf
@@ -157,6 +157,10 @@ def test_climb_ends_where_the_processors_ends(there, free_scale):
         assert found.score[b] == pytest.approx(expected.score[0], rel=1e-4)
         np.testing.assert_allclose(found.rotations[b], expected.rotations[0], atol=2e-3)
         np.testing.assert_allclose(found.shifts[b], expected.shifts[0], atol=5e-3)
+        curvature = expected.curvature[0]
+        largest = np.abs(curvature).max()
+        found_too = on.to_host(poses.curvature)[b]
+        np.testing.assert_allclose(found_too, curvature, rtol=0.05, atol=0.01 * largest)
 
 
 def test_best_poses_are_kept_as_the_processor_keeps_them():
@@ -178,3 +182,40 @@ def test_best_poses_are_kept_as_the_processor_keeps_them():
     chosen = picks[0][picks[0] >= 0]
     np.testing.assert_array_equal(turns[0, chosen], kept.rotations)
     np.testing.assert_array_equal(picks[0][len(chosen) :], -1)
+
+
+@pytest.mark.parametrize("noise", [0.02, 6.0])
+def test_poses_near_the_best_are_drawn_and_weighed_as_on_the_processor(there, noise):
+    from mpipar.cryoem.device import device_alignment, device_spread
+
+    on, reference, wanted = there
+    data = noisy_data(wanted.host) / np.float32(noise**2)
+    starts = np.stack([TURNS, TURNS @ Rotation.from_euler("y", 3, degrees=True).as_matrix()], 1)
+    starts[2, 1] = Rotation.from_euler("x", 75, degrees=True).as_matrix()
+    points = pose_spread.deviates(np.random.SeedSequence(4))[::4]
+    radius, covered = BOX / 3, 0.4
+    peaks = [
+        alignment.climb(
+            REFERENCE,
+            wanted.host,
+            data[b],
+            Poses(starts[b], np.zeros((2, 2)), np.zeros(2)),
+            PLAN,
+            (RADIUS, 1),
+        )
+        for b in range(3)
+    ]
+    spread = pose_spread.PoseSpread(wanted.host, PLAN, radius, covered, points)
+    expected = spread.about(REFERENCE, data, peaks)
+    names = ("rotations", "shifts", "score", "curvature")
+    arrays = {name: np.stack([getattr(each, name) for each in peaks]) for name in names}
+    owners = np.repeat(np.arange(3, dtype=np.int32)[:, None], 2, axis=1)
+    mixed = {name: on.to_device(values[:, ::-1]) for name, values in arrays.items()}
+    found = device_alignment.DevicePoses(owners=on.to_device(owners), **mixed)
+    twin = device_spread.DeviceSpread(on, wanted, PLAN, (radius, covered), points)
+    poses = twin.about(reference, on.to_device(data), found)
+    np.testing.assert_array_equal(on.to_host(poses.image), expected.image)
+    np.testing.assert_allclose(on.to_host(poses.rotations), expected.rotations, atol=1e-9)
+    np.testing.assert_allclose(on.to_host(poses.shifts), expected.shifts, atol=1e-9)
+    np.testing.assert_allclose(on.to_host(poses.weight), expected.weight, rtol=1e-2, atol=1e-5)
+    assert (len(poses.image) == 3) == (noise < 1)
