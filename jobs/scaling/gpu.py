@@ -17,6 +17,7 @@ import hashlib
 import json
 import multiprocessing
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -190,8 +191,8 @@ def measure_box(
             )
 
 
-def refine(folder: Path, name: str, *options: str) -> float:
-    """Run `mpipar refine` on the set in the folder; return its seconds."""
+def refine(folder: Path, name: str, *options: str) -> dict[str, float]:
+    """Run `mpipar refine` on the set in the folder; return its seconds, in all and by phase."""
     command = [
         sys.executable, "-m", "mpipar", "refine", "--input", str(folder / "particles.star"),
         "--model", str(folder / "init.mrc"), "--path", str(folder / name), *options,
@@ -199,10 +200,11 @@ def refine(folder: Path, name: str, *options: str) -> float:
     begin = time.perf_counter()
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     seconds = time.perf_counter() - begin
-    print(done.stdout[-1800:], done.stderr[-2000:], sep="\n", flush=True)
+    print(done.stdout[-2600:], done.stderr[-2000:], sep="\n", flush=True)
     if done.returncode:
         raise RuntimeError(f"{' '.join(command)} ended with {done.returncode}")
-    return seconds
+    phases = re.findall(r"^  (\w.*?) +([\d.]+) s +\d+%$", done.stdout, re.MULTILINE)
+    return {"all": seconds, **{phase: float(spent) for phase, spent in phases}}
 
 
 def whole_runs(options: argparse.Namespace) -> dict[str, Any]:
@@ -215,19 +217,27 @@ def whole_runs(options: argparse.Namespace) -> dict[str, Any]:
         one = ("--gpu", "0", "--parallel=thread:1", "--threads", str(cores))
         two = ("--gpu", "0", "--parallel=thread:2", "--threads", str(half))
         found["gpu_seconds"] = refine(folder, "gpu", *one)
-        found["gpu_again_seconds"] = refine(folder, "again", *two)
-        digests = [
-            hashlib.sha256((folder / run / "map.mrc").read_bytes()).hexdigest()[:16]
-            for run in ("gpu", "again")
-        ]
-        found["gpu_map"], found["gpu_same_bits"] = digests[0], digests[0] == digests[1]
+        if options.refine_again:
+            found["gpu_again_seconds"] = refine(folder, "again", *two)
+            digests = [
+                hashlib.sha256((folder / run / "map.mrc").read_bytes()).hexdigest()[:16]
+                for run in ("gpu", "again")
+            ]
+            found["gpu_map"], found["gpu_same_bits"] = digests[0], digests[0] == digests[1]
         if options.refine_cpu:
             found["cpu_seconds"] = refine(folder, "cpu", f"--parallel=thread:{cores}")
-            maps = [read_volume(folder / run / "map.mrc").data for run in ("gpu", "cpu")]
-            curve = fourier_shell_correlation(maps[0], maps[1])
-            found["fsc_gpu_to_cpu"] = {
-                shell: float(curve[shell]) for shell in range(8, len(curve), 8)
-            }
+        truth = read_volume(folder / "truth.mrc").data
+        maps = {
+            run: read_volume(folder / run / "map.mrc").data
+            for run in ("gpu", "cpu")
+            if (folder / run / "map.mrc").exists()
+        }
+        pairs = {f"{run} to truth": (volume, truth) for run, volume in maps.items()}
+        if len(maps) > 1:
+            pairs["gpu to cpu"] = maps["gpu"], maps["cpu"]
+        for label, pair in pairs.items():
+            curve = fourier_shell_correlation(*pair)
+            found[f"fsc {label}"] = {s: float(curve[s]) for s in range(8, len(curve), 8)}
         return found
 
 
@@ -279,6 +289,7 @@ def main() -> None:
     parser.add_argument("--side", type=int, default=8192, help="of the matrices of the ceilings")
     parser.add_argument("--refine-box", type=int, default=128)
     parser.add_argument("--refine-images", type=int, default=8000)
+    parser.add_argument("--refine-again", type=int, default=1, help="0: on the GPU only once")
     parser.add_argument("--refine-cpu", type=int, default=1, help="0: not on the cores")
     parser.add_argument("--simulate", action="store_true")
     options = parser.parse_args()

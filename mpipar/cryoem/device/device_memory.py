@@ -16,8 +16,9 @@ if TYPE_CHECKING:
 ROWS_PER_PRODUCT: Final = 8192
 """Rows of one matrix product of the grid search, images times shifts: enough that starting it takes
 no time beside it. The products of 15,000 orientations then take 500 MB."""
-SOFT_ROWS: Final = 4096
-"""The same of the products of soft iterations, of which there are two at a time."""
+SOFT_ROWS: Final = 16384
+"""The same of the products of soft iterations, two at a time. Each group of images
+takes some thirty launches of kernels, so few groups are better."""
 SLICES_PER_INSERTION: Final = 2048
 """Slices that are inserted at once: their memory does not grow with the poses of a block."""
 KEPT: Final = 2
@@ -61,7 +62,8 @@ def soft_device_bytes(box: int, plan: SoftPlan, orientations: int, images: int) 
     slices = KEPT * 12.0 * orientations * known
     by_pose = KEPT * 24.0 * orientations * known
     # two products, with what cupy keeps of those of a shorter last group; sums of a block
-    products = 2.0 * 8.0 * SOFT_ROWS * orientations + 36.0 * orientations * known
+    columns = min(SOFT_ROWS, images * len(shift_grid(plan.reach, plan.shift_step)))
+    products = 2.0 * 8.0 * columns * orientations + 36.0 * orientations * known
     volumes = 2.0 * 8.0 * int(np.prod(sums_shape(plan.insertion_radius)))
     pixels = 32.0 * images * box * box
     return LIBRARIES + slices + by_pose + products + volumes + pixels

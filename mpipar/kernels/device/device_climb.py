@@ -13,7 +13,7 @@ import numpy as np
 from numba import cuda, float32, float64, int32
 
 from mpipar.kernels import poses
-from mpipar.kernels.device.device_code import on_device
+from mpipar.kernels.device.device_code import device_kernel, on_device
 from mpipar.kernels.device.device_slices import sample_gradient
 from mpipar.kernels.poses import FIRST_DAMPING, LARGEST_DAMPING, SMALLEST_GAIN
 
@@ -248,7 +248,7 @@ def decide(action, tried, system, options, state, current, trial):
     return STOP if state[1] > LARGEST_DAMPING else TRY
 
 
-@cuda.jit
+@device_kernel
 def climb(volume, frequencies, data, owners, options, radius, found, results, curvatures):
     """Improve each starting pose by damped Gauss-Newton steps; one block for each.
 

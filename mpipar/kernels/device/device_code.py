@@ -22,6 +22,14 @@ SIMULATED = bool(config.ENABLE_CUDASIM)
 config.CUDA_LOW_OCCUPANCY_WARNINGS = False  # the last block of images may be small
 
 
+def device_kernel(function: Callable[..., Any]) -> Any:
+    """Return a kernel, compiled for the arguments' types at its first launch.
+
+    What was compiled is kept in numba's cache, as that of the processor's kernels is.
+    """
+    return cuda.jit(cache=True)(function)
+
+
 @cache
 def on_device(function: Callable[..., Any]) -> Any:
     """Return the device function made from the text of a compiled function of numbers.

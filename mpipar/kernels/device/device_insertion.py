@@ -6,7 +6,7 @@ import math
 
 from numba import cuda
 
-from mpipar.kernels.device.device_code import on_device
+from mpipar.kernels.device.device_code import device_kernel, on_device
 from mpipar.kernels.interpolation import columns_of, point_of
 
 located = on_device(point_of)
@@ -31,7 +31,7 @@ def add_pair(sums, at, share, fraction, values):
     cuda.atomic.add(sums, at + 5, whole(high, values[2]))
 
 
-@cuda.jit
+@device_kernel
 def insert_slices(values, rotations, frequencies, scales, shape, sums):
     """Add slices by trilinear gridding, in whole numbers; one thread for each component.
 

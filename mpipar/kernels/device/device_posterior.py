@@ -11,7 +11,7 @@ import math
 import numpy as np
 from numba import cuda
 
-from mpipar.kernels.device.device_code import on_device
+from mpipar.kernels.device.device_code import device_kernel, on_device
 from mpipar.kernels.device.device_insertion import first_columns, located, whole
 from mpipar.kernels.device.device_scores import moved_back
 from mpipar.kernels.pose_weights import LOWEST, power_of_e
@@ -22,7 +22,7 @@ ZERO, TWO = np.float32(0.0), np.float32(2.0)
 SMALLEST_POWER = np.float32(1e-37)
 
 
-@cuda.jit
+@device_kernel
 def move_images(data, centres, grid, frequencies, box, real, imaginary):
     """Move each image's data back by each shift of a grid; one thread for each component of a row.
 
@@ -45,7 +45,7 @@ def move_images(data, centres, grid, frequencies, box, real, imaginary):
         imaginary[row, v] = value[1]
 
 
-@cuda.jit
+@device_kernel
 def log_likelihoods(first, second, quadratic, prior, free_scale, highest):
     """Turn the two halves of the cross products into log-likelihoods; see `pose_weights`.
 
@@ -87,7 +87,7 @@ def weight_of(value, largest):
     return exponential(behind) if behind >= LOWEST else ZERO
 
 
-@cuda.jit
+@device_kernel
 def exponentiate(first, second, largest, sums):
     """Turn log-likelihoods into weights; one thread for each image and orientation.
 
@@ -112,7 +112,7 @@ def exponentiate(first, second, largest, sums):
         sums[b, 1, m] = turned
 
 
-@cuda.jit
+@device_kernel
 def halve(first, second, totals):
     """Make weights those of the images' real and imaginary parts; one thread for each weight.
 
@@ -132,7 +132,7 @@ def halve(first, second, totals):
         second[b, s, m] = own - turned
 
 
-@cuda.jit
+@device_kernel
 def add_whole(values, scales, totals):
     """Add slices to those of the same orientations, in whole numbers; one thread for each number.
 
@@ -159,7 +159,7 @@ def add_shares(sums, at, weights, fraction, values):
         cuda.atomic.add(sums, at + 3 + part, high * values[part])
 
 
-@cuda.jit
+@device_kernel
 def insert_whole(totals, rotations, frequencies, unit, shape, sums):
     """Add slices of whole numbers: `insertion.insert_whole`; one thread for each component.
 

@@ -7,6 +7,8 @@ import math
 import numpy as np
 from numba import cuda, float32, int32
 
+from mpipar.kernels.device.device_code import device_kernel
+
 PICKERS = 256
 """Threads that look for the best orientations of one image: a power of two."""
 MOST_CANDIDATES = 32
@@ -23,7 +25,7 @@ def moved_back(real, imaginary, turns):
     return real * cr - imaginary * ci, real * ci + imaginary * cr
 
 
-@cuda.jit
+@device_kernel
 def shift_images(data, centres, grid, frequencies, box, rows):
     """Move each image's data back by each shift of a grid; one thread for each component of a row.
 
@@ -46,7 +48,7 @@ def shift_images(data, centres, grid, frequencies, box, rows):
         rows[b, s, v, 1] = value[1]
 
 
-@cuda.jit
+@device_kernel
 def best_over_shifts(products, quadratic, free_scale, score, which):
     """Find each orientation's best shift and its score; one thread for each image and orientation.
 
@@ -91,7 +93,7 @@ def trace_with(rotations, o, turn):
     )
 
 
-@cuda.jit
+@device_kernel
 def pick_distinct(score, rotations, largest_trace, picks):
     """Pick the best orientations of each image, not close to each other; one block for each image.
 
@@ -152,7 +154,7 @@ def is_near(rotations, shifts, b, pair, limits):
     return turned < limits[0] and moved < limits[1]
 
 
-@cuda.jit
+@device_kernel
 def keep_best(rotations, shifts, scores, limits, picks):
     """Pick the best of each image's climbed poses, leaving out those near a better one.
 
@@ -190,7 +192,7 @@ def keep_best(rotations, shifts, scores, limits, picks):
         picks[b, n] = -1
 
 
-@cuda.jit
+@device_kernel
 def best_of_starts(scores, picks):
     """Pick the best of each image's final climbs; one thread for each image.
 

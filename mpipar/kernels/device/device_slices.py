@@ -6,7 +6,7 @@ import numpy as np
 from numba import cuda
 
 from mpipar.kernels import slices
-from mpipar.kernels.device.device_code import on_device
+from mpipar.kernels.device.device_code import device_kernel, on_device
 from mpipar.kernels.interpolation import columns_of, point_of
 
 sample = on_device(slices.sample)
@@ -68,7 +68,7 @@ def sample_gradient(flat, side, height, turn, frequency):
     )
 
 
-@cuda.jit
+@device_kernel
 def extract_slices(flat, shape, rotations, frequencies, out):
     """Sample one central slice per rotation; one thread for each component.
 

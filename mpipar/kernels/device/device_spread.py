@@ -19,7 +19,7 @@ from mpipar.kernels.device.device_climb import (
     likelihood,
     turned,
 )
-from mpipar.kernels.device.device_code import on_device
+from mpipar.kernels.device.device_code import device_kernel, on_device
 from mpipar.kernels.device.device_slices import sample
 
 factorise = on_device(poses.factorise)
@@ -51,7 +51,7 @@ def square_of_transposed(inverse, product):
             product[i, j] = total
 
 
-@cuda.jit
+@device_kernel
 def spread_factors(curvatures, factor, widest, wider, factors, variances):
     """Find from what distribution poses about each peak are drawn; one thread for each peak.
 
@@ -115,7 +115,7 @@ def log_density_of(step, factor):
     return total
 
 
-@cuda.jit
+@device_kernel
 def draw_poses(peaks, owners, alone, points, rotations, shifts, densities):
     """Draw poses about each image's peaks; one thread for each.
 
@@ -159,7 +159,7 @@ def draw_poses(peaks, owners, alone, points, rotations, shifts, densities):
     densities[b, p, k] = total
 
 
-@cuda.jit
+@device_kernel
 def score_poses(volume, frequencies, data, owners, options, radius, found, scores):
     """Score poses; one block of threads, a power of two, for each.
 
