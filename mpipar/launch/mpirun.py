@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final, NoReturn
 from mpipar.errors import LaunchError
 from mpipar.launch.launchers import find_launcher, is_own_mpi
 from mpipar.launch.signal_forwarding import supervise
-from mpipar.runtime.process.launcher_variables import GRID_ENGINE_HOSTS, RELAUNCHED
+from mpipar.runtime.process.launcher_variables import GRID_ENGINE_HOSTS, RELAUNCHED, SESSION_BASE
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -29,11 +29,6 @@ FAULT_TOLERANT: Final = ("--with-ft", "ulfm")
 # For that Open MPI's mpirun: a job goes on also when a rank is lost that was spawned. Never for a
 # rank, since an mpirun in a task would have it too, and wait for the others when a rank crashes.
 RECOVERABLE: Final = {"PRTE_MCA_state_base_recoverable": "1"}
-
-# Where Open MPI's mpirun keeps its session folder, which is named by its process number. One that
-# was killed leaves that folder, and an mpirun that is given the same number later does not start
-# ("The PMIx server's listener thread failed to start"). So each has a folder of its own around it.
-SESSION_BASE: Final = "PRTE_MCA_prte_local_tmpdir_base"
 
 # Open MPI 5 knows nothing of Grid Engine: it must be told how to start its daemons on other hosts.
 GRID_ENGINE: Final = ("--prtemca", "plm_ssh_agent", "qrsh -inherit -nostdin -V")

@@ -84,8 +84,8 @@ def test_job_with_failing_commands_is_not_queued_again_and_a_command_may_use_mpi
     assert job.wait() == "FAILED", job.story()
     assert job["ExitCode"] == "70:0", job.said()
     assert "run: verdict failed, exit code 70" in job.said()
-    assert "1 of 2 commands are done" in job.said()
     log = (folder / "other" / "logs" / "000002.log").read_text()
+    assert "1 of 2 commands are done" in job.said(), log
     assert log.splitlines()[-2:] == ["2", "2"]
 
 

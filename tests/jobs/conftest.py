@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from mpipar.launch.mpirun import SESSION_BASE
+from mpipar.runtime.process.launcher_variables import SESSION_BASE
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

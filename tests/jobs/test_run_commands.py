@@ -7,15 +7,13 @@ import json
 import os
 import sys
 import time
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import pytest
 
+from mpipar.runtime.process.launcher_variables import SESSION_BASE
 from tests.support import jobs
 from tests.support.installed import MPIRUN, mpirun
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 pytestmark = pytest.mark.skipif(not MPIRUN.exists(), reason="needs mpirun")
 
@@ -52,7 +50,7 @@ def test_commands_run_on_all_workers_and_those_that_use_mpi_are_not_confused(
         *["sleep 0.3; echo $MPIPAR_RANK"] * 6,
         mpi,
         f"{' '.join(mpirun())} -n 2 {mpi}",
-        "env | grep -E '^(OMPI_COMM|PMIX_|PMI_|PRTE_)'",
+        "env | grep -E '^(OMPI_COMM|PMIX_|PMI_|PRTE_[^M])'",
         "sleep 0.1; kill -BUS $$",
     ]
     code, said = run(tmp_path, lines, "--retries", 1)
@@ -66,6 +64,37 @@ def test_commands_run_on_all_workers_and_those_that_use_mpi_are_not_confused(
     assert (rows[9]["result"], rows[9]["exit_code"], rows[9]["tries"]) == ("failed", "1", "2")
     assert (rows[10]["signal"], rows[10]["tries"]) == ("7", "2")
     assert list(rows)[:2] == [9, 10], "failures come first"
+
+
+LEAVES = """mkdir -p $TMPDIR/ompi.$$ && touch $TMPDIR/ompi.$$/pmix.$(hostname).tool.$$ &&"""
+
+
+@pytest.mark.skipif("--oversubscribe" not in mpirun(), reason="only of Open MPI's mpirun")
+def test_what_a_killed_mpirun_left_stops_no_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its files stop another mpirun that is given the same process number."""
+    monkeypatch.delenv(SESSION_BASE)
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    line = f"export TMPDIR={temporary}; {LEAVES} exec {' '.join(mpirun())} -n 2 echo fine"
+    bare = jobs.run(line=["bash", "-c", line])
+    assert bare.returncode != 0, "this mpirun is not stopped by what another one has left"
+    code, said = run(tmp_path, [line], "--parallel=thread:1", "--retries", 0, ranks=None)
+    assert code == 0, said + "\n".join(log(tmp_path, 1))
+    assert log(tmp_path, 1) == ["fine", "fine"]
+
+
+def test_command_has_a_session_folder_until_its_end(tmp_path: Path) -> None:
+    line = f"stat -c %A ${SESSION_BASE}; echo ${SESSION_BASE}; touch ${SESSION_BASE}/left"
+    words = ("--parallel=thread:1", "--retries", 0)
+    code, said = run(tmp_path, [line, line, f"test -w ${SESSION_BASE}"], *words, ranks=None)
+    assert code == 0, said
+    (mode, first), (_, second) = (log(tmp_path, number) for number in (1, 2))
+    assert mode == "drwx------"
+    assert first != second
+    assert not Path(first).exists()
+    assert not Path(second).exists()
 
 
 def test_mpipar_starts_mpirun_itself_and_the_time_out_holds(tmp_path: Path) -> None:

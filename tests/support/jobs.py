@@ -14,7 +14,7 @@ from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from mpipar.launch.mpirun import SESSION_BASE
+from mpipar.runtime.process.launcher_variables import SESSION_BASE
 from tests.support.installed import MPIRUN, mpirun
 
 if TYPE_CHECKING:

@@ -8,12 +8,18 @@ start ranks on all nodes, where other commands are running.
 from __future__ import annotations
 
 import os
+import tempfile
+from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from mpipar.runtime.process.environment import THREAD_VARIABLES
-from mpipar.runtime.process.launcher_variables import without_launcher
+from mpipar.runtime.process.launcher_variables import SESSION_BASE, without_launcher
 
-__all__ = ["inherited"]
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+__all__ = ["inherited", "own_session_folder"]
 
 
 def inherited() -> dict[str, str]:
@@ -29,3 +35,22 @@ def inherited() -> dict[str, str]:
     pairs = (item.partition(b"=") for item in started.split(b"\0") if b"=" in item)
     found = {os.fsdecode(name): os.fsdecode(value) for name, _, value in pairs if name}
     return {**dict.fromkeys(THREAD_VARIABLES, "1"), **without_launcher(found)}
+
+
+@contextmanager
+def own_session_folder(environment: Mapping[str, str]) -> Iterator[Mapping[str, str]]:
+    """Lend a command a folder for an mpirun that it may start; yield its environment with that.
+
+    At a time-out an mpirun may be killed, and what it leaves would stop another command's mpirun
+    that is given the same process number. Where no folder can be made, a command has none.
+    """
+    base = environment.get(SESSION_BASE) or environment.get("TMPDIR") or None
+    try:
+        folder = tempfile.TemporaryDirectory(
+            prefix="mpipar-session-", dir=base, ignore_cleanup_errors=True
+        )
+    except OSError:
+        yield environment
+        return
+    with folder as name:
+        yield {**environment, SESSION_BASE: str(Path(name).absolute())}

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-from mpipar.programs.commands.command_environment import inherited
+from mpipar.programs.commands.command_environment import inherited, own_session_folder
 from mpipar.programs.commands.supervisor_client import CommandEnd, CommandOrder, SupervisorClient
 from mpipar.runtime.stage import Stage
 
@@ -88,12 +88,14 @@ class CommandStage(Stage):
             "MPIPAR_RANK": str(site.rank),
             "PWD": terms.cwd,
         }
-        environment = {**site.environment, **variables}
-        order = CommandOrder(
-            command.text, terms.cwd, environment, terms.timeout, terms.grace, terms.output_limit
-        )
         began = time.time()
-        with site.supervisor() as supervisor:
+        with (
+            own_session_folder({**site.environment, **variables}) as environment,
+            site.supervisor() as supervisor,
+        ):
+            order = CommandOrder(
+                command.text, terms.cwd, environment, terms.timeout, terms.grace, terms.output_limit
+            )
             end = supervisor.run(order)
         return CommandTry(end, site.place, site.rank, began)
 

@@ -24,6 +24,7 @@ __all__ = [
     "LOCAL_RANKS",
     "RANK_UNDER_PMIX",
     "RELAUNCHED",
+    "SESSION_BASE",
     "SIZE_AND_RANK",
     "SLOTS",
     "SLURM_JOB",
@@ -62,6 +63,13 @@ FAULT_TOLERANCE: Final = "OMPI_MCA_mpi_ft_enable"
 """Set for its ranks by `mpirun --with-ft ulfm`."""
 RELAUNCHED: Final = "MPIPAR_RELAUNCHED"
 """Set by mpipar for the ranks of a launcher that mpipar itself has started; names a file."""
+SESSION_BASE: Final = "PRTE_MCA_prte_local_tmpdir_base"
+"""Where Open MPI's mpirun keeps its session folder, which is named by its process number.
+
+An mpirun that was killed leaves that folder, and an mpirun that is given the same number later does
+not start ("The PMIx server's listener thread failed to start"). So each gets a folder of its own
+around it.
+"""
 FAULT_TOLERANT_MPI4PY: Final = {
     "MPI4PY_RC_FINALIZE": "0",
     "MPI4PY_RC_THREAD_LEVEL": "serialized",
