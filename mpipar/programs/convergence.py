@@ -50,6 +50,7 @@ class FinishedIteration:
     evidence: float  # mean log-likelihood ratio per particle to no particle; of soft iterations
     peak: float = 0.0  # mean probability of the most probable poses; of soft iterations
     drift: float = 0.0  # median way of the particles' rims over the resolution; of other iterations
+    everyone: bool = True  # whether all particles took part; of soft iterations
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,7 @@ class NextIteration:
     kind: str  # SOFT, SEARCH or LOCAL
     complete: bool  # back-project every shell up to Nyquist
     reason: str  # for the user
+    everyone: bool = True  # all particles take part, also in a soft iteration of a large set
 
 
 def decide(
@@ -72,7 +74,9 @@ def decide(
     last_allowed = len(history) + 1 >= most_iterations
     if not history:
         kind = SEARCH if last_allowed else SOFT
-        return NextIteration(stop=False, kind=kind, complete=last_allowed, reason="first iteration")
+        return NextIteration(
+            stop=False, kind=kind, complete=last_allowed, reason="first iteration", everyone=False
+        )
     last = history[-1]
     reason = _reason_to_stop(history, most_iterations, target)
     if reason and (last.complete or len(history) >= most_iterations):
@@ -87,7 +91,19 @@ def decide(
     kind = _next_kind(history)
     if kind == SOFT and last_allowed:  # soft iterations do not go out to Nyquist
         kind = SEARCH
-    return NextIteration(stop=False, kind=kind, complete=last_allowed, reason="going on")
+    return NextIteration(
+        stop=False, kind=kind, complete=last_allowed, reason="going on", everyone=last.everyone
+    )
+
+
+def with_everyone(most_iterations: int, history: Sequence[FinishedIteration]) -> (
+    NextIteration | None
+):  # fmt: skip
+    """Return what comes next if some particles have shown no signal; None: nothing can."""
+    if history[-1].everyone or len(history) + 1 >= most_iterations:
+        return None
+    reason = "some particles have shown no signal yet"
+    return NextIteration(stop=False, kind=SOFT, complete=False, reason=reason)
 
 
 def _next_kind(history: Sequence[FinishedIteration]) -> str:
@@ -97,7 +113,11 @@ def _next_kind(history: Sequence[FinishedIteration]) -> str:
 
 
 def _still_rising(history: Sequence[FinishedIteration]) -> bool:
-    """Whether soft iterations still find something. Single ones vary with their random grids."""
+    """Whether soft iterations still find something. Single ones vary with their random grids.
+
+    Those with some of the particles and those with all are looked at apart.
+    """
+    history = [step for step in history if step.everyone == history[-1].everyone]
     if len(history) < FEWEST_SOFT:
         return True
     last = history[-1]

@@ -72,7 +72,7 @@ class RefineState:
     before           the references of the iteration before, while iterations are soft;
                      else (0,)
     peak             (p,) probability of each particle's most probable pose, in the last soft
-                     iteration
+                     iteration; of those that took no part, the mean of the others
     evidence         mean log-likelihood ratio per particle to no particle, in that iteration
     spread           pixels: standard deviation of the shifts along one axis; None: not known yet
     matches          of all particles with the last references, at their new poses
@@ -309,7 +309,9 @@ def next_state(
     maps = maps_of(data, sums.halves, radius, state.iteration + 1)
     resolved = resolution.last_resolved_shell(maps.corrected, resolution.GOLD_STANDARD)
     turned = orientation_changes(data, state.poses, poses)
-    jumped = float(np.mean(turned > JUMP * plan.step))
+    known = np.isfinite(state.poses.score)
+    seen = turned[known] if known.any() else turned  # of others nobody knows how they changed
+    jumped = float(np.mean(seen > JUMP * plan.step))
     may_settle = plan.exhaustive and searches >= UNSETTLED
     settled = state.settled | ((turned <= JUMP * plan.step) & may_settle)
     trusted = maps.corrected.copy()
@@ -334,7 +336,7 @@ def next_state(
         resolved_shell=resolved,
         settled=settled,
         jumped=jumped,
-        drift=math.radians(float(np.median(turned))) * rim / reached,
+        drift=math.radians(float(np.median(seen))) * rim / reached,
         before=np.zeros(0, np.float32),
         matches=collect_matches(data, outcome.results),
     )

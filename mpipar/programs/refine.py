@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias
 
 from mpipar.cryoem import symmetry
 from mpipar.cryoem.fourier import largest_radius
@@ -21,6 +21,7 @@ from mpipar.programs import (
     iteration,
     run_folder,
     soft_iteration,
+    subsets,
 )
 from mpipar.programs.convergence import (
     SEARCH,
@@ -30,6 +31,7 @@ from mpipar.programs.convergence import (
     decide,
     seconds_after,
     signal_is_shown,
+    with_everyone,
 )
 from mpipar.programs.first_look import look_at_all
 from mpipar.programs.inputs import RefineInputs, read_inputs
@@ -261,7 +263,11 @@ def _refine(session: RefineSession, data: Dataset, state: RefineState, log: RunL
         signals.check()
         if decision.kind != SOFT and _was_soft(session.history):
             maps = maps or checkpoints.load_maps(session.project)
-            _require_signal(session, data, state, maps)
+            signal = _signal(session, data, state, maps)
+            if not signal.found:
+                more = with_everyone(settings.iter, session.history)
+                decision = more or _end_without(signal, session, data, state, maps)
+                session.view.say(f"{decision.reason}; going on with all")
         state, maps = _iterate(session, data, state, decision)
         with session.phase("writing maps so far"):
             shown = maps if signal_is_shown(session.history) else preliminary(maps)
@@ -270,7 +276,9 @@ def _refine(session: RefineSession, data: Dataset, state: RefineState, log: RunL
     session.view.say(decision.reason)
     maps = maps or checkpoints.load_maps(session.project)
     if _was_soft(session.history) or all(step.kind != SOFT for step in session.history):
-        _require_signal(session, data, state, maps)
+        signal = _signal(session, data, state, maps)
+        if not signal.found:
+            _end_without(signal, session, data, state, maps)
     with session.phase("writing results"):
         findings = _look(session, data, state, maps, finished=True)
         exports.write_all(session.project, session.inputs, session.settings, data, state, findings)
@@ -290,15 +298,13 @@ def _look(
     return alarms.look(data, state, maps, session.history, start, finished=finished)
 
 
-def _require_signal(session: RefineSession, data: Dataset, state: RefineState, maps: Maps) -> None:
-    """Look for detail that images agree on with a map which they are not in.
+def _end_without(
+    signal: Signal, session: RefineSession, data: Dataset, state: RefineState, maps: Maps
+) -> NoReturn:
+    """Write the results, marked as those of a run that has found no signal.
 
-    raises   NoSignalError, after the results, marked as such, have been written
+    raises   NoSignalError
     """
-    with session.phase("looking for signal"):
-        signal = _signal(session, data, state, maps)
-    if signal.found:
-        return
     start = dataset.lowpass_of(session.inputs, session.settings, len(data.symmetry))
     with session.phase("writing results"):
         marked = replace(maps, mark=NO_SIGNAL)
@@ -308,12 +314,14 @@ def _require_signal(session: RefineSession, data: Dataset, state: RefineState, m
 
 
 def _signal(session: RefineSession, data: Dataset, state: RefineState, maps: Maps) -> Signal:
+    """Look for detail that images agree on with a map which they are not in."""
     plan = _soft_plan(data, state, free_scale=False)
     plan = replace(plan, radius=plan.insertion_radius)  # all that may be beyond the start
     stage = HeldOutStage(data.geometry, plan)
     shared = soft_iteration.held_out_arrays(data, state, maps, plan)
     tasks = soft_iteration.held_out_tasks(data, _soft_tasks(session, data, state, plan))
-    outcome = session.run("looking for signal", stage, shared, tasks)
+    with session.phase("looking for signal"):
+        outcome = session.run("looking for signal", stage, shared, tasks)
     return soft_iteration.signal_of(outcome.results)
 
 
@@ -355,6 +363,7 @@ def _iterate(
             state.evidence,
             float(state.peak.mean()),
             state.drift,
+            decision.kind != SOFT or subsets.soft_part(data, everyone=decision.everyone) is data,
         )
     )
     with session.phase("saving"), signals.postponed():
@@ -376,15 +385,19 @@ def _weigh_poses(
     session: RefineSession, data: Dataset, state: RefineState, decision: NextIteration
 ) -> Iterated:
     """Do a soft iteration: all poses of a grid count, each with its probability."""
-    del decision
     plan = _soft_plan(data, state, free_scale=state.iteration == 0)
+    data = subsets.soft_part(data, everyone=decision.everyone)
+    count = subsets.size_of(data)
+    if not session.history and count < len(data.half):
+        session.view.say(f"soft iterations begin with {count} of the {len(data.half)} particles")
     with session.phase("preparing references"):
         stage = soft_iteration.soft_stage(data, state, plan)
         shared = soft_iteration.soft_arrays(data, state, plan)
         tasks = _soft_tasks(session, data, state, plan)
     with session.phase("weighing all poses"):
         label = f"iteration {state.iteration + 1}: soft"
-        outcome = session.run(label, stage, shared, tasks, resolution=f"{state.resolution:.1f} A")
+        facts = {"resolution": f"{state.resolution:.1f} A"}
+        outcome = session.run(label, stage, shared, tasks, count, **facts)
     del shared  # may be as large as the sums
     with session.phase("reconstruction"):
         state, maps = soft_iteration.soft_next_state(data, state, stage, outcome)

@@ -65,10 +65,19 @@ class RefineSession:
             yield
 
     def run(
-        self, label: str, stage: Stage, shared: dict[str, Any], tasks: list[Task], **facts: str
+        self,
+        label: str,
+        stage: Stage,
+        shared: dict[str, Any],
+        tasks: list[Task],
+        particles: int | None = None,
+        **facts: str,
     ) -> RunResult:
-        """Run a stage on the workers, showing progress in particles."""
-        count, total = self.inputs.particles.count, len(tasks)
+        """Run a stage on the workers, showing progress in particles.
+
+        particles   that take part; None: all
+        """
+        count, total = particles or self.inputs.particles.count, len(tasks)
 
         def watch(now: PoolStatistics) -> None:
             self._tell_losses()

@@ -147,7 +147,10 @@ def soft_tasks(
 def soft_next_state(
     data: Dataset, state: RefineState, stage: SoftStage, outcome: RunResult
 ) -> tuple[RefineState, Maps]:
-    """Return the next state and the maps, from what the stage's run has given."""
+    """Return the next state and the maps, from what the stage's run has given.
+
+    data   with the blocks that took part
+    """
     assert isinstance(outcome.totals, fold_sums.FoldTotals)
     radius = stage.plan.insertion_radius
     box, pixel_size = data.geometry.box, data.geometry.pixel_size
@@ -157,7 +160,8 @@ def soft_next_state(
     resolved = resolution.last_resolved_shell(trusted, resolution.GOLD_STANDARD)
     reached = resolution.resolution_of(trusted, resolution.GOLD_STANDARD, box, pixel_size)
     poses, peak, evidence, offset = _collect(data, outcome.results, state)
-    turned = iteration.orientation_changes(data, state.poses, poses)
+    mine = np.sort(np.concatenate(data.blocks))
+    turned = iteration.orientation_changes(data, state.poses, poses)[mine]
     new = replace(
         state,
         iteration=state.iteration + 1,
@@ -170,22 +174,24 @@ def soft_next_state(
         resolved_shell=max(min(resolved, radius), data.start_shell),
         jumped=float(np.mean(turned > iteration.JUMP * stage.plan.step)),
         peak=peak,
-        evidence=float(evidence.mean()),
-        spread=math.sqrt(float(offset.mean()) / 2.0),
+        evidence=evidence,
+        spread=math.sqrt(offset / 2.0),
     )
     return new, maps
 
 
 def _collect(
     data: Dataset, results: Sequence[SoftResult], state: RefineState
-) -> tuple[Poses, NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
-    """Return poses, peaks, evidence and squared offsets of all particles, in the list's order."""
+) -> tuple[Poses, NDArray[np.float64], float, float]:
+    """Return poses and peaks of all particles, in the list's order; mean evidence and offset."""
     poses = iteration.collect_poses(data, [result.found.poses for result in results], state)
-    peak, evidence, offset = (np.empty(len(poses.score)) for _ in range(3))
+    peak, evidence, offset = (np.full(len(poses.score), np.nan) for _ in range(3))
     for rows, result in zip(data.blocks, results, strict=True):
         found = result.found
         peak[rows], evidence[rows], offset[rows] = found.peak, found.evidence, found.offset
-    return poses, peak, evidence, offset
+    weighed = np.isfinite(peak)
+    peak[~weighed] = peak[weighed].mean()
+    return poses, peak, float(evidence[weighed].mean()), float(offset[weighed].mean())
 
 
 def held_out_arrays(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -18,6 +20,7 @@ from mpipar.programs.convergence import (
     decide,
     seconds_after,
     signal_is_shown,
+    with_everyone,
 )
 
 
@@ -167,3 +170,19 @@ def test_rest_of_a_run_is_a_range_or_nothing(case):
 def test_signal_is_shown_by_what_follows_soft_iterations():
     assert signal_is_shown([*soft(1, 2, 3), *CALM])
     assert not any(map(signal_is_shown, ([], soft(1), CALM)))
+
+
+def test_iterations_with_all_follow_those_with_some_only_if_these_show_no_signal() -> None:
+    some = [replace(step, everyone=False) for step in soft(1, 2, 3, jumped=0.02)]
+    assert not decide([], 20, None).everyone
+    assert not decide(some[:2], 20, None).everyone
+    assert decide(some, 20, None).kind == SEARCH
+    following = with_everyone(20, some)
+    assert following is not None
+    assert (following.kind, following.everyone, following.stop) == (SOFT, True, False)
+    assert with_everyone(4, some) is None, "no iteration is left but the last one"
+    assert with_everyone(5, some) is not None
+    more = some + soft(5)
+    assert decide(more, 20, None).kind == SOFT, "those with all are counted anew"
+    assert decide(more, 20, None).everyone
+    assert with_everyone(20, more) is None

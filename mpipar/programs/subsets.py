@@ -1,0 +1,42 @@
+"""Which particles take part in soft iterations: of large sets, some are enough at first."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from mpipar.programs.dataset import Dataset
+
+SUBSET: Final = 10_000
+"""Particles with which a large set begins: what soft iterations are for is a map with the detail of
+the grid, 10 to 20 A, for which the first searches of all particles need no more than that."""
+LARGE: Final = 1.5
+"""Times so many particles, at least, are in a large set."""
+
+
+def soft_part(data: Dataset, *, everyone: bool) -> Dataset:
+    """Return the data set with the blocks of particles that take part in a soft iteration.
+
+    Of a large set these are some blocks of each half set, evenly over the list, the same in every
+    iteration. Sets with folds are never large.
+
+    everyone   all take part in any case
+    """
+    count = len(data.half)
+    if everyone or count <= LARGE * SUBSET or data.fold.any():
+        return data
+    chosen = []
+    for number in (1, 2):
+        mine = [rows for rows in data.blocks if data.half[rows[0]] == number]
+        blocks = max(1, round(len(mine) * SUBSET / count))
+        places = np.linspace(0, len(mine) - 1, blocks).round().astype(int)
+        chosen += [mine[place] for place in places]
+    return replace(data, blocks=tuple(chosen))
+
+
+def size_of(part: Dataset) -> int:
+    """Return how many particles take part."""
+    return sum(map(len, part.blocks))
