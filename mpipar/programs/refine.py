@@ -190,7 +190,14 @@ def _prepare(session: RefineSession, operators: Any) -> tuple[Dataset, RefineSta
         session.pool.serve(inputs.stacks.divided(data.blocks))
     state = iteration.first_state(inputs, data, look.spectra, start)
     with session.phase("saving"), signals.postponed():
-        checkpoints.commit_first(project, constants, state, input_hash, session.device)
+        origin = checkpoints.RunOrigin(
+            input_hash,
+            inputs.particles,
+            data.geometry,
+            symmetry.setting_with(settings.sym, data.symmetry),
+            session.device,
+        )
+        checkpoints.commit_first(project, constants, state, origin)
     return data, state
 
 
@@ -358,7 +365,7 @@ def _iterate(
         )
     )
     with session.phase("saving"), signals.postponed():
-        checkpoints.commit(session.project, state, maps, session.history)
+        checkpoints.commit(session.project, data.geometry, state, maps, session.history)
     session.after = None
     session.seconds[decision.kind] = time.monotonic() - started
     _report(session, state, decision.kind, statistics)

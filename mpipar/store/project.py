@@ -40,6 +40,7 @@ from mpipar.store.schema import (
     Identity,
     Pin,
 )
+from mpipar.store.segments import SegmentContents
 from mpipar.store.status import Heartbeat, verdict_of, write_verdict
 
 if TYPE_CHECKING:
@@ -105,6 +106,8 @@ class Project:
         self.path = path
         self.kind = identity.kind
         self.settings: dict[str, Any] = identity.settings
+        self.created = identity.created  # seconds since 1970
+        self.format = identity.format  # version of the format that it was made or last written in
         self._identity = identity
         self._writer = writer
         self._commits: list[CommitInfo] | None = None  # None: to be read from the journal
@@ -122,7 +125,10 @@ class Project:
         raises   OutputError, DiskFullError
         """
         identity = Identity(
-            schema.FORMAT, kind, schema.through_json(settings, "settings"), time.time()
+            schema.version_text(schema.FORMAT),
+            kind,
+            schema.through_json(settings, "settings"),
+            time.time(),
         )
         folder = NewFolder(path)
         claim = evidence.this_process(1, identity, lease)
@@ -179,32 +185,32 @@ class Project:
         return project
 
     def commit(
-        self, number: int, arrays: Mapping[str, NDArray[Any]], attributes: Mapping[str, Any]
+        self,
+        number: int,
+        arrays: Mapping[str, NDArray[Any]],
+        attributes: Mapping[str, Any],
+        described: Mapping[str, Mapping[str, Any]] | None = None,
     ) -> None:
         """Commit a state: durable on return; after an error the commit before is the latest.
 
         number       greater than that of the commit before
         attributes   what JSON can hold
+        described    attributes of single arrays by name, for people: units, axes, voxel size
         """
         schema.check_arrays(arrays)
         plain = schema.through_json(attributes, f"attributes of commit {number}")
+        notes = schema.through_json(described or {}, f"attributes of arrays of commit {number}")
         with self._writing() as writer:
-            self._commit(writer, number, arrays, plain)
+            self._commit(writer, number, SegmentContents(arrays, plain, notes))
 
-    def _commit(
-        self,
-        writer: _Writer,
-        number: int,
-        arrays: Mapping[str, NDArray[Any]],
-        plain: dict[str, Any],
-    ) -> None:
+    def _commit(self, writer: _Writer, number: int, contents: SegmentContents) -> None:
         earlier = self.commits()
         newest = earlier[-1].number if earlier else -1
         if number <= newest:
             raise StoreError(f"{self.path}: commit {number} after {newest}; numbers must grow")
         writer.ownership.verify()
         self._commits = None  # so that it is read again if anything stops us
-        info = self._write_segment(writer, number, arrays, plain)
+        info = self._write_segment(writer, number, contents)
         records = writer.journal.records
         try:
             with project_index.prepared(
@@ -220,22 +226,17 @@ class Project:
         self._commits = [*earlier, info]
         self._whole.add(info.segment)
 
-    def _write_segment(
-        self,
-        writer: _Writer,
-        number: int,
-        arrays: Mapping[str, NDArray[Any]],
-        attributes: dict[str, Any],
-    ) -> CommitInfo:
+    def _write_segment(self, writer: _Writer, number: int, contents: SegmentContents) -> CommitInfo:
         writer.serial += 1
         name = schema.segment_name(number, writer.claim.epoch, writer.serial)
         final = self.path / schema.SEGMENTS / name
         temporary = final.with_name(schema.temporary_name(writer.claim.epoch, name))
-        sealed = segments.write_segment(temporary, arrays, attributes)
+        sealed = segments.write_segment(temporary, contents)
         with durable.named_errors(final, sealed.size):
             durable.publish(temporary, final, verify=writer.ownership.verify)
+        epoch_number, attributes = writer.claim.epoch, contents.attributes
         return CommitInfo(
-            number, writer.claim.epoch, name, sealed.size, sealed.sha256, time.time(), attributes
+            number, epoch_number, name, sealed.size, sealed.sha256, time.time(), attributes
         )
 
     def commits(self) -> list[CommitInfo]:
@@ -244,6 +245,11 @@ class Project:
             with self._reading():
                 self._commits = list(history.read(self.path).commits)
         return list(self._commits)
+
+    def refresh(self) -> None:
+        """Let a reader see what has been committed since it first asked."""
+        if self._writer is None:
+            self._commits = None
 
     def latest(self) -> Commit | None:
         """Return the newest commit; None before the first."""
