@@ -10,7 +10,14 @@ from typing import Any, ClassVar
 from mpipar.errors import UsageError
 from mpipar.options import Settings, option, seconds_of
 
-__all__ = ["CheckSettings", "ExecSettings", "RefineSettings", "RunSettings", "UnlockSettings"]
+__all__ = [
+    "CheckSettings",
+    "ExecSettings",
+    "ExportSettings",
+    "RefineSettings",
+    "RunSettings",
+    "UnlockSettings",
+]
 
 FILES, TRIES = "files and folders", "when a command fails"
 INPUT, SAMPLE, SEARCH, RUNNING = "input and output", "the particle", "the refinement", "how it runs"
@@ -384,6 +391,33 @@ example:
     path: Path = option(help="folder of the run", metavar="FOLDER", positional=True)
     repair: bool = option(
         False, help="bring back what can be read of a damaged run; no damaged file is touched"
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportSettings(Settings):
+    """Write maps, particles and FSC of any iteration of a refinement for other programs."""
+
+    command: ClassVar[str] = "export"
+    epilog: ClassVar[str] = """\
+Writes map.mrc, half1.mrc, half2.mrc, mask.mrc, particles.star (RELION), particles.csv, fsc.csv,
+fsc.xml (EMDB), iterations.csv and provenance.json into a new folder, whole or not at all. It only
+reads the run, on any host, while it goes on or after it. Maps before signal was found are marked.
+
+examples:
+  python -m mpipar export refine_01
+  python -m mpipar export refine_01 --iteration 3 --to third
+"""
+
+    path: Path = option(help="folder of the run", metavar="FOLDER", positional=True)
+    iteration: int | None = option(
+        None, help="number of the iteration", default_text="the latest", minimum=1, metavar="N"
+    )
+    to: Path | None = option(
+        None,
+        help="new folder",
+        default_text="such as refine_01_iteration_003, here",
+        metavar="FOLDER",
     )
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final
 from mpipar.cli import (
     check_command,
     exec_command,
+    export_command,
     refine_command,
     run_command,
     unlock_command,
@@ -33,6 +34,7 @@ COMMANDS: Final[dict[str, Subcommand]] = {
     "run": run_command.COMMAND,
     "exec": exec_command.COMMAND,
     "check": check_command.COMMAND,
+    "export": export_command.COMMAND,
     "unlock": unlock_command.COMMAND,
 }
 

@@ -18,7 +18,7 @@ from mpipar.formats.star import pose_columns
 from mpipar.programs.block_rows import MASK_EDGE, ImageGeometry
 from mpipar.programs.commit_arrays import array_name, texts_of
 from mpipar.programs.convergence import FinishedIteration, signal_is_shown
-from mpipar.programs.map_files import PRELIMINARY
+from mpipar.programs.map_files import PRELIMINARY, unfinished_label
 from mpipar.programs.quality import judged_columns
 from mpipar.programs.soft_iteration import NO_SIGNAL
 from mpipar.results.frames import frame_of
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from mpipar.store.project import Commit, Project
     from mpipar.store.schema import CommitInfo
 
-__all__ = ["IterationResults", "RunConstants"]
+__all__ = ["IterationResults", "RunConstants", "RunEnd"]
 
 
 @dataclass(frozen=True)
@@ -46,6 +46,14 @@ class RunConstants:
     box: int
     voxel_size: float
     radius: float | None
+
+
+@dataclass(frozen=True)
+class RunEnd:
+    """How far a run has come: its last iteration so far, and what verdict.json says."""
+
+    last: int
+    verdict: Mapping[str, Any]
 
 
 class IterationResults:
@@ -63,11 +71,10 @@ class IterationResults:
         info: CommitInfo,
         first: Commit,
         constants: RunConstants,
-        ended: Mapping[str, Any],
+        end: RunEnd,
     ) -> None:
-        """`ended` is the run's verdict if this is its last iteration, else empty."""
         self._project, self._info, self._first = project, info, first
-        self._constants, self._ended = constants, ended
+        self._constants, self._end = constants, end
         self.number: int = info.number
         self.time = dt.datetime.fromtimestamp(info.time, dt.timezone.utc)
         self.attributes: dict[str, Any] = dict(info.attributes)
@@ -84,14 +91,28 @@ class IterationResults:
     @property
     def is_final(self) -> bool:
         """Whether these are the results of a run that has ended well."""
-        return self._ended.get("verdict") == "done"
+        return self._is_last and self._end.verdict.get("verdict") == "done"
+
+    @property
+    def _is_last(self) -> bool:
+        return self.number == self._end.last
 
     @property
     def mark(self) -> str:
         """What everybody who sees the maps must know; empty: nothing."""
-        if str(self._ended.get("reason", "")).startswith(NoSignalError.__name__):
+        reason = str(self._end.verdict.get("reason", ""))
+        if self._is_last and reason.startswith(NoSignalError.__name__):
             return NO_SIGNAL
         return "" if self.is_final or signal_is_shown(self._history) else PRELIMINARY
+
+    @property
+    def label(self) -> str:
+        """What is written into the header of a map: that it is not the last one, and the mark."""
+        if self.is_final or self.mark == NO_SIGNAL:
+            return self.mark
+        number, last = self.number, self._end.last
+        which = unfinished_label(number) if self._is_last else f"iteration {number} of {last}"
+        return f"{which}: {self.mark}" if self.mark else which
 
     @property
     def resolution(self) -> float | None:

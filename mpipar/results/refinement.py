@@ -10,7 +10,7 @@ from mpipar.errors import InputError, MpiparError
 from mpipar.formats.mrc_header import read_header
 from mpipar.programs.commit_arrays import text_table
 from mpipar.results.frames import frame_of
-from mpipar.results.iteration_results import IterationResults, RunConstants
+from mpipar.results.iteration_results import IterationResults, RunConstants, RunEnd
 from mpipar.results.opened_run import OpenedRun
 
 if TYPE_CHECKING:
@@ -104,15 +104,9 @@ class Refinement(OpenedRun):
         if first is None:
             return []
         commits = self._project.commits()[1:]
-        last = commits[-1].number if commits else 0
+        end = RunEnd(commits[-1].number if commits else 0, self.verdict or {})
         constants = self._constants
-        ended = self.verdict or {}
-        return [
-            IterationResults(
-                self._project, info, first, constants, ended if info.number == last else {}
-            )
-            for info in commits
-        ]
+        return [IterationResults(self._project, info, first, constants, end) for info in commits]
 
     @property
     def latest(self) -> IterationResults | None:

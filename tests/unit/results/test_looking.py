@@ -24,27 +24,10 @@ from mpipar.results.opened_run import OpenedRun
 from mpipar.results.refinement import Refinement
 from mpipar.store import Project
 from tests.support import golden_projects, jobs
-from tests.support.refine_input import make_input
 from tests.support.refine_runs import run_here
 
 if TYPE_CHECKING:
     from pathlib import Path
-
-    from tests.support.refine_input import Input
-
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory) -> Input:
-    return make_input(tmp_path_factory.mktemp("input"), 80, 24)
-
-
-@pytest.fixture(scope="module")
-def finished(made, tmp_path_factory) -> Path:
-    """A run that has ended well; its images hold the particle."""
-    path: Path = tmp_path_factory.mktemp("runs") / "refine_01"
-    done = run_here(made.words("--path", path, iterations=4), path.parent)
-    assert done.returncode == 0, done.stderr
-    return path
 
 
 @pytest.fixture(scope="module")
