@@ -14,9 +14,11 @@ __all__ = [
     "CheckSettings",
     "ExecSettings",
     "ExportSettings",
+    "PackSettings",
     "RefineSettings",
     "RunSettings",
     "UnlockSettings",
+    "UnpackSettings",
 ]
 
 FILES, TRIES = "files and folders", "when a command fails"
@@ -417,6 +419,50 @@ examples:
         None,
         help="new folder",
         default_text="such as refine_01_iteration_003, here",
+        metavar="FOLDER",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class PackSettings(Settings):
+    """Write a whole run into one file, which `mpipar unpack` checks in another place."""
+
+    command: ClassVar[str] = "pack"
+    epilog: ClassVar[str] = """\
+Packs the run as it is at one moment; it may go on meanwhile, and is only read. The archive is a tar
+file with the sha256 of each file, whole or not there. Particle images are not part of a run.
+
+examples:
+  python -m mpipar pack refine_01
+  python -m mpipar pack refine_01 --to /archive/groel.tar.gz
+"""
+
+    path: Path = option(help="folder of the run", metavar="FOLDER", positional=True)
+    to: Path | None = option(
+        None,
+        help="the archive; .gz, .bz2 and .xz compress",
+        default_text="such as refine_01.tar, here",
+        metavar="FILE",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class UnpackSettings(Settings):
+    """Unpack a run that `mpipar pack` has written, and compare every checksum."""
+
+    command: ClassVar[str] = "unpack"
+    epilog: ClassVar[str] = """\
+The new folder is whole or not there. Exit code 65: the archive was cut off or changed on its way.
+
+example:
+  python -m mpipar unpack refine_01.tar --to /data/refine_01
+"""
+
+    path: Path = option(help="the archive", metavar="FILE", positional=True)
+    to: Path | None = option(
+        None,
+        help="new folder",
+        default_text="of the run's own name, here",
         metavar="FOLDER",
     )
 

@@ -12,6 +12,7 @@ from mpipar.cli import (
     check_command,
     exec_command,
     export_command,
+    pack_commands,
     refine_command,
     run_command,
     unlock_command,
@@ -35,6 +36,8 @@ COMMANDS: Final[dict[str, Subcommand]] = {
     "exec": exec_command.COMMAND,
     "check": check_command.COMMAND,
     "export": export_command.COMMAND,
+    "pack": pack_commands.PACK,
+    "unpack": pack_commands.UNPACK,
     "unlock": unlock_command.COMMAND,
 }
 

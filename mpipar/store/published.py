@@ -71,7 +71,7 @@ def _may_be_a_commit_behind(found: History) -> bool:
 def export_problems(project: Path, found: History) -> list[str]:
     """Return a line for each export that is not as this run has written it."""
     lines = []
-    for name, accepted in _accepted_exports(found).items():
+    for name, accepted in accepted_exports(found).items():
         path = project / name
         try:
             sealed = segments.seal_of(path)
@@ -90,7 +90,7 @@ def export_problems(project: Path, found: History) -> list[str]:
     return lines
 
 
-def _accepted_exports(found: History) -> dict[str, list[ExportInfo]]:
+def accepted_exports(found: History) -> dict[str, list[ExportInfo]]:
     """The newest version of each export that is there, then those that may be in its place."""
     exports: dict[str, list[ExportInfo]] = {}
     for record in found.records:
