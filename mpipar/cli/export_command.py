@@ -6,7 +6,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from mpipar.cli.request import Request, Subcommand
-from mpipar.settings import ExportSettings
+from mpipar.folder_settings import ExportSettings
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -7,7 +7,7 @@ from typing import Final
 
 from mpipar.cli.request import Request, Subcommand
 from mpipar.errors import counted
-from mpipar.settings import PackSettings, UnpackSettings
+from mpipar.folder_settings import PackSettings, UnpackSettings
 
 __all__ = ["PACK", "UNPACK"]
 
