@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 from mpipar.errors import UsageError
 from mpipar.options import Settings, option, seconds_of
 
-__all__ = ["ExecSettings", "RefineSettings", "RunSettings"]
+__all__ = ["ExecSettings", "ImportSettings", "RefineSettings", "RunSettings"]
 
 FILES, TRIES = "files and folders", "when a command fails"
 INPUT, SAMPLE, SEARCH, RUNNING = "input and output", "the particle", "the refinement", "how it runs"
@@ -320,6 +320,32 @@ examples:
     def tries(self) -> int:
         """How often a command is tried in one run, at most."""
         return self.retries + 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImportSettings(Settings):
+    """Copy particles into a folder that needs nothing else, with checksums, for `mpipar refine`."""
+
+    command: ClassVar[str] = "import"
+    epilog: ClassVar[str] = """\
+The folder gets particles.star, the images in the order of the list, and checksums.txt, which
+`sha256sum -c checksums.txt` compares. It is whole or not there; after an interruption the same
+command goes on. float16 halves the size, and keeps three digits of each grey value.
+
+examples:
+  python -m mpipar import particles.star --to set_a
+  python -m mpipar import particles.star --to set_a --type float16
+  python -m mpipar refine --input set_a/particles.star --model init.mrc
+"""
+
+    path: Path = option(help="particles: RELION STAR file", metavar="STAR", positional=True)
+    to: Path = option(help="new folder", default_text="required", metavar="FOLDER")
+    type: str = option(
+        "float32",
+        help="of the images' numbers: float32 or float16",
+        choices=("float32", "float16"),
+        metavar="TYPE",
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
