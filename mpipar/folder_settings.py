@@ -8,7 +8,14 @@ from typing import ClassVar
 
 from mpipar.options import Settings, option
 
-__all__ = ["CheckSettings", "ExportSettings", "PackSettings", "UnlockSettings", "UnpackSettings"]
+__all__ = [
+    "CheckSettings",
+    "ExportSettings",
+    "PackSettings",
+    "PruneSettings",
+    "UnlockSettings",
+    "UnpackSettings",
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,6 +105,30 @@ example:
         help="new folder",
         default_text="of the run's own name, here",
         metavar="FOLDER",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class PruneSettings(Settings):
+    """Give up iterations of a refinement for good, and free their space."""
+
+    command: ClassVar[str] = "prune"
+    epilog: ClassVar[str] = """\
+The start and the latest iteration always stay, so that --resume goes on as before; so does the
+history of all iterations. Nobody may be writing to the run (exit code 75). What others have open
+they can read on.
+
+examples:
+  python -m mpipar prune refine_01 --keep 3
+  python -m mpipar prune refine_01 --keep 3 --keep-every 10
+"""
+
+    path: Path = option(help="folder of the run", metavar="FOLDER", positional=True)
+    keep: int = option(
+        help="how many of the last iterations stay", default_text="required", minimum=1
+    )
+    keep_every: int | None = option(
+        None, help="multiples of N stay too", default_text="no others", minimum=1, metavar="N"
     )
 
 

@@ -143,6 +143,13 @@ examples:
     iter: int = option(
         40, help="iterations at most", minimum=1, metavar="N", group=SEARCH, changeable=True
     )
+    keep: str = option(
+        "20",
+        help="iterations that stay in the store: the last N and every tenth, or all",
+        metavar="N",
+        group=SEARCH,
+        changeable=True,
+    )
     targetres: float | None = option(
         None,
         help="stop when this resolution is reached; finer data are not used",
@@ -196,6 +203,8 @@ examples:
         for name in ("input", "model"):
             if getattr(self, name) is None and not self.resume:
                 raise UsageError(f"{self.flag(name)} is required (or --resume to go on with a run)")
+        if not re.fullmatch(r"all|0*[1-9]\d*", self.keep):
+            raise UsageError(f"--keep {self.keep}: must be all, or a number of iterations, from 1")
         if self.gpu is not None and not re.fullmatch(r"auto|\d+(,\d+)*", self.gpu):
             raise UsageError(
                 f"--gpu={self.gpu}: give auto, or the numbers of GPUs, counted from 0: --gpu 0,1"

@@ -14,6 +14,7 @@ from mpipar.cli import (
     export_command,
     import_command,
     pack_commands,
+    prune_command,
     refine_command,
     run_command,
     unlock_command,
@@ -40,6 +41,7 @@ COMMANDS: Final[dict[str, Subcommand]] = {
     "export": export_command.COMMAND,
     "pack": pack_commands.PACK,
     "unpack": pack_commands.UNPACK,
+    "prune": prune_command.COMMAND,
     "unlock": unlock_command.COMMAND,
 }
 

@@ -115,7 +115,7 @@ def _write_provenance(folder: Path, run: Refinement, iteration: IterationResults
     said = {
         "run": str(run.path.absolute()),
         "iteration": iteration.number,
-        "iterations": len(run),
+        "iterations": len(run.history),
         "kind_of_iteration": iteration.kind,
         "resolution": iteration.resolution,
         "mark": iteration.mark,

@@ -98,7 +98,7 @@ class Refinement(OpenedRun):
 
     @property
     def iterations(self) -> list[IterationResults]:
-        """The finished iterations, oldest first; a running run may have more at the next look."""
+        """The finished iterations that were not pruned, oldest first; there may be more soon."""
         self._project.refresh()
         first = self._begin()
         if first is None:
@@ -130,7 +130,10 @@ class Refinement(OpenedRun):
             return list(found.values())[number]
         if number not in found:
             numbers = ", ".join(map(str, found)) or "none"
-            raise InputError(f"{self.path}: has no iteration {number}; there are: {numbers}")
+            pruned = "" if not 0 < number < max(found, default=0) else ", which was pruned"
+            raise InputError(
+                f"{self.path}: has no iteration {number}{pruned}; there are: {numbers}"
+            )
         return found[number]
 
     @property
@@ -158,11 +161,12 @@ class Refinement(OpenedRun):
         return super().provenance | more
 
     def _headline(self) -> str:
-        first, count = self._begin(), len(self)
+        first, latest = self._begin(), self.latest
+        count = latest.number if latest else 0
         if first is None:
             return f"{super()._headline()}; it has not looked at its images yet"
         number = len(first.arrays["half"])
-        mark = self.latest.mark if self.latest else ""
+        mark = latest.mark if latest else ""
         return (
             f"{super()._headline()}: {count} iteration{'s'[: count != 1]} of {number} particles, "
             f"box {self.box} of {self.voxel_size:.4g} A, {self.symmetry}"

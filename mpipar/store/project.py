@@ -34,6 +34,7 @@ from mpipar.store.schema import (
     EXPORT,
     EXPORTING,
     MANIFEST,
+    PRUNED,
     VERDICT_RECORD,
     CommitInfo,
     ExportInfo,
@@ -44,7 +45,7 @@ from mpipar.store.segments import SegmentContents
 from mpipar.store.status import Heartbeat, verdict_of, write_verdict
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Collection, Iterator, Mapping
     from pathlib import Path
     from types import TracebackType
 
@@ -76,7 +77,7 @@ class _Writer:
             remove_temporaries(path, claim.epoch)  # first: an owner that wakes up finds none
             # read after claiming: all that the older owner acknowledged is on disk by now
             found = witnesses.read_agreeing(path)
-            self.accepted = found.commits
+            self.accepted, self.pruned = found.commits, found.pruned
             manifest = schema.manifest_to_json(claim.identity, found.pins)
             with durable.named_errors(journal, len(manifest)):
                 self.journal = JournalWriter(
@@ -176,7 +177,8 @@ class Project:
             # what stands there for good if this run is killed
             project.verdict("requeue", schema.NOT_ENDED)
             commits = project.commits()
-            remove_leftovers(path, claim.epoch, {info.segment for info in commits})
+            counted = {info.segment for info in commits}
+            remove_leftovers(path, claim.epoch, counted, writer.pruned)
             with project_index.prepared(writer.ownership, claim.identity, commits) as publish:
                 project._index_is_old = not publish()
         except BaseException:
@@ -239,6 +241,33 @@ class Project:
             number, epoch_number, name, sealed.size, sealed.sha256, time.time(), attributes
         )
 
+    def prune(self, numbers: Collection[int]) -> list[CommitInfo]:
+        """Give commits up for good and free their space; return those that were there.
+
+        The first and the latest stay. What a reader holds open it can read on; a reader that opens
+        one later is told that it was pruned.
+        """
+        with self._writing() as writer:
+            commits = self.commits()
+            gone = [info for info in commits[1:-1] if info.number in numbers]
+            if gone:
+                left = [info for info in commits if info not in gone]
+                self._commits = None  # so that it is read again if anything stops us
+                self._record_pruned(writer, left, [info.segment for info in gone])
+                self._commits = left
+            return gone
+
+    def _record_pruned(self, writer: _Writer, left: list[CommitInfo], names: list[str]) -> None:
+        writer.ownership.verify()
+        with project_index.prepared(writer.ownership, self._identity, left) as publish:
+            writer.journal.append([(PRUNED, schema.pruned_to_json(names))])
+            # A later owner claims first and reads then: if there is none now, it will read this.
+            writer.ownership.verify()
+            self._index_is_old = not publish()
+        for name in names:
+            durable.discard(self.path / schema.SEGMENTS / name)
+        durable.sync_folder(self.path / schema.SEGMENTS)
+
     def commits(self) -> list[CommitInfo]:
         """Return all commits, oldest first; a reader sees those there were when it first asked."""
         if self._commits is None:
@@ -271,6 +300,8 @@ class Project:
         try:
             size = path.stat().st_size
         except FileNotFoundError as error:
+            if info.segment in history.read(self.path).pruned:
+                raise StoreError(f"{self.path}: commit {info.number} was pruned") from error
             raise CorruptStoreError(
                 f"{path}: is missing; commit {info.number} needs it; {history.REMEDY}"
             ) from error

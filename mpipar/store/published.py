@@ -56,8 +56,9 @@ def index_problems(project: Path, found: History, listed: ListedCommits) -> list
 
     A kill may have come between the latest commit, the last record then, and project.h5.
     """
-    missing = len(found.commits) - len(listed.commits)
-    if missing <= 0 or (missing == 1 and _may_be_a_commit_behind(found)):
+    there = {info.segment for info in listed.commits}
+    missing = sum(info.segment not in there for info in found.commits)
+    if not missing or (missing == 1 and _may_be_a_commit_behind(found)):
         return []
     newest = listed.commits[-1].number if listed.commits else "none"
     path, latest = project / schema.PROJECT, found.commits[-1].number

@@ -14,7 +14,7 @@ import numpy as np
 from mpipar.errors import StoreError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -40,6 +40,7 @@ SMALL_FILE: Final = 4096  # bytes that a claim, a mark or a status needs at most
 
 MANIFEST: Final = "@manifest"
 COMMIT: Final = "@commit"
+PRUNED: Final = "@pruned"
 VERDICT_RECORD: Final = "@verdict"
 EXPORTING: Final = "@exporting"
 EXPORT: Final = "@export"
@@ -308,6 +309,17 @@ def version_of(text: object) -> tuple[int, int]:
 def version_text(version: tuple[int, int]) -> str:
     """Return a version of the format as it is written."""
     return "{}.{}".format(*version)
+
+
+def pruned_to_json(names: Sequence[str]) -> bytes:
+    """Return the payload of the record that says which segments are pruned."""
+    return encode({"segments": list(names)})
+
+
+def pruned_from_json(data: bytes) -> list[str]:
+    """Return the segments in the payload of a record that says which are pruned."""
+    with _understood("a list of pruned segments in the journal"):
+        return [str(name) for name in decode(data)["segments"]]
 
 
 def identity_from_json(value: dict[str, Any], what: str) -> Identity:

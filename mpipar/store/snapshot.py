@@ -27,6 +27,7 @@ __all__ = ["SnapshotFile", "snapshot"]
 
 _TRIES: Final = 20
 _READ_BYTES: Final = 1 << 20
+_MOST_HELD: Final = 500  # segments; systems usually allow 1,024 open files
 _REPLACED: Final = (schema.PROJECT, schema.VERDICT)
 
 
@@ -94,17 +95,30 @@ def _take(project: Path, held: contextlib.ExitStack, *, last: bool) -> list[Snap
         for pin in found.pins
         for name in [f"{schema.JOURNAL}/{schema.journal_name(pin.epoch)}"]
     ]
-    segments = [
-        SnapshotFile(name, project / name, info.size)
-        for info in found.commits
-        for name in [f"{schema.SEGMENTS}/{info.segment}"]
-    ]
+    segments = _segments(project, found, held)
+    if segments is None:
+        return None
     files = [
         SnapshotFile(name, project / name, len(data), data)
         for name, data in (small | status).items()
         if _counts(name, found)
     ]
     return [*files, *journals, *segments, *others]
+
+
+def _segments(
+    project: Path, found: History, held: contextlib.ExitStack
+) -> list[SnapshotFile] | None:
+    """Return the segments, held open so that they may be pruned; None if one is gone already."""
+    files: list[SnapshotFile] = []
+    for info in found.commits:
+        path = project / schema.SEGMENTS / info.segment
+        try:
+            file = held.enter_context(path.open("rb")) if len(files) < _MOST_HELD else None
+        except FileNotFoundError:
+            return None
+        files.append(SnapshotFile(f"{schema.SEGMENTS}/{info.segment}", path, info.size, held=file))
+    return files
 
 
 def _small_files(project: Path) -> dict[str, bytes]:

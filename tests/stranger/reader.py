@@ -139,11 +139,15 @@ def require_known(identity: dict[str, Any]) -> None:
 
 
 def commits_of(folder: Path, records: list[tuple[str, bytes]]) -> list[Commit]:
-    """The commits among the records."""
+    """The commits among the records, without those that were pruned."""
+    lists = [json.loads(payload)["segments"] for kind, payload in records if kind == "@pruned"]
+    pruned = {name for names in lists for name in names}
     found = []
     for kind, payload in records:
         if kind == "@commit":
             value = json.loads(payload)
+            if value["segment"] in pruned:
+                continue
             segment = folder / "segments" / value["segment"]
             found.append(
                 Commit(
