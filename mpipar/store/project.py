@@ -248,6 +248,7 @@ class Project:
         one later is told that it was pruned.
         """
         with self._writing() as writer:
+            writer.ownership.verify()
             commits = self.commits()
             gone = [info for info in commits[1:-1] if info.number in numbers]
             if gone:
@@ -258,7 +259,6 @@ class Project:
             return gone
 
     def _record_pruned(self, writer: _Writer, left: list[CommitInfo], names: list[str]) -> None:
-        writer.ownership.verify()
         with project_index.prepared(writer.ownership, self._identity, left) as publish:
             writer.journal.append([(PRUNED, schema.pruned_to_json(names))])
             # A later owner claims first and reads then: if there is none now, it will read this.
