@@ -61,7 +61,7 @@ def digest(array: np.ndarray[Any, Any]) -> list[Any]:
 
 
 def make(version: str) -> Path:
-    """Make a golden project: one epoch of an iteration, and a second one that resumes it."""
+    """Make a golden project: an epoch of one iteration, one that resumes it, one that prunes it."""
     archive = GOLDEN / f"refine-{version}.tar.xz"
     if archive.exists():
         raise SystemExit(f"{archive} is there, and is kept")
@@ -69,7 +69,8 @@ def make(version: str) -> Path:
     project = HOME / "refine_01"
     for words in (
         [*made.words("--path", project, iterations=1)[1:]],
-        ["refine", "--resume", "--path", project, "--iter", "2"],
+        ["refine", "--resume", "--path", project, "--iter", "3"],
+        ["prune", project, "--keep", "2"],
     ):
         subprocess.run([sys.executable, "-c", RUN, *map(str, words)], check=False)
     for picture in project.glob("*.png"):

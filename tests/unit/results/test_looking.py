@@ -276,11 +276,13 @@ def test_commands_of_a_run(tmp_path):
 @pytest.mark.parametrize("archive", golden_projects.archives(), ids=lambda path: path.name)
 def test_golden_projects_of_every_version_are_looked_at(archive, tmp_path):
     run = look(golden_projects.unpacked(archive, tmp_path))
-    assert [iteration.number for iteration in run] == [1, 2]
+    numbers = [1, 2] if archive.name == "refine-1.0.tar.xz" else [2, 3]
+    assert [iteration.number for iteration in run] == numbers
+    assert len(run.history) == numbers[-1]
     assert run.voxel_size == pytest.approx(11.2)
     for iteration in run:
         assert iteration.map.shape == (8, 8, 8)
         assert len(iteration.poses) == 16
         assert len(iteration.fsc) == 4
-    assert list(run.writers["host"]) == ["node1", "node1"]
+    assert set(run.writers["host"]) == {"node1"}
     assert [line for line in run.check() if ".png" not in line] == []

@@ -75,7 +75,7 @@ def test_golden_projects_of_every_version_have_what_was_written(archive, tmp_pat
     version = archive.name.removeprefix("refine-").removesuffix(".tar.xz")
     assert schema.version_of(found.identity["format"]) == schema.version_of(version)
     for name in ("status.json", "verdict.json"):
-        assert reader.read_signed(path / name)["epoch"] == 2
+        assert reader.read_signed(path / name)["epoch"] == len(list((path / "journal").iterdir()))
     assert reader.index_is_whole(path)
     names = reader.particle_list(found.commits[0]).get("rlnImageName", [])
     assert len(names) == (0 if version == "1.0" else 16)
