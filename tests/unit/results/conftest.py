@@ -6,8 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.support.refine_input import make_input
-from tests.support.refine_runs import run_here
+from tests.support.finished_run import finished_run
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -17,13 +16,9 @@ if TYPE_CHECKING:
 
 @pytest.fixture(scope="session")
 def made(tmp_path_factory) -> Input:
-    return make_input(tmp_path_factory.mktemp("input"), 80, 24)
+    return finished_run(tmp_path_factory.getbasetemp())[0]
 
 
 @pytest.fixture(scope="session")
-def finished(made, tmp_path_factory) -> Path:
-    """A run that has ended well; its images hold the particle."""
-    path: Path = tmp_path_factory.mktemp("runs") / "refine_01"
-    done = run_here(made.words("--path", path, iterations=4), path.parent)
-    assert done.returncode == 0, done.stderr
-    return path
+def finished(tmp_path_factory) -> Path:
+    return finished_run(tmp_path_factory.getbasetemp())[1]

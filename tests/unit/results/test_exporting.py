@@ -23,6 +23,7 @@ from mpipar.programs.soft_iteration import NO_SIGNAL
 from mpipar.results.exporting import export_iteration
 from mpipar.store import Project, durable
 from tests.support import golden_projects
+from tests.support.finished_run import PARTICLES
 
 SAME = ("map.mrc", "half1.mrc", "half2.mrc", "mask.mrc", "particles.star")
 ALL = {*SAME, "particles.csv", "fsc.csv", "fsc.xml", "iterations.csv", "provenance.json"}
@@ -90,7 +91,7 @@ def test_other_programs_read_the_files(exported, finished):
     for name, column in (("x", 1), ("y", 5)):
         values = [float(point.findtext(name, "nan")) for point in points]
         assert values == pytest.approx(list(rows[:, column]), abs=1e-6)
-    assert read_particles(exported / "particles.star").count == 80
+    assert read_particles(exported / "particles.star").count == PARTICLES
 
 
 def test_an_older_run_has_no_list(tmp_path, capsys):

@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import pickle
 import subprocess
-import sys
-import time
 from typing import TYPE_CHECKING
 
 import h5py
@@ -23,7 +21,8 @@ from mpipar.results.command_run import CommandRun
 from mpipar.results.opened_run import OpenedRun
 from mpipar.results.refinement import Refinement
 from mpipar.store import Project
-from tests.support import golden_projects, jobs
+from tests.support import golden_projects
+from tests.support.finished_run import BOX, PARTICLES, look
 from tests.support.refine_runs import run_here
 
 if TYPE_CHECKING:
@@ -35,12 +34,6 @@ def run(finished) -> Refinement:
     opened = mpipar.open(str(finished))
     assert isinstance(opened, Refinement)
     return opened
-
-
-def look(path: Path) -> Refinement:
-    run = mpipar.open(path)
-    assert isinstance(run, Refinement)
-    return run
 
 
 def tree(path: Path) -> dict[str, tuple[int, int, int]]:
@@ -146,7 +139,7 @@ def test_looking_writes_nothing(finished):
     before = tree(finished)
     run = look(finished)
     for iteration in run:
-        assert len(iteration.poses) == 80
+        assert len(iteration.poses) == PARTICLES
         assert np.isfinite(iteration.map).all()
     assert repr(run)
     assert run._repr_html_()
@@ -155,12 +148,18 @@ def test_looking_writes_nothing(finished):
 
 def test_what_a_notebook_shows(run):
     text, page = repr(run), run._repr_html_()
-    for part in ("refine_01", "4 iterations of 80 particles", "box 24 of 11.2 A", "C1", "soft"):
+    for part in (
+        "refine_01",
+        f"4 iterations of {PARTICLES} particles",
+        f"box {BOX} of 11.2 A",
+        "C1",
+        "soft",
+    ):
         assert part in text
         assert part in page or part == "refine_01"
     assert "<table" in page
     assert run.latest.map._repr_png_().startswith(b"\x89PNG")
-    assert "24 x 24 x 24 (z y x) float32, voxels of 11.2 A" in repr(run.latest.map)
+    assert f"{BOX} x {BOX} x {BOX} (z y x) float32, voxels of 11.2 A" in repr(run.latest.map)
     assert "<table" in run.latest._repr_html_()
 
 
@@ -197,37 +196,6 @@ def test_hdf5_alone_says_what_it_holds(finished, run):
             assert all("meaning" in d.attrs for d in group.values() if hasattr(d, "shape"))
 
 
-def test_a_reader_beside_a_running_run(made, tmp_path):
-    """It sees whole iterations only, and more and more of them; the run ends as without it."""
-    path = tmp_path / "refine_01"
-    words = made.words("--path", path, iterations=4)
-    with (tmp_path / "said").open("wb") as said:
-        process = subprocess.Popen(
-            [sys.executable, "-m", *words], env=jobs.environment(), stdout=said, stderr=said
-        )
-    seen: set[int] = set()
-    deadline = time.monotonic() + 120
-    opened: Refinement | None = None
-    while process.poll() is None and time.monotonic() < deadline:
-        try:
-            opened = opened or look(path)
-        except MissingInputError:
-            time.sleep(0.01)
-            continue
-        latest = opened.latest
-        if latest is not None:
-            seen.add(latest.number)
-            assert np.isfinite(latest.map).all()
-            assert len(latest.poses) == 80
-        assert repr(opened)
-    assert process.returncode == 0
-    assert len(seen) > 1
-    assert opened is not None
-    assert opened.latest.number == 4
-    assert opened.latest.is_final
-    assert opened.check() == []
-
-
 def test_a_run_before_its_first_commit(tmp_path):
     with Project.create(tmp_path / "refine_01", settings={"sym": "d7"}, kind="refine"):
         run = look(tmp_path / "refine_01")
@@ -258,7 +226,7 @@ def test_a_damaged_iteration_is_said_so_and_the_others_are_read(finished, tmp_pa
     segment.write_bytes(data)
     with pytest.raises(CorruptStoreError, match="is damaged"):
         _ = run[2].map
-    assert len(run[3].poses) == 80
+    assert len(run[3].poses) == PARTICLES
     assert len(repr(run)) > 0
 
 

@@ -7,7 +7,6 @@ import io
 import json
 import os
 import subprocess
-import sys
 import tarfile
 import threading
 import time
@@ -16,23 +15,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
-import mpipar
 from mpipar.cli.main import main
 from mpipar.errors import CorruptStoreError, InputError, MissingInputError, OutputError
 from mpipar.results.packing import MANIFEST_NAME, pack, unpack
-from mpipar.results.refinement import Refinement
 from mpipar.store import Project, check, durable
-from tests.support import jobs
-from tests.support.refine_runs import digests, run_here
+from tests.support.finished_run import PARTICLES, look
 
 if TYPE_CHECKING:
     from pathlib import Path
-
-
-def look(path: Path) -> Refinement:
-    run = mpipar.open(path)
-    assert isinstance(run, Refinement)
-    return run
 
 
 def contents(folder: Path) -> dict[str, str]:
@@ -54,7 +44,7 @@ def test_a_run_arrives_as_it_was(finished, tmp_path, name, capsys):
     assert said.err == ""
     assert contents(tmp_path / "there") == before == contents(finished)
     assert check(tmp_path / "there") == []
-    assert len(look(tmp_path / "there")[-1].poses) == 80
+    assert len(look(tmp_path / "there")[-1].poses) == PARTICLES
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted([name, "there"])
 
 
@@ -246,29 +236,3 @@ def test_a_run_is_packed_at_any_moment_of_its_writing(tmp_path):
     numbers = [info.number for infos in latest for info in infos]
     assert numbers == sorted(numbers)
     assert numbers[-1] > numbers[0]
-
-
-def test_a_run_that_was_packed_while_it_went_on_goes_on_elsewhere_with_the_same_bits(
-    made, finished, tmp_path
-):
-    path = tmp_path / "refine_01"
-    with (tmp_path / "said").open("wb") as said:
-        process = subprocess.Popen(
-            [sys.executable, "-m", *made.words("--path", path, iterations=4)],
-            env=jobs.environment(), stdout=said, stderr=said,
-        )  # fmt: skip
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline and process.poll() is None:
-        try:
-            if len(look(path)) >= 2:
-                break
-        except MissingInputError:
-            time.sleep(0.01)
-    archive, _, _ = pack(path, tmp_path / "x.tar")
-    assert process.wait(120) == 0
-    folder, problems = unpack(archive, tmp_path / "elsewhere")
-    assert problems == []
-    assert 2 <= len(look(folder)) < 4
-    done = run_here(["mpipar", "refine", "--resume", "--path", str(folder)], tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert digests(folder) == digests(finished)
