@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 from mpipar.errors import UsageError
 from mpipar.options import Settings, option, seconds_of
 
-__all__ = ["CheckSettings", "ExecSettings", "RefineSettings", "RunSettings", "UnlockSettings"]
+__all__ = ["ExecSettings", "ImportSettings", "RefineSettings", "RunSettings"]
 
 FILES, TRIES = "files and folders", "when a command fails"
 INPUT, SAMPLE, SEARCH, RUNNING = "input and output", "the particle", "the refinement", "how it runs"
@@ -143,6 +143,13 @@ examples:
     iter: int = option(
         40, help="iterations at most", minimum=1, metavar="N", group=SEARCH, changeable=True
     )
+    keep: str = option(
+        "20",
+        help="iterations that stay in the store: the last N and every tenth, or all",
+        metavar="N",
+        group=SEARCH,
+        changeable=True,
+    )
     targetres: float | None = option(
         None,
         help="stop when this resolution is reached; finer data are not used",
@@ -196,6 +203,8 @@ examples:
         for name in ("input", "model"):
             if getattr(self, name) is None and not self.resume:
                 raise UsageError(f"{self.flag(name)} is required (or --resume to go on with a run)")
+        if not re.fullmatch(r"all|0*[1-9]\d*", self.keep):
+            raise UsageError(f"--keep {self.keep}: must be all, or a number of iterations, from 1")
         if self.gpu is not None and not re.fullmatch(r"auto|\d+(,\d+)*", self.gpu):
             raise UsageError(
                 f"--gpu={self.gpu}: give auto, or the numbers of GPUs, counted from 0: --gpu 0,1"
@@ -323,6 +332,32 @@ examples:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ImportSettings(Settings):
+    """Copy particles into a folder that needs nothing else, with checksums, for `mpipar refine`."""
+
+    command: ClassVar[str] = "import"
+    epilog: ClassVar[str] = """\
+The folder gets particles.star, the images in the order of the list, and checksums.txt, which
+`sha256sum -c checksums.txt` compares. It is whole or not there; after an interruption the same
+command goes on. float16 halves the size, and keeps three digits of each grey value.
+
+examples:
+  python -m mpipar import particles.star --to set_a
+  python -m mpipar import particles.star --to set_a --type float16
+  python -m mpipar refine --input set_a/particles.star --model init.mrc
+"""
+
+    path: Path = option(help="particles: RELION STAR file", metavar="STAR", positional=True)
+    to: Path = option(help="new folder", default_text="required", metavar="FOLDER")
+    type: str = option(
+        "float32",
+        help="of the images' numbers: float32 or float16",
+        choices=("float32", "float16"),
+        metavar="TYPE",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
 class ExecSettings(Settings):
     """Run a Python script whose mpipar.Executor (or mpipar.imp) uses all workers of the job."""
 
@@ -366,39 +401,3 @@ script.py:
         "thread:N does that anyway",
     )
     replace_lost: bool = _replace_lost()
-
-
-@dataclass(frozen=True, kw_only=True)
-class CheckSettings(Settings):
-    """Check that a run's folder is whole: every sealed file, the journal, the last commit."""
-
-    command: ClassVar[str] = "check"
-    epilog: ClassVar[str] = """\
-Without --repair it reads only, and may be used at any time, on any host, while a run is writing.
-Exit code 0: sound. 65: problems found, one line each.
-
-example:
-  python -m mpipar check refine_01
-"""
-
-    path: Path = option(help="folder of the run", metavar="FOLDER", positional=True)
-    repair: bool = option(
-        False, help="bring back what can be read of a damaged run; no damaged file is touched"
-    )
-
-
-@dataclass(frozen=True, kw_only=True)
-class UnlockSettings(Settings):
-    """Declare the writer of a run's folder dead, when mpipar cannot know it by itself."""
-
-    command: ClassVar[str] = "unlock"
-    epilog: ClassVar[str] = """\
-Only needed when a run refuses to resume because its last writer may still live on another host.
-Make sure first that it does not; if it lives after all, nothing more that it writes will count.
-
-example:
-  python -m mpipar unlock refine_01
-"""
-
-    path: Path = option(help="folder of the run", metavar="FOLDER", positional=True)
-    force: bool = option(False, help="even though its last writer is seen to live on this machine")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from mpipar.cli.request import Request, Subcommand
 from mpipar.errors import CorruptStoreError, MpiparError
-from mpipar.settings import CheckSettings
+from mpipar.folder_settings import CheckSettings
 
 if TYPE_CHECKING:
     from pathlib import Path

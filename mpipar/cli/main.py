@@ -11,6 +11,10 @@ from typing import TYPE_CHECKING, Final
 from mpipar.cli import (
     check_command,
     exec_command,
+    export_command,
+    import_command,
+    pack_commands,
+    prune_command,
     refine_command,
     run_command,
     unlock_command,
@@ -32,7 +36,12 @@ COMMANDS: Final[dict[str, Subcommand]] = {
     "refine": refine_command.COMMAND,
     "run": run_command.COMMAND,
     "exec": exec_command.COMMAND,
+    "import": import_command.COMMAND,
     "check": check_command.COMMAND,
+    "export": export_command.COMMAND,
+    "pack": pack_commands.PACK,
+    "unpack": pack_commands.UNPACK,
+    "prune": prune_command.COMMAND,
     "unlock": unlock_command.COMMAND,
 }
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 
 from mpipar.cli.request import Request, Subcommand
-from mpipar.settings import UnlockSettings
+from mpipar.folder_settings import UnlockSettings
 
 __all__ = ["COMMAND"]
 

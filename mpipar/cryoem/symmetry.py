@@ -49,6 +49,11 @@ def settings_of(name: str) -> tuple[str, ...]:
     return ALTERNATIVES.get(canonical, (canonical,))
 
 
+def setting_with(name: str, turns: NDArray[np.float64]) -> str:
+    """Return which setting of a point group has these operators, (g, 3, 3)."""
+    return next(s for s in settings_of(name) if np.array_equal(operators(s), turns))
+
+
 def operators(name: str) -> NDArray[np.float64]:
     """Return all rotations of a point group, (g, 3, 3), the identity first."""
     canonical = settings_of(name)[0]

@@ -121,6 +121,25 @@ def write_volume(
             file.add_label(label)
 
 
+def write_stack(path: Path, images: NDArray[np.floating[Any]], pixel_size: float) -> None:
+    """Write images as an MRC2014 stack; the same input always gives the same bytes.
+
+    images       (k, n, n) float16 (mode 12) or float32 (mode 2)
+    pixel_size   A
+    """
+    with mrcfile.new(path, overwrite=True) as file:
+        # without its values: sums of half floats overflow, so statistics are computed here
+        file.set_data(np.zeros_like(images))
+        file.set_image_stack()
+        file.data[...] = images
+        file.voxel_size = pixel_size
+        header = file.header
+        header.dmin, header.dmax = images.min(), images.max()
+        header.dmean = images.mean(dtype=np.float64)
+        header.rms = images.std(dtype=np.float64)
+        header.label, header.nlabl = b"", 0  # mrcfile's label carries the date
+
+
 class Stack:
     """A file of square images that are read by number.
 

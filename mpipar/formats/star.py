@@ -252,30 +252,45 @@ def write_particles(
     half      (p,) 1 or 2
     extra     further columns by label, (p,) each; they replace the file's own
     """
-    table = particles.table.drop(
-        columns=[
-            label
-            for label in (*PIXEL_ORIGIN_COLUMNS, *MOVED_COLUMNS)
-            if label in particles.table.columns
-        ]
-    )
+    poses = pose_columns(angles, origins, half)
+    table = with_columns(listed_particles(particles), {**poses, **(extra or {})})
+    write_tables(path, {"optics": particles.optics, "particles": table})
+
+
+def listed_particles(particles: ParticleSet) -> pd.DataFrame:
+    """Return the list as text, with absolute image names, without what is not written back."""
+    dropped = {*PIXEL_ORIGIN_COLUMNS, *MOVED_COLUMNS} & {*particles.table.columns}
     stacks = [image_file(stack) for stack in particles.stacks]
     pairs = zip(particles.slice.tolist(), particles.stack.tolist(), strict=True)
-    columns: dict[str, Sequence[Any] | NDArray[Any]] = {
-        "rlnImageName": [f"{image + 1:06d}@{stacks[stack]}" for image, stack in pairs],
-        "rlnOpticsGroup": particles.optics_group,
+    names = [f"{image + 1:06d}@{stacks[stack]}" for image, stack in pairs]
+    return with_columns(
+        particles.table.drop(columns=list(dropped)),
+        {"rlnImageName": names, "rlnOpticsGroup": particles.optics_group},
+    )
+
+
+def pose_columns(
+    angles: NDArray[np.float64], origins: NDArray[np.float64], half: NDArray[np.integer[Any]]
+) -> dict[str, NDArray[Any]]:
+    """Return RELION's columns of poses by label, (p,) each; arguments as of `write_particles`."""
+    return {
         **dict(zip(POSE_COLUMNS, angles.T, strict=True)),
         **dict(zip(ORIGIN_COLUMNS, origins.T, strict=True)),
         "rlnRandomSubset": half,
-        **(extra or {}),
     }
+
+
+def with_columns(
+    table: pd.DataFrame, columns: Mapping[str, Sequence[Any] | NDArray[Any]]
+) -> pd.DataFrame:
+    """Return a table of text with columns, (p,) each, added or in the place of its own."""
     texts = {
         # as objects: pandas' own texts must be UTF-8, which names of files need not be
-        label: pd.Series(_texts(values, particles.count, label), dtype=object)
+        label: pd.Series(_texts(values, len(table), label), dtype=object)
         for label, values in columns.items()
     }
-    table = table.assign(**texts)
-    write_tables(path, {"optics": particles.optics, "particles": table})
+    assigned: pd.DataFrame = table.assign(**texts)
+    return assigned
 
 
 def _texts(values: Sequence[Any] | NDArray[Any], count: int, label: str) -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import platform
 from contextlib import contextmanager, suppress
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 from mpipar.cryoem.alignment import Poses
 from mpipar.cryoem.matches import Matches
 from mpipar.errors import CorruptStoreError, InputError, UnavailableError
+from mpipar.formats.star import listed_particles
+from mpipar.programs.commit_arrays import notes_of, text_arrays
 from mpipar.programs.convergence import FinishedIteration
 from mpipar.programs.dataset import ImageConstants
 from mpipar.programs.iteration import Maps, RefineState
@@ -23,6 +25,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from mpipar.formats.particles import ParticleSet
+    from mpipar.programs.block_rows import ImageGeometry
     from mpipar.programs.inputs import RefineInputs
     from mpipar.store.project import Commit, Project
 
@@ -85,18 +89,27 @@ def changed_environment(project: Project, device: str = "") -> list[str]:
     ]
 
 
-def commit_first(
-    project: Project,
-    constants: ImageConstants,
-    state: RefineState,
-    input_hash: str,
-    device: str = "",
-) -> None:
-    """Commit 0: what stays the same, and the state before the first iteration.
+@dataclass(frozen=True)
+class RunOrigin:
+    """What a run begins with, as commit 0 tells it, so that a project can be read by itself.
 
     input_hash   of `fingerprint`
+    symmetry     name of the point group, in the setting that is used
     device       the GPU and its libraries, if one aligns
     """
+
+    input_hash: str
+    particles: ParticleSet
+    geometry: ImageGeometry
+    symmetry: str
+    device: str = ""
+
+
+def commit_first(
+    project: Project, constants: ImageConstants, state: RefineState, origin: RunOrigin
+) -> None:
+    """Commit 0: what stays the same, and the state before the first iteration."""
+    listed, optics = listed_particles(origin.particles), origin.particles.optics
     arrays: dict[str, NDArray[Any]] = {
         "half": constants.half,
         "offset": constants.offset,
@@ -104,19 +117,28 @@ def commit_first(
         "largest": constants.largest,
         **({} if constants.fold is None else {"fold": constants.fold}),
         **_state_arrays(state),
+        **text_arrays("particles", listed),
+        **text_arrays("optics", optics),
     }
     attributes = {
         **_state_attributes(state),
+        **_geometry_attributes(origin.geometry),
+        "symmetry": origin.symmetry,
+        "columns": {"particles": list(listed.columns), "optics": list(optics.columns)},
         "normalised": constants.normalised,
-        "input": input_hash,
-        "environment": environment(device),
+        "input": origin.input_hash,
+        "environment": environment(origin.device),
         "history": [],
     }
-    project.commit(0, arrays, attributes)
+    project.commit(0, arrays, attributes, notes_of(arrays, origin.geometry))
 
 
 def commit(
-    project: Project, state: RefineState, maps: Maps, history: Sequence[FinishedIteration]
+    project: Project,
+    geometry: ImageGeometry,
+    state: RefineState,
+    maps: Maps,
+    history: Sequence[FinishedIteration],
 ) -> None:
     """Commit a finished iteration: its state, its maps, and the history of all iterations."""
     arrays: dict[str, NDArray[Any]] = {
@@ -128,8 +150,17 @@ def commit(
         "fsc_masked": maps.masked,
         "fsc_corrected": maps.corrected,
     }
-    attributes = {**_state_attributes(state), "history": [asdict(step) for step in history]}
-    project.commit(state.iteration, arrays, attributes)
+    attributes = {
+        **_state_attributes(state),
+        **_geometry_attributes(geometry),
+        "history": [asdict(step) for step in history],
+    }
+    project.commit(state.iteration, arrays, attributes, notes_of(arrays, geometry))
+
+
+def _geometry_attributes(geometry: ImageGeometry) -> dict[str, Any]:
+    """Return box and particle radius in pixels, and the pixel size in A."""
+    return {"box": geometry.box, "pixel_size": geometry.pixel_size, "radius": geometry.radius}
 
 
 def _state_arrays(state: RefineState) -> dict[str, NDArray[Any]]:

@@ -43,7 +43,7 @@ class MapFiles:
         iteration: int,
     ) -> None:
         """Replace map.mrc, half1.mrc, half2.mrc, fsc.txt and, if time allows, fsc.png."""
-        unfinished = f"iteration {iteration}, not finished"
+        unfinished = unfinished_label(iteration)
         exports.write_maps(project, inputs, data, maps, unfinished=unfinished)
         begun = self._clock()
         if self._picture_seconds > DEAREST_PICTURE * (begun - self._drawn_at):
@@ -51,6 +51,11 @@ class MapFiles:
         exports.write_picture(project, inputs, data, maps, unfinished=unfinished)
         self._drawn_at = self._clock()
         self._picture_seconds = self._drawn_at - begun
+
+
+def unfinished_label(iteration: int) -> str:
+    """Return what is said of the maps of an iteration while others may follow."""
+    return f"iteration {iteration}, not finished"
 
 
 def preliminary(maps: Maps) -> Maps:

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from mpipar.cryoem.matches import Matches
     from mpipar.cryoem.particle_quality import ParticleQuality
     from mpipar.programs.dataset import Dataset
     from mpipar.programs.iteration import RefineState
@@ -36,13 +37,19 @@ def quality_columns(
     mpiparHeldOutScore         half the log-likelihood at the half map that has not seen the
                                particle, over the detail that the half maps do not share
     """
-    columns = {"rlnLogLikeliContribution": state.poses.score}
+    return {"rlnLogLikeliContribution": state.poses.score} | judged_columns(state.matches, quality)
+
+
+def judged_columns(
+    matches: Matches, quality: ParticleQuality | None
+) -> dict[str, NDArray[np.float64]]:
+    """Return the columns of `quality_columns` besides the score; none without quality."""
     if quality is None:
-        return columns
-    return columns | {
+        return {}
+    return {
         "rlnParticleFigureOfMerit": quality.probability,
         "mpiparSignificance": quality.significance,
-        "mpiparHeldOutScore": state.matches.held_score,
+        "mpiparHeldOutScore": matches.held_score,
     }
 
 

@@ -37,6 +37,7 @@ from mpipar.programs.first_look import look_at_all
 from mpipar.programs.inputs import RefineInputs, read_inputs
 from mpipar.programs.map_files import MapFiles, preliminary
 from mpipar.programs.needs import device_need, needs
+from mpipar.programs.pruning import KEEP_ALL, KEEP_EVERY, superfluous
 from mpipar.programs.run_log import RunLog
 from mpipar.programs.session import Clock, RefineSession
 from mpipar.programs.soft_iteration import NO_SIGNAL, Signal
@@ -192,7 +193,14 @@ def _prepare(session: RefineSession, operators: Any) -> tuple[Dataset, RefineSta
         session.pool.serve(inputs.stacks.divided(data.blocks))
     state = iteration.first_state(inputs, data, look.spectra, start)
     with session.phase("saving"), signals.postponed():
-        checkpoints.commit_first(project, constants, state, input_hash, session.device)
+        origin = checkpoints.RunOrigin(
+            input_hash,
+            inputs.particles,
+            data.geometry,
+            symmetry.setting_with(settings.sym, data.symmetry),
+            session.device,
+        )
+        checkpoints.commit_first(project, constants, state, origin)
     return data, state
 
 
@@ -367,7 +375,8 @@ def _iterate(
         )
     )
     with session.phase("saving"), signals.postponed():
-        checkpoints.commit(session.project, state, maps, session.history)
+        checkpoints.commit(session.project, data.geometry, state, maps, session.history)
+        _prune(session)
     session.after = None
     session.seconds[decision.kind] = time.monotonic() - started
     _report(session, state, decision.kind, statistics)
@@ -375,6 +384,13 @@ def _iterate(
         for alarm in _look(session, data, state, maps, finished=False).alarms:
             session.view.say(f"warning: {alarm}")
     return state, maps
+
+
+def _prune(session: RefineSession) -> None:
+    """Give up iterations that the settings do not keep; a resumed run needs the first and last."""
+    if session.settings.keep != KEEP_ALL:
+        numbers = [info.number for info in session.project.commits()]
+        session.project.prune(superfluous(numbers, int(session.settings.keep), KEEP_EVERY))
 
 
 Iterated: TypeAlias = "tuple[RefineState, Maps, int, StageStatistics]"

@@ -2,7 +2,7 @@
 
 from mpipar.store.check import check, unlock
 from mpipar.store.folder import next_free
-from mpipar.store.latest_run import latest_run
+from mpipar.store.latest_run import latest_run, writers
 from mpipar.store.project import Commit, Project
 from mpipar.store.repair import repair
 from mpipar.store.salvage import salvage
@@ -21,4 +21,5 @@ __all__ = [
     "repair",
     "salvage",
     "unlock",
+    "writers",
 ]

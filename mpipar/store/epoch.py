@@ -180,7 +180,7 @@ def read_claim(project: Path, epoch: int) -> WriterClaim | None:
         value = schema.decode_signed(path.read_bytes())
         value["identity"] = schema.identity_from_json(value["identity"], str(path))
         value["batch"] = BatchJob(**value["batch"]) if value["batch"] else None
-        return schema.build(WriterClaim, value, str(path))
+        return schema.known_fields(WriterClaim, value)
     except FileNotFoundError:
         return None
     except OSError as error:

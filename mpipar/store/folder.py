@@ -141,16 +141,21 @@ def remove_temporaries(project: Path, epoch: int) -> None:
                 durable.discard(entry)
 
 
-def remove_leftovers(project: Path, epoch: int, counted: Collection[str]) -> None:
+def remove_leftovers(
+    project: Path, epoch: int, counted: Collection[str], pruned: Collection[str]
+) -> None:
     """Clear what epochs before `epoch` left: unfinished files, and segments not `counted`.
 
-    These segments are whole files: they are moved to the folder of orphans, not removed.
+    These segments are whole files: they are moved to the folder of orphans, not removed, unless the
+    journal says that they are `pruned`.
     """
     remove_temporaries(project, epoch)
     orphans = project / schema.ORPHANS
     for name in witnesses.segment_names(project):
         owner = schema.epoch_of_segment(name)
-        if owner is not None and owner < epoch and name not in counted:
+        if name in pruned:
+            durable.discard(project / schema.SEGMENTS / name)
+        elif owner is not None and owner < epoch and name not in counted:
             with durable.named_errors(orphans, 0):
                 orphans.mkdir(exist_ok=True)
                 (project / schema.SEGMENTS / name).replace(orphans / name)

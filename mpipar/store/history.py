@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Final
 from mpipar.errors import CorruptStoreError
 from mpipar.store import durable, journal, schema
 from mpipar.store import epoch as epochs
-from mpipar.store.schema import COMMIT, JOURNAL, MANIFEST, CommitInfo, Identity, Pin
+from mpipar.store.schema import COMMIT, JOURNAL, MANIFEST, PRUNED, CommitInfo, Identity, Pin
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -35,6 +35,7 @@ class History:
     pins: tuple[Pin, ...]
     records: tuple[Record, ...]  # the program's own and the commits, without manifests
     commits: tuple[CommitInfo, ...]
+    pruned: frozenset[str]  # segments of commits that were given up, and may be gone
     closed: bool  # the newest epoch's owner has recorded what its journal holds, and it is there
 
     @property
@@ -68,7 +69,7 @@ def read(project: Path) -> History:
             _require_kept(project, kept, current)
         if current.records and current.records[0].kind == MANIFEST:
             return _follow(project, identity, number, current, closed=kept is not None)
-    return History(identity, (), (), (), closed=False)
+    return History(identity, (), (), (), frozenset(), closed=False)
 
 
 def _released_journal(project: Path, number: int) -> Pin | None:
@@ -128,7 +129,8 @@ def _follow(
     parts.append((number, current.records))
     own = Pin(number, current.size, len(current.records), current.chain)
     records = tuple(r for _, part in parts for r in part if r.kind != MANIFEST)
-    return History(identity, (*pins, own), records, _commits_of(records), closed)
+    gone = pruned_of([(r.kind, r.payload) for r in records])
+    return History(identity, (*pins, own), records, _commits_of(records, gone), gone, closed)
 
 
 def _pinned(project: Path, pin: Pin) -> Journal:
@@ -142,8 +144,18 @@ def _pinned(project: Path, pin: Pin) -> Journal:
     return found
 
 
-def _commits_of(records: Sequence[Record]) -> tuple[CommitInfo, ...]:
-    return tuple(schema.commit_from_json(r.payload) for r in records if r.kind == COMMIT)
+def _commits_of(records: Sequence[Record], gone: frozenset[str]) -> tuple[CommitInfo, ...]:
+    found = (schema.commit_from_json(r.payload) for r in records if r.kind == COMMIT)
+    return tuple(info for info in found if info.segment not in gone)
+
+
+def pruned_of(records: Sequence[tuple[str, bytes]]) -> frozenset[str]:
+    """Return the segments that records, (kind, payload) each, say are pruned.
+
+    No name comes twice, so it does not matter where such a record stands.
+    """
+    lists = (schema.pruned_from_json(payload) for kind, payload in records if kind == PRUNED)
+    return frozenset(name for names in lists for name in names)
 
 
 def payloads(records: Sequence[Record], kind: str, *, every: bool) -> list[bytes]:

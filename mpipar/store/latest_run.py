@@ -15,7 +15,13 @@ if TYPE_CHECKING:
 
     from mpipar.store.epoch import WriterClaim
 
-__all__ = ["latest_run"]
+__all__ = ["latest_run", "writers"]
+
+
+def writers(project: Path) -> list[WriterClaim]:
+    """Return the claims of all epochs, oldest first; those that cannot be read are left out."""
+    claims = (epoch.read_claim(project, number) for number in epoch.epochs(project))
+    return [claim for claim in claims if claim is not None]
 
 
 def latest_run(project: Path) -> str:

@@ -34,16 +34,18 @@ from mpipar.store.schema import (
     EXPORT,
     EXPORTING,
     MANIFEST,
+    PRUNED,
     VERDICT_RECORD,
     CommitInfo,
     ExportInfo,
     Identity,
     Pin,
 )
+from mpipar.store.segments import SegmentContents
 from mpipar.store.status import Heartbeat, verdict_of, write_verdict
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Collection, Iterator, Mapping
     from pathlib import Path
     from types import TracebackType
 
@@ -75,7 +77,7 @@ class _Writer:
             remove_temporaries(path, claim.epoch)  # first: an owner that wakes up finds none
             # read after claiming: all that the older owner acknowledged is on disk by now
             found = witnesses.read_agreeing(path)
-            self.accepted = found.commits
+            self.accepted, self.pruned = found.commits, found.pruned
             manifest = schema.manifest_to_json(claim.identity, found.pins)
             with durable.named_errors(journal, len(manifest)):
                 self.journal = JournalWriter(
@@ -105,6 +107,8 @@ class Project:
         self.path = path
         self.kind = identity.kind
         self.settings: dict[str, Any] = identity.settings
+        self.created = identity.created  # seconds since 1970
+        self.format = identity.format  # version of the format that it was made or last written in
         self._identity = identity
         self._writer = writer
         self._commits: list[CommitInfo] | None = None  # None: to be read from the journal
@@ -122,7 +126,10 @@ class Project:
         raises   OutputError, DiskFullError
         """
         identity = Identity(
-            schema.FORMAT, kind, schema.through_json(settings, "settings"), time.time()
+            schema.version_text(schema.FORMAT),
+            kind,
+            schema.through_json(settings, "settings"),
+            time.time(),
         )
         folder = NewFolder(path)
         claim = evidence.this_process(1, identity, lease)
@@ -170,7 +177,8 @@ class Project:
             # what stands there for good if this run is killed
             project.verdict("requeue", schema.NOT_ENDED)
             commits = project.commits()
-            remove_leftovers(path, claim.epoch, {info.segment for info in commits})
+            counted = {info.segment for info in commits}
+            remove_leftovers(path, claim.epoch, counted, writer.pruned)
             with project_index.prepared(writer.ownership, claim.identity, commits) as publish:
                 project._index_is_old = not publish()
         except BaseException:
@@ -179,32 +187,32 @@ class Project:
         return project
 
     def commit(
-        self, number: int, arrays: Mapping[str, NDArray[Any]], attributes: Mapping[str, Any]
+        self,
+        number: int,
+        arrays: Mapping[str, NDArray[Any]],
+        attributes: Mapping[str, Any],
+        described: Mapping[str, Mapping[str, Any]] | None = None,
     ) -> None:
         """Commit a state: durable on return; after an error the commit before is the latest.
 
         number       greater than that of the commit before
         attributes   what JSON can hold
+        described    attributes of single arrays by name, for people: units, axes, voxel size
         """
         schema.check_arrays(arrays)
         plain = schema.through_json(attributes, f"attributes of commit {number}")
+        notes = schema.through_json(described or {}, f"attributes of arrays of commit {number}")
         with self._writing() as writer:
-            self._commit(writer, number, arrays, plain)
+            self._commit(writer, number, SegmentContents(arrays, plain, notes))
 
-    def _commit(
-        self,
-        writer: _Writer,
-        number: int,
-        arrays: Mapping[str, NDArray[Any]],
-        plain: dict[str, Any],
-    ) -> None:
+    def _commit(self, writer: _Writer, number: int, contents: SegmentContents) -> None:
         earlier = self.commits()
         newest = earlier[-1].number if earlier else -1
         if number <= newest:
             raise StoreError(f"{self.path}: commit {number} after {newest}; numbers must grow")
         writer.ownership.verify()
         self._commits = None  # so that it is read again if anything stops us
-        info = self._write_segment(writer, number, arrays, plain)
+        info = self._write_segment(writer, number, contents)
         records = writer.journal.records
         try:
             with project_index.prepared(
@@ -220,23 +228,45 @@ class Project:
         self._commits = [*earlier, info]
         self._whole.add(info.segment)
 
-    def _write_segment(
-        self,
-        writer: _Writer,
-        number: int,
-        arrays: Mapping[str, NDArray[Any]],
-        attributes: dict[str, Any],
-    ) -> CommitInfo:
+    def _write_segment(self, writer: _Writer, number: int, contents: SegmentContents) -> CommitInfo:
         writer.serial += 1
         name = schema.segment_name(number, writer.claim.epoch, writer.serial)
         final = self.path / schema.SEGMENTS / name
         temporary = final.with_name(schema.temporary_name(writer.claim.epoch, name))
-        sealed = segments.write_segment(temporary, arrays, attributes)
+        sealed = segments.write_segment(temporary, contents)
         with durable.named_errors(final, sealed.size):
             durable.publish(temporary, final, verify=writer.ownership.verify)
+        epoch_number, attributes = writer.claim.epoch, contents.attributes
         return CommitInfo(
-            number, writer.claim.epoch, name, sealed.size, sealed.sha256, time.time(), attributes
+            number, epoch_number, name, sealed.size, sealed.sha256, time.time(), attributes
         )
+
+    def prune(self, numbers: Collection[int]) -> list[CommitInfo]:
+        """Give commits up for good and free their space; return those that were there.
+
+        The first and the latest stay. What a reader holds open it can read on; a reader that opens
+        one later is told that it was pruned.
+        """
+        with self._writing() as writer:
+            writer.ownership.verify()
+            commits = self.commits()
+            gone = [info for info in commits[1:-1] if info.number in numbers]
+            if gone:
+                left = [info for info in commits if info not in gone]
+                self._commits = None  # so that it is read again if anything stops us
+                self._record_pruned(writer, left, [info.segment for info in gone])
+                self._commits = left
+            return gone
+
+    def _record_pruned(self, writer: _Writer, left: list[CommitInfo], names: list[str]) -> None:
+        with project_index.prepared(writer.ownership, self._identity, left) as publish:
+            writer.journal.append([(PRUNED, schema.pruned_to_json(names))])
+            # A later owner claims first and reads then: if there is none now, it will read this.
+            writer.ownership.verify()
+            self._index_is_old = not publish()
+        for name in names:
+            durable.discard(self.path / schema.SEGMENTS / name)
+        durable.sync_folder(self.path / schema.SEGMENTS)
 
     def commits(self) -> list[CommitInfo]:
         """Return all commits, oldest first; a reader sees those there were when it first asked."""
@@ -244,6 +274,11 @@ class Project:
             with self._reading():
                 self._commits = list(history.read(self.path).commits)
         return list(self._commits)
+
+    def refresh(self) -> None:
+        """Let a reader see what has been committed since it first asked."""
+        if self._writer is None:
+            self._commits = None
 
     def latest(self) -> Commit | None:
         """Return the newest commit; None before the first."""
@@ -265,6 +300,8 @@ class Project:
         try:
             size = path.stat().st_size
         except FileNotFoundError as error:
+            if info.segment in history.read(self.path).pruned:
+                raise StoreError(f"{self.path}: commit {info.number} was pruned") from error
             raise CorruptStoreError(
                 f"{path}: is missing; commit {info.number} needs it; {history.REMEDY}"
             ) from error

@@ -56,8 +56,9 @@ def index_problems(project: Path, found: History, listed: ListedCommits) -> list
 
     A kill may have come between the latest commit, the last record then, and project.h5.
     """
-    missing = len(found.commits) - len(listed.commits)
-    if missing <= 0 or (missing == 1 and _may_be_a_commit_behind(found)):
+    there = {info.segment for info in listed.commits}
+    missing = sum(info.segment not in there for info in found.commits)
+    if not missing or (missing == 1 and _may_be_a_commit_behind(found)):
         return []
     newest = listed.commits[-1].number if listed.commits else "none"
     path, latest = project / schema.PROJECT, found.commits[-1].number
@@ -71,7 +72,7 @@ def _may_be_a_commit_behind(found: History) -> bool:
 def export_problems(project: Path, found: History) -> list[str]:
     """Return a line for each export that is not as this run has written it."""
     lines = []
-    for name, accepted in _accepted_exports(found).items():
+    for name, accepted in accepted_exports(found).items():
         path = project / name
         try:
             sealed = segments.seal_of(path)
@@ -90,7 +91,7 @@ def export_problems(project: Path, found: History) -> list[str]:
     return lines
 
 
-def _accepted_exports(found: History) -> dict[str, list[ExportInfo]]:
+def accepted_exports(found: History) -> dict[str, list[ExportInfo]]:
     """The newest version of each export that is there, then those that may be in its place."""
     exports: dict[str, list[ExportInfo]] = {}
     for record in found.records:

@@ -45,7 +45,9 @@ class Salvage:
     @property
     def commits(self) -> list[CommitInfo]:
         """The commits, oldest first."""
-        return [_commit(record) for record in self.records if record[0] == COMMIT]
+        gone = history.pruned_of(self.records)
+        found = (_commit(record) for record in self.records if record[0] == COMMIT)
+        return [info for info in found if info.segment not in gone]
 
     def __str__(self) -> str:
         numbers = ", ".join(str(info.number) for info in self.commits)
@@ -108,12 +110,14 @@ def _without_record(project: Path, base: int, records: list[tuple[str, bytes]]) 
     """Commits that project.h5 lists, and segments of the newest epochs, whose record is lost."""
     kept = [_commit(record) for record in records if record[0] == COMMIT]
     known = {info.number for info in kept}
+    gone = history.pruned_of(records)
     found = []
     with contextlib.suppress(StoreError):
         listed = project_index.listed_commits(project)
-        found = [info for info in listed.commits if info.number not in known] if listed else []
+        others = [info for info in listed.commits if info.segment not in gone] if listed else []
+        found = [info for info in others if info.number not in known]
     known |= {info.number for info in found}
-    names = {info.segment for info in (*kept, *found)}
+    names = {info.segment for info in (*kept, *found)} | gone
     for name in witnesses.segment_names(project):
         owner, number = schema.epoch_of_segment(name) or 0, schema.number_of_segment(name) or 0
         if name not in names and owner >= max(base, 1) and number not in known:

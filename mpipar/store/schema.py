@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import zlib
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 
 import numpy as np
@@ -13,14 +14,16 @@ import numpy as np
 from mpipar.errors import StoreError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
 
 _T = TypeVar("_T")
 
-FORMAT: Final = 1
+FORMAT: Final = (1, 1)
+"""Major and minor version of what is written: a newer minor version can be read, a newer major one
+cannot."""
 PROJECT: Final = "project.h5"
 STATUS: Final = "status.json"
 VERDICT: Final = "verdict.json"
@@ -37,6 +40,7 @@ SMALL_FILE: Final = 4096  # bytes that a claim, a mark or a status needs at most
 
 MANIFEST: Final = "@manifest"
 COMMIT: Final = "@commit"
+PRUNED: Final = "@pruned"
 VERDICT_RECORD: Final = "@verdict"
 EXPORTING: Final = "@exporting"
 EXPORT: Final = "@export"
@@ -49,6 +53,7 @@ NOT_ENDED: Final = (
 _EPOCH_FILE: Final = re.compile(r"(\d{6,})\.(claim|released|unlocked|log)")
 _TEMPORARY: Final = re.compile(re.escape(TEMPORARY) + r"(\d{6,})-.+")
 _SEGMENT: Final = re.compile(r"commit-(\d+)\.e(\d{6,})-\d{4,}\.h5")
+_VERSION: Final = re.compile(r"(\d+)(?:\.(\d+))?")
 _SIGNATURE: Final = re.compile(rb'(.*),"crc32":(\d+)\}', re.DOTALL)
 _ARRAY_NAME: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.:+\- ]*")
 _KINDS: Final = "biufcS"  # numpy's dtype kinds that HDF5 keeps bit for bit
@@ -58,10 +63,15 @@ _KINDS: Final = "biufcS"  # numpy's dtype kinds that HDF5 keeps bit for bit
 class Identity:
     """What a project is; in each claim and manifest, so that it is known before any commit."""
 
-    format: int
+    format: str  # major and minor version: "1.1"
     kind: str
     settings: dict[str, Any]
     created: float  # seconds since 1970
+
+    @property
+    def version(self) -> tuple[int, int]:
+        """Major and minor version of the format."""
+        return version_of(self.format)
 
     def is_same_run(self, other: Identity) -> bool:
         """Whether both are of one project: its settings may change, its beginning does not."""
@@ -249,6 +259,18 @@ def check_arrays(arrays: Mapping[str, NDArray[Any]]) -> None:
             )
 
 
+@contextlib.contextmanager
+def _understood(what: str) -> Iterator[None]:
+    """A record that lacks something, or has something else in its place, is an error."""
+    try:
+        yield
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise StoreError(
+            f"{what}: is not as FORMAT.md has it ({error}); read it with the version of mpipar "
+            "that wrote it"
+        ) from error
+
+
 def export_to_json(info: ExportInfo) -> bytes:
     """Return an export as the payload of its journal records, which tell whether it is done."""
     fields_of = asdict(info)
@@ -257,11 +279,9 @@ def export_to_json(info: ExportInfo) -> bytes:
 
 
 def export_from_json(data: bytes, *, is_done: bool) -> ExportInfo:
-    """Return the export in the payload of a journal record.
-
-    raises   StoreError if a later version of mpipar wrote it
-    """
-    return build(ExportInfo, {**decode(data), "is_done": is_done}, "an export in the journal")
+    """Return the export in the payload of a journal record."""
+    with _understood("an export in the journal"):
+        return known_fields(ExportInfo, {**decode(data), "is_done": is_done})
 
 
 def commit_to_json(info: CommitInfo) -> bytes:
@@ -270,29 +290,76 @@ def commit_to_json(info: CommitInfo) -> bytes:
 
 
 def commit_from_json(data: bytes) -> CommitInfo:
-    """Return the commit in the payload of a journal record.
+    """Return the commit in the payload of a journal record."""
+    with _understood("a commit in the journal"):
+        return known_fields(CommitInfo, decode(data))
 
-    raises   StoreError if a later version of mpipar wrote it
+
+def version_of(text: object) -> tuple[int, int]:
+    """Return major and minor version from a format such as "1.1"; mpipar 0.1.0 wrote the number 1.
+
+    raises   ValueError if it is none
     """
-    return build(CommitInfo, decode(data), "a commit in the journal")
+    match = _VERSION.fullmatch(str(text))
+    if match is None:
+        raise ValueError(f"no version of the format: {text!r:.60}")
+    return int(match[1]), int(match[2] or 0)
+
+
+def version_text(version: tuple[int, int]) -> str:
+    """Return a version of the format as it is written."""
+    return "{}.{}".format(*version)
+
+
+def pruned_to_json(names: Sequence[str]) -> bytes:
+    """Return the payload of the record that says which segments are pruned."""
+    return encode({"segments": list(names)})
+
+
+def pruned_from_json(data: bytes) -> list[str]:
+    """Return the segments in the payload of a record that says which are pruned."""
+    with _understood("a list of pruned segments in the journal"):
+        return [str(name) for name in decode(data)["segments"]]
 
 
 def identity_from_json(value: dict[str, Any], what: str) -> Identity:
     """Return what a project is from a claim or manifest, which `what` names in errors.
 
-    raises   StoreError if a later version of mpipar made the project
+    raises   StoreError if a later version of mpipar made the project, ValueError if it is not told
     """
-    number = value.get("format")
-    if isinstance(number, int) and number > FORMAT:
+    version = version_of(value.get("format"))
+    if version[0] > FORMAT[0]:
         raise StoreError(
-            f"{what}: has format {number}, and this mpipar knows formats up to {FORMAT}; "
-            "update mpipar"
+            f"{what}: has format {version_text(version)}, and this mpipar knows formats up to "
+            f"{FORMAT[0]}; update mpipar"
         )
-    return build(Identity, value, what)
+    return known_fields(Identity, {**value, "format": version_text(version)})
+
+
+def for_writing(identity: Identity, what: str) -> Identity:
+    """Return the identity that a project has when this mpipar writes to it.
+
+    raises   StoreError if a later version of mpipar made it: what that has added would be lost
+    """
+    if identity.version > FORMAT:
+        raise StoreError(
+            f"{what}: has format {identity.format}, which this mpipar can read, but writes only up "
+            f"to {version_text(FORMAT)}; update mpipar to go on with it"
+        )
+    return replace(identity, format=version_text(FORMAT))
+
+
+def known_fields(cls: type[_T], value: dict[str, Any]) -> _T:
+    """Return a dataclass from its fields; others, of a later minor version, are left out.
+
+    raises   TypeError if one is missing
+    """
+    known = {field.name for field in fields(cast("Any", cls))}
+    return cls(**{name: item for name, item in value.items() if name in known})
 
 
 def build(cls: type[_T], value: dict[str, Any], what: str) -> _T:
-    """Return a dataclass from its fields.
+    """Return a dataclass of a program from its fields.
 
     raises   StoreError if there are more fields, from a later version of mpipar; TypeError if one
              is missing
@@ -314,6 +381,7 @@ def manifest_to_json(identity: Identity, pins: tuple[Pin, ...]) -> bytes:
 def manifest_from_json(data: bytes) -> tuple[Identity, tuple[Pin, ...]]:
     """Return identity and pins from the payload of an epoch's first record."""
     what = "the first record of the newest journal"
-    value = decode(data)
-    identity = identity_from_json(value["identity"], what)
-    return identity, tuple(build(Pin, pin, what) for pin in value["accepted"])
+    with _understood(what):
+        value = decode(data)
+        identity = identity_from_json(value["identity"], what)
+        return identity, tuple(known_fields(Pin, pin) for pin in value["accepted"])

@@ -204,21 +204,31 @@ def seal_of(path: Path) -> Sealed:
         os.close(fd)
 
 
+@dataclass(frozen=True)
+class SegmentContents:
+    """What a segment holds: arrays, attributes of the commit, and attributes of single arrays."""
+
+    arrays: Mapping[str, NDArray[Any]]
+    attributes: dict[str, Any]
+    described: Mapping[str, Mapping[str, Any]]
+
+
 def bytes_needed(arrays: Mapping[str, NDArray[Any]]) -> int:
     """Return about how many bytes a segment of these arrays has."""
     return sum(array.nbytes + _OVERHEAD for array in arrays.values()) + _OVERHEAD
 
 
-def write_segment(
-    temporary: Path, arrays: Mapping[str, NDArray[Any]], attributes: Mapping[str, Any]
-) -> Sealed:
+def write_segment(temporary: Path, contents: SegmentContents) -> Sealed:
     """Write the arrays of a commit as one file; its attributes are copied there for people."""
+    arrays = contents.arrays
 
     def fill(file: h5py.File) -> None:
-        for name, value in attributes.items():
+        for name, value in contents.attributes.items():
             put_attribute(file, name, value)
         for name, array in arrays.items():
-            _put(file, name, np.asarray(array))
+            dataset = _put(file, name, np.asarray(array))
+            for key, value in contents.described.get(name, {}).items():
+                dataset.attrs[key] = value
 
     def is_whole(file: h5py.File) -> bool:
         return all(_is_kept(file[name], np.asarray(array)) for name, array in arrays.items())
@@ -268,12 +278,15 @@ def _is_long(value: str | float) -> bool:
     return isinstance(value, int) and not -(2**63) <= value < 2**63
 
 
-def _put(file: h5py.File, name: str, array: NDArray[Any]) -> None:
+def _put(file: h5py.File, name: str, array: NDArray[Any]) -> h5py.Dataset:
     if array.size == 0 or array.ndim == 0:  # cannot be chunked, so has no checksum of its own
-        file.create_dataset(name, data=array, dtype=array.dtype)
-    else:
-        chunks = _chunks(array)
-        file.create_dataset(name, data=array, dtype=array.dtype, chunks=chunks, fletcher32=True)
+        return file.create_dataset(name, data=array, dtype=array.dtype)
+    filters: dict[str, Any] = {"fletcher32": True}
+    if array.dtype.kind == "S":  # text is padded to the longest one
+        filters |= {"compression": "gzip", "compression_opts": 1, "shuffle": True}
+    return file.create_dataset(
+        name, data=array, dtype=array.dtype, chunks=_chunks(array), **filters
+    )
 
 
 def _is_kept(dataset: h5py.Dataset, array: NDArray[Any]) -> bool:
@@ -311,6 +324,9 @@ def open_hdf5(path: Path) -> h5py.File:
     try:
         return h5py.File(path, "r", locking=False)
     except OSError as error:
+        # a user of `mpipar.open` may have it open with locks, and HDF5 opens a file in one way only
+        with contextlib.suppress(OSError):
+            return h5py.File(path, "r")
         raise CorruptStoreError(f"{path}: cannot be opened: {error}; see `mpipar check`") from error
 
 

@@ -38,13 +38,14 @@ def take_next_epoch(
 ) -> WriterClaim:
     """Claim the epoch after the newest, or raise ProjectLockedError that names the living owner.
 
-    CorruptStoreError if anything names more than the journals hold: then nothing is written.
+    CorruptStoreError if anything names more than the journals hold, StoreError if a later version
+    of mpipar made the project: then nothing is written.
 
     lease      seconds
     say        is called before the owner's heart-beat is watched, and with what was cut off
     agreeing   whether the journals must hold all that the other files name
     """
-    identity = history.identity_of(path)
+    identity = schema.for_writing(history.identity_of(path), str(path))
     while True:
         newest = epoch.used_epochs(path)[-1]
         older = epoch.read_claim(path, newest)

@@ -66,7 +66,8 @@ def beyond_journal(
 def _beyond_by_index(project: Path, found: History, listed: ListedCommits) -> list[str]:
     index, journals = project / schema.PROJECT, project / schema.JOURNAL
     kept = {(info.number, info.segment, info.sha256) for info in found.commits}
-    more = [c for c in listed.commits if (c.number, c.segment, c.sha256) not in kept]
+    counted = [c for c in listed.commits if c.segment not in found.pruned]  # it may be older
+    more = [c for c in counted if (c.number, c.segment, c.sha256) not in kept]
     if more:
         numbers = ", ".join(str(info.number) for info in more)
         held = len(found.commits)

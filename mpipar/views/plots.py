@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from math import isfinite
 from textwrap import fill
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, BinaryIO, Final
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 
     from mpipar.cryoem.orientation_spread import DirectionalResolution
 
-__all__ = ["orientation_picture", "picture", "score_picture"]
+__all__ = ["orientation_picture", "picture", "score_picture", "slices_picture"]
 
 THRESHOLD: Final = 0.143  # of the FSC between independent half maps
 VIEWS: Final = ("along z", "along y", "along x")  # axis of the array 0, 1, 2
@@ -57,6 +58,28 @@ def picture(
         if title:
             figure.suptitle(title, fontsize=13, fontweight="bold", x=0.01, ha="left")
         figure.savefig(path, dpi=120, format="png")
+
+
+def slices_picture(file: BinaryIO, volume: NDArray[np.float32], pixel_size: float) -> None:
+    """Write a PNG: the three central slices of a volume.
+
+    volume       (z, y, x), axes z y x
+    pixel_size   A, for the scale bar; NaN: there is none
+    """
+    from matplotlib import rc_context
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    with rc_context({"font.size": 10, "text.color": INK}):
+        figure = Figure(figsize=(9.0, 3.3), facecolor=SURFACE, layout="constrained")
+        FigureCanvasAgg(figure)
+        panels = figure.subplots(1, 3)
+        for axis, (panel, view) in enumerate(zip(panels, VIEWS, strict=True)):
+            _draw_image(panel, volume.take(volume.shape[axis] // 2, axis=axis))
+            panel.set_title(f"central slice {view}", fontsize=10)
+        if isfinite(pixel_size):
+            _draw_scale_bar(panels[0], volume.shape[-1], pixel_size)
+        figure.savefig(file, dpi=100, format="png")
 
 
 def score_picture(

@@ -44,6 +44,12 @@ def go_on(path: Path) -> None:
         project.verdict("done", "")
 
 
+def prune(path: Path) -> None:
+    """Give up all commits but the first and the latest."""
+    with Project.open(path, writer=True) as project:
+        project.prune({info.number for info in project.commits()})
+
+
 def deaths(act: Action, path: Path, prepare: Action, choose: dying.Choice) -> Iterator[int]:
     """Let `act` die at line after line of a freshly prepared `path`; yield after each death."""
     prepare(path)
@@ -113,12 +119,37 @@ def die_going_on(folder: Path, choose: dying.Choice) -> None:
     assert after > 1
 
 
+def die_pruning(folder: Path, choose: dying.Choice) -> None:
+    path = folder / "project"
+    create_and_close(folder / "template")
+    for _ in range(4):
+        go_on(folder / "template")
+    copy = functools.partial(shutil.copytree, folder / "template")
+    before = after = 0
+    for _ in deaths(prune, path, copy, choose):
+        numbers = [info.number for info in Project.open(path, writer=False).commits()]
+        assert numbers in ([0, 1, 2, 3], [0, 3])
+        before += len(numbers) == 4
+        after += len(numbers) == 2
+        is_readable_and_whole(path, numbers)
+        prune(path)
+        is_readable_and_whole(path, [0, 3])
+        assert len(list((path / "segments").iterdir())) == 2
+        assert not (path / "orphans").exists()
+    assert before > 1
+    assert after > 1
+
+
 def test_death_while_creating_leaves_a_project_or_a_free_name(tmp_path: Path) -> None:
     die_creating(tmp_path, dying.spread(24))
 
 
 def test_death_while_going_on_leaves_old_or_new(tmp_path: Path) -> None:
     die_going_on(tmp_path, dying.spread(36))
+
+
+def test_death_while_pruning_leaves_old_or_new(tmp_path: Path) -> None:
+    die_pruning(tmp_path, dying.spread(24))
 
 
 # in shards, for no test may run for a minute, on a busy machine either
@@ -132,3 +163,9 @@ def test_death_at_any_line_while_creating(tmp_path: Path, shard: int) -> None:
 @pytest.mark.parametrize("shard", range(64))
 def test_death_at_any_line_while_going_on(tmp_path: Path, shard: int) -> None:
     die_going_on(tmp_path, dying.every(64, shard))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("shard", range(32))
+def test_death_at_any_line_while_pruning(tmp_path: Path, shard: int) -> None:
+    die_pruning(tmp_path, dying.every(32, shard))

@@ -15,6 +15,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from mpipar.errors import ProjectLockedError
 from mpipar.store import Project, check, epoch, schema, unlock
+from tests.stranger import reader
 
 KINDS = st.sampled_from(["a", "b"])
 
@@ -44,6 +45,16 @@ class ProjectMachine(RuleBasedStateMachine):
         self.project.commit(number, {"x": np.full(5, value, np.uint8)}, {"value": value})
         self.commits[number] = value
         self.results.clear()
+
+    @precondition(lambda self: self.project)
+    @rule(data=st.data())
+    def prune(self, data: st.DataObject) -> None:
+        assert self.project
+        inner = [*self.commits][1:-1]
+        chosen = data.draw(st.sets(st.sampled_from(inner))) if inner else set()
+        assert {info.number for info in self.project.prune(chosen)} == chosen
+        for number in chosen:
+            del self.commits[number]
 
     @precondition(lambda self: self.project)
     @rule(kind=KINDS, payloads=st.lists(st.binary(max_size=20), max_size=3))
@@ -92,7 +103,11 @@ class ProjectMachine(RuleBasedStateMachine):
     @rule(data=st.data())
     def zombie_writes(self, data: st.DataObject) -> None:
         zombie = data.draw(st.sampled_from(self.zombies))
-        for write in (lambda: zombie.commit(999, {}, {}), lambda: zombie.append("a", b"late")):
+        for write in (
+            lambda: zombie.commit(999, {}, {}),
+            lambda: zombie.append("a", b"late"),
+            lambda: zombie.prune(range(999)),
+        ):
             try:
                 write()
             except ProjectLockedError:
@@ -124,6 +139,9 @@ class ProjectMachine(RuleBasedStateMachine):
             return
         for project in filter(None, (Project.open(self.path, writer=False), self.project)):
             assert [info.number for info in project.commits()] == [*self.commits]
+        stranger = reader.read_project(self.path)
+        assert [commit.number for commit in stranger.commits] == [*self.commits]
+        for project in filter(None, (Project.open(self.path, writer=False), self.project)):
             for kind in ("a", "b"):
                 assert project.records(kind) == [p for k, p in self.results if k == kind]
             latest = project.latest()

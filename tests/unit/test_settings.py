@@ -8,8 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mpipar.errors import InputError, MissingInputError, UsageError
+from mpipar.folder_settings import CheckSettings
 from mpipar.options import read_settings_file, seconds_of, toml_values
-from mpipar.settings import CheckSettings, RefineSettings, RunSettings
+from mpipar.settings import RefineSettings, RunSettings
 
 GIVEN = {"input": "particles.star", "model": "init.mrc"}
 

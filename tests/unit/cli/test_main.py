@@ -77,7 +77,7 @@ def test_help_of_a_command_has_units_defaults_and_examples(capsys):
         (["refin"], "unknown command 'refin'; the commands are refine, "),
         (["refien"], "unlock; did you mean refine?"),
         (["Run"], "unlock; did you mean run?"),
-        (["plot"], "check, unlock\n"),
+        (["plott"], "check, export, pack, unpack, prune, unlock\n"),
         (["--nonsense"], "unknown option --nonsense"),
         ([*WORDS, "--low-pass", "20"], "unknown option --low-pass 20; did you mean --lowpass?"),
         ([*WORDS, "--iter"], "argument --iter: expected one argument"),

@@ -14,6 +14,7 @@ from mpipar.cryoem.alignment import Poses
 from mpipar.cryoem.matches import Matches
 from mpipar.errors import CorruptStoreError, InputError
 from mpipar.programs import checkpoints
+from mpipar.programs.checkpoints import RunOrigin
 from mpipar.programs.convergence import LOCAL, SEARCH, FinishedIteration
 from mpipar.programs.dataset import ImageConstants
 from mpipar.programs.inputs import read_inputs
@@ -52,6 +53,10 @@ def constants_of(made: Small) -> ImageConstants:
     data = made.data
     fold = (3 - data.half).astype(np.int8)
     return ImageConstants(data.half, data.offset + 1 / 3, data.gain / 3, data.largest, True, fold)
+
+
+def origin_of(made: Small) -> RunOrigin:
+    return RunOrigin("input", made.inputs.particles, made.data.geometry, "c1")
 
 
 def state_of(made: Small) -> RefineState:
@@ -104,8 +109,8 @@ def test_state_maps_and_history_round_trip(made: Small, project: Project) -> Non
     maps = maps_of(16)
     # in a soft iteration the references' curve is another one than the corrected
     state = dataclasses.replace(state_of(made), correlation=maps.masked / 3)
-    checkpoints.commit_first(project, constants_of(made), made.state, "input")
-    checkpoints.commit(project, state, maps, STEPS)
+    checkpoints.commit_first(project, constants_of(made), made.state, origin_of(made))
+    checkpoints.commit(project, made.data.geometry, state, maps, STEPS)
     again = read_again(project)
     assert_same(checkpoints.load_state(again), state)
     assert_same(checkpoints.load_maps(again), maps)
@@ -119,7 +124,7 @@ def test_a_commit_from_before_matches_were_kept_is_read(
     kept = {name: whole[name] for name in whole if name not in dataclasses.asdict(UNKNOWN)}
     with monkeypatch.context() as patch:
         patch.setattr(checkpoints, "_state_arrays", lambda state: kept)
-        checkpoints.commit_first(project, constants_of(made), made.state, "input")
+        checkpoints.commit_first(project, constants_of(made), made.state, origin_of(made))
     assert_same(checkpoints.load_state(read_again(project)), made.state)
 
 
@@ -130,7 +135,7 @@ def test_a_project_without_commits_has_no_state(project: Project) -> None:
 
 def test_a_run_begins_with_what_stays_the_same(made: Small, project: Project) -> None:
     constants = constants_of(made)
-    checkpoints.commit_first(project, constants, made.state, "input")
+    checkpoints.commit_first(project, constants, made.state, origin_of(made))
     again = read_again(project)
     assert_same(checkpoints.load_constants(again, "input"), constants)
     assert_same(checkpoints.load_state(again), made.state)
@@ -138,13 +143,13 @@ def test_a_run_begins_with_what_stays_the_same(made: Small, project: Project) ->
 
 
 def test_constants_are_those_of_the_first_commit_also_later(made: Small, project: Project) -> None:
-    checkpoints.commit_first(project, constants_of(made), made.state, "input")
-    checkpoints.commit(project, state_of(made), maps_of(16), STEPS)
+    checkpoints.commit_first(project, constants_of(made), made.state, origin_of(made))
+    checkpoints.commit(project, made.data.geometry, state_of(made), maps_of(16), STEPS)
     assert_same(checkpoints.load_constants(read_again(project), "input"), constants_of(made))
 
 
 def test_other_input_is_refused(made: Small, project: Project) -> None:
-    checkpoints.commit_first(project, constants_of(made), made.state, "input")
+    checkpoints.commit_first(project, constants_of(made), made.state, origin_of(made))
     with pytest.raises(InputError, match="was started with other input"):
         checkpoints.load_constants(project, "other input")
 
@@ -174,7 +179,7 @@ def test_the_fingerprint_sees_list_model_mask_and_stacks(made: Small) -> None:
 
 
 def test_the_environment_that_bits_depend_on_is_kept(made: Small, project: Project) -> None:
-    checkpoints.commit_first(project, constants_of(made), made.state, "input")
+    checkpoints.commit_first(project, constants_of(made), made.state, origin_of(made))
     kept = project.commits()[0].attributes["environment"]
     assert kept["numpy"] == np.__version__
     assert {"cpu", "python", "scipy", "numba", "mpipar"} <= set(kept)
@@ -183,7 +188,7 @@ def test_the_environment_that_bits_depend_on_is_kept(made: Small, project: Proje
 def test_a_changed_environment_is_named_on_resume(
     made: Small, project: Project, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    checkpoints.commit_first(project, constants_of(made), made.state, "input")
+    checkpoints.commit_first(project, constants_of(made), made.state, origin_of(made))
     assert checkpoints.changed_environment(project) == []
     monkeypatch.setattr(
         checkpoints, "version", lambda name: "0.0" if name == "scipy" else version(name)

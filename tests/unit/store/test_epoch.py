@@ -39,7 +39,7 @@ from tests.support import dying
 if TYPE_CHECKING:
     from pathlib import Path
 
-IDENTITY = Identity(1, "test", {"a": 1}, 0.0)
+IDENTITY = Identity("1.1", "test", {"a": 1}, 0.0)
 JOB = BatchJob("slurm", "fake", "17", 1)
 TAKE, REFUSE, WATCH = Verdict.TAKE, Verdict.REFUSE, Verdict.WATCH
 

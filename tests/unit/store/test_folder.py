@@ -178,5 +178,5 @@ def test_sweeping_spares_ones_own_and_later_epochs_and_what_is_counted(tmp_path)
     files |= {"segments/commit-0001.e000003-0001.h5": True, "segments/x": True, "x": True}
     for name in files:
         (path / name).touch()
-    remove_leftovers(path, 5, {"commit-0001.e000003-0001.h5"})
+    remove_leftovers(path, 5, {"commit-0001.e000003-0001.h5"}, set())
     assert {name: (path / name).exists() for name in files} == files

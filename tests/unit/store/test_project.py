@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from mpipar.errors import DiskFullError, MissingInputError, OutputError, StoreError
-from mpipar.store import Project, check, read_status, read_verdict, schema
+from mpipar.store import Project, check, epoch, read_status, read_verdict, schema
 from tests.unit.store.projects import SETTINGS, X, create, die, tree
 
 
@@ -229,26 +229,62 @@ def test_a_folder_without_a_project_is_said_so(path, make):
 
 def test_a_project_of_a_later_format_is_refused(path, monkeypatch):
     create(path).close()
-    monkeypatch.setattr(schema, "FORMAT", 0)
-    with pytest.raises(StoreError, match="update mpipar"):
-        Project.open(path, writer=False)
+    monkeypatch.setattr(schema, "FORMAT", (0, 7))
+    for writer in (True, False):
+        with pytest.raises(StoreError, match="update mpipar"):
+            Project.open(path, writer=writer)
 
 
-def test_what_a_later_version_has_added_is_said_to_need_it(path):
+def test_what_a_later_minor_version_has_added_is_left_out(path):
     with create(path) as project:
         project.commit(1, {"x": X}, {})
-        added = schema.decode(schema.commit_to_json(project.commits()[0])) | {"pruned": False}
-        project._writer.journal.append([(schema.COMMIT, schema.encode(added | {"number": 9}))])
-    for look in (
-        lambda: Project.open(path, writer=False).commits(),
-        lambda: Project.open(path, writer=True),
-    ):
-        with pytest.raises(StoreError, match=r"pruned.*update mpipar"):
-            look()
-    assert "update mpipar" in check(path)[0]
+        added = schema.decode(schema.commit_to_json(project.commits()[0])) | {"colour": "red"}
+        project._writer.journal.append(
+            [(schema.COMMIT, schema.encode(added | {"number": 9})), ("@later", b"anything")]
+        )
+    numbers = [info.number for info in Project.open(path, writer=False).commits()]
+    assert numbers == [1, 9]
 
 
-@pytest.mark.parametrize("change", [{"format": 2}, {"format": 2, "cores": 4}])
+def test_a_later_minor_version_is_read_but_not_written(path, monkeypatch):
+    with monkeypatch.context() as later:
+        later.setattr(schema, "FORMAT", (1, 99))
+        with create(path) as project:
+            project.commit(1, {"x": X}, {})
+    claim = path / "epoch" / "000001.claim"
+    value = schema.decode_signed(claim.read_bytes())
+    value["identity"]["colour"] = "red"
+    claim.write_bytes(schema.sign(schema.encode(value | {"colour": "red"})))
+    seen = Project.open(path, writer=False)
+    assert seen.latest().arrays["x"].tobytes() == X.tobytes()
+    before = tree(path)
+    with pytest.raises(StoreError, match=r"1\.99.*update mpipar"):
+        Project.open(path, writer=True)
+    assert tree(path) == before
+
+
+def test_a_project_of_an_earlier_minor_version_is_written_as_this_one(path, monkeypatch):
+    with monkeypatch.context() as earlier:
+        earlier.setattr(schema, "FORMAT", (1, 0))
+        create(path).close()
+    Project.open(path, writer=True).close()
+    claims = [epoch.read_claim(path, number) for number in epoch.epochs(path)]
+    formats = [claim.identity.format for claim in claims]
+    assert formats == ["1.0", schema.version_text(schema.FORMAT)]
+
+
+@pytest.mark.parametrize("written", ["", "1.x", "one", None, "1.1.1", -1])
+def test_a_claim_without_a_version_is_no_claim(path, written):
+    create(path).close()
+    claim = path / "epoch" / "000001.claim"
+    value = schema.decode_signed(claim.read_bytes())
+    value["identity"]["format"] = written
+    claim.write_bytes(schema.sign(schema.encode(value)))
+    assert Project.open(path, writer=False).kind == "refine", "the journal tells it"
+    assert any("damaged" in line for line in check(path))
+
+
+@pytest.mark.parametrize("change", [{"format": 2}, {"format": "2.0"}, {"format": 2, "cores": 4}])
 def test_a_claim_of_a_later_version_is_said_to_need_it(path, change):
     create(path).close()
     claim = path / "epoch" / "000001.claim"

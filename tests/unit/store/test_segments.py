@@ -15,7 +15,7 @@ from hypothesis.extra import numpy as arrays
 
 from mpipar.errors import CorruptStoreError, DiskFullError, StoreError
 from mpipar.store import schema, segments
-from mpipar.store.segments import StoredArrays, seal_of, write_segment
+from mpipar.store.segments import SegmentContents, StoredArrays, seal_of, write_segment
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -30,7 +30,7 @@ def same_bits(a: np.ndarray, b: np.ndarray) -> bool:
 
 def round_trip(folder: Path, **given_arrays: np.ndarray) -> dict[str, np.ndarray]:
     schema.check_arrays(given_arrays)
-    write_segment(folder / "s.h5", given_arrays, {})
+    write_segment(folder / "s.h5", SegmentContents(given_arrays, {}, {}))
     return dict(StoredArrays(folder / "s.h5"))
 
 
@@ -88,14 +88,14 @@ def test_other_types_are_refused(dtype):
 
 
 def test_the_file_is_of_the_default_version_that_needs_no_repair(tmp_path):
-    write_segment(tmp_path / "s.h5", {"a": np.arange(3)}, {})
+    write_segment(tmp_path / "s.h5", SegmentContents({"a": np.arange(3)}, {}, {}))
     data = (tmp_path / "s.h5").read_bytes()
     assert data[:8] == b"\x89HDF\r\n\x1a\n"
     assert data[8] == 0, "superblock of HDF5 1.6, which everything reads"
 
 
 def test_the_seal_is_of_the_file(tmp_path):
-    sealed = write_segment(tmp_path / "s.h5", {"a": np.arange(3)}, {"x": 1})
+    sealed = write_segment(tmp_path / "s.h5", SegmentContents({"a": np.arange(3)}, {"x": 1}, {}))
     assert seal_of(tmp_path / "s.h5") == sealed
     assert sealed.size == (tmp_path / "s.h5").stat().st_size
 
@@ -103,7 +103,7 @@ def test_the_seal_is_of_the_file(tmp_path):
 def test_attributes_are_there_for_people(tmp_path):
     long = {"names": ["x" * 100] * 1000}
     attributes = {"a": 1.5, "b": [1, 2], "c": "text", "d": long, "e": None, "f": 2**70, "g": True}
-    write_segment(tmp_path / "s.h5", {}, attributes)
+    write_segment(tmp_path / "s.h5", SegmentContents({}, attributes, {}))
     with h5py.File(tmp_path / "s.h5") as file:
         found = dict(file.attrs)
         assert schema.decode(bytes(file["long_attributes/d"][:])) == long
@@ -113,7 +113,7 @@ def test_attributes_are_there_for_people(tmp_path):
 
 def test_a_damaged_array_is_told_by_name(tmp_path):
     array = np.random.default_rng(1).integers(0, 256, 9999, np.uint8)
-    write_segment(tmp_path / "s.h5", {"a": array}, {})
+    write_segment(tmp_path / "s.h5", SegmentContents({"a": array}, {}, {}))
     data = bytearray((tmp_path / "s.h5").read_bytes())
     data[data.index(array[:50].tobytes()) + 9] ^= 1
     (tmp_path / "s.h5").write_bytes(data)
@@ -130,7 +130,7 @@ def test_a_file_that_is_not_hdf5_is_told_by_name(tmp_path, content):
 
 
 def test_an_array_that_is_not_there_is_a_key_error(tmp_path):
-    write_segment(tmp_path / "s.h5", {"a": np.arange(3)}, {})
+    write_segment(tmp_path / "s.h5", SegmentContents({"a": np.arange(3)}, {}, {}))
     with pytest.raises(KeyError):
         StoredArrays(tmp_path / "s.h5")["b"]
 
@@ -155,22 +155,22 @@ def disk_of(room: int, monkeypatch: pytest.MonkeyPatch, code: int) -> None:
 def test_a_full_disk_is_told_with_path_and_bytes_and_leaves_nothing(
     tmp_path, monkeypatch, room, code
 ):
-    write_segment(tmp_path / "before.h5", {"a": np.arange(10)}, {})
+    write_segment(tmp_path / "before.h5", SegmentContents({"a": np.arange(10)}, {}, {}))
     given_arrays = {"a": np.arange(5000.0), "b": np.arange(5000.0)}
     disk_of(room, monkeypatch, code)
     with pytest.raises(DiskFullError, match=r"s\.h5.*: \d{5} bytes were needed and \d+ are free"):
-        write_segment(tmp_path / "s.h5", given_arrays, {"x": 1})
+        write_segment(tmp_path / "s.h5", SegmentContents(given_arrays, {"x": 1}, {}))
     monkeypatch.undo()
     assert [path.name for path in tmp_path.iterdir()] == ["before.h5"]
     assert dict(StoredArrays(tmp_path / "before.h5"))["a"].tolist() == [*range(10)]
-    write_segment(tmp_path / "s.h5", given_arrays, {"x": 1})
+    write_segment(tmp_path / "s.h5", SegmentContents(given_arrays, {"x": 1}, {}))
     assert same_bits(dict(StoredArrays(tmp_path / "s.h5"))["b"], given_arrays["b"])
 
 
 def test_any_other_error_is_told_with_its_path(tmp_path, monkeypatch):
     disk_of(100, monkeypatch, errno.EIO)
     with pytest.raises(StoreError, match=r"s\.h5: cannot be written: Input/output error"):
-        write_segment(tmp_path / "s.h5", {"a": np.arange(5000.0)}, {})
+        write_segment(tmp_path / "s.h5", SegmentContents({"a": np.arange(5000.0)}, {}, {}))
 
 
 def test_a_mistake_in_what_is_written_is_not_hidden(tmp_path):
@@ -196,7 +196,7 @@ def test_a_write_that_is_lost_is_found_out(tmp_path, monkeypatch):
     for nth in range(1, 20):
         left[0] = nth
         try:
-            write_segment(tmp_path / "s.h5", given_arrays, {"x": 1})
+            write_segment(tmp_path / "s.h5", SegmentContents(given_arrays, {"x": 1}, {}))
         except StoreError:
             found_out += 1
             assert list(tmp_path.iterdir()) == []
