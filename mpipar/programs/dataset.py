@@ -220,6 +220,7 @@ class Dataset:
     largest_ctf     bound on any contrast transfer
     fold            (p,) the fold of its half set, see `folds`
     blocks          particle indices of each block, all of one fold
+    served_as       numbers of these blocks where rank 0 serves more; empty: as they come
     start_shell     the shell that the model is filtered to
     devices         the GPUs that align; None: the processors
     """
@@ -239,6 +240,7 @@ class Dataset:
     seed: int
     start_shell: int
     devices: DeviceChoice | None = None
+    served_as: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)

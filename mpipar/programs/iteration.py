@@ -189,7 +189,8 @@ def align_tasks(
 ) -> list[Task]:
     """Return one task per block for AlignStage, with its particles' CTF and last poses."""
     tasks, folded = [], folds.sums_are_folded(data, insertion_radius)
-    for number, rows in enumerate(data.blocks):
+    served_as = data.served_as or range(len(data.blocks))
+    for number, (block, rows) in enumerate(zip(served_as, data.blocks, strict=True)):
         poses = Poses(
             state.poses.rotations[rows], state.poses.shifts[rows], state.poses.score[rows]
         )
@@ -203,7 +204,7 @@ def align_tasks(
             int(data.fold[rows[0]]),
             folded,
         )
-        tasks.append(Task(number, number, payload))
+        tasks.append(Task(number, block, payload))
     return tasks
 
 

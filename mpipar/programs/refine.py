@@ -5,11 +5,11 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from mpipar.cryoem import symmetry
 from mpipar.cryoem.fourier import largest_radius
-from mpipar.cryoem.search_plan import plan_search, plan_soft
+from mpipar.cryoem.search_plan import plan_search
 from mpipar.cryoem.symmetry_check import CONVINCING, fitting_setting
 from mpipar.errors import NoSignalError
 from mpipar.programs import (
@@ -20,7 +20,6 @@ from mpipar.programs import (
     exports,
     iteration,
     run_folder,
-    soft_iteration,
     subsets,
 )
 from mpipar.programs.convergence import (
@@ -41,7 +40,7 @@ from mpipar.programs.pruning import KEEP_ALL, KEEP_EVERY, superfluous
 from mpipar.programs.run_log import RunLog
 from mpipar.programs.session import Clock, RefineSession
 from mpipar.programs.soft_iteration import NO_SIGNAL, Signal
-from mpipar.programs.soft_stage import HeldOutStage
+from mpipar.programs.soft_session import look_for_signal, weigh_poses
 from mpipar.programs.volumes import centre_notes
 from mpipar.runtime.process import signals
 from mpipar.runtime.reports import CANNOT_REPLACE
@@ -51,13 +50,13 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from mpipar.cryoem.posterior import SoftPlan
     from mpipar.programs.alarms import Findings
     from mpipar.programs.dataset import Dataset, Start
     from mpipar.programs.devices import DeviceChoice
     from mpipar.programs.first_look import FirstLook
     from mpipar.programs.images import StackSource
     from mpipar.programs.iteration import Maps, RefineState
+    from mpipar.programs.soft_session import Iterated
     from mpipar.programs.stages import ImageStatistics, MeasureStage
     from mpipar.runtime.pool import Pool
     from mpipar.runtime.reports import StageStatistics
@@ -271,7 +270,7 @@ def _refine(session: RefineSession, data: Dataset, state: RefineState, log: RunL
         signals.check()
         if decision.kind != SOFT and _was_soft(session.history):
             maps = maps or checkpoints.load_maps(session.project)
-            signal = _signal(session, data, state, maps)
+            signal = look_for_signal(session, data, state, maps)
             if not signal.found:
                 more = with_everyone(settings.iter, session.history)
                 decision = more or _end_without(signal, session, data, state, maps)
@@ -284,7 +283,7 @@ def _refine(session: RefineSession, data: Dataset, state: RefineState, log: RunL
     session.view.say(decision.reason)
     maps = maps or checkpoints.load_maps(session.project)
     if _was_soft(session.history) or all(step.kind != SOFT for step in session.history):
-        signal = _signal(session, data, state, maps)
+        signal = look_for_signal(session, data, state, maps)
         if not signal.found:
             _end_without(signal, session, data, state, maps)
     with session.phase("writing results"):
@@ -321,36 +320,6 @@ def _end_without(
     raise NoSignalError(signal.verdict(start, str(session.project.path)))
 
 
-def _signal(session: RefineSession, data: Dataset, state: RefineState, maps: Maps) -> Signal:
-    """Look for detail that images agree on with a map which they are not in."""
-    plan = _soft_plan(data, state, free_scale=False)
-    plan = replace(plan, radius=plan.insertion_radius)  # all that may be beyond the start
-    stage = HeldOutStage(data.geometry, plan)
-    shared = soft_iteration.held_out_arrays(data, state, maps, plan)
-    tasks = soft_iteration.held_out_tasks(data, _soft_tasks(session, data, state, plan))
-    with session.phase("looking for signal"):
-        outcome = session.run("looking for signal", stage, shared, tasks)
-    return soft_iteration.signal_of(outcome.results)
-
-
-def _soft_plan(data: Dataset, state: RefineState, *, free_scale: bool) -> SoftPlan:
-    return plan_soft(
-        data.sampling,
-        state.resolved_shell,
-        data.start_shell,
-        spread=state.spread,
-        free_scale=free_scale,
-    )
-
-
-def _soft_tasks(
-    session: RefineSession, data: Dataset, state: RefineState, plan: SoftPlan
-) -> list[Task]:
-    particles = session.inputs.particles
-    centres = dataset.first_shifts(particles)
-    return soft_iteration.soft_tasks(data, dataset.ctf_of(particles), state, plan, centres)
-
-
 def _iterate(
     session: RefineSession, data: Dataset, state: RefineState, decision: NextIteration
 ) -> tuple[RefineState, Maps]:
@@ -359,7 +328,7 @@ def _iterate(
     session.after = seconds_after(
         session.history, decision.kind, session.seconds, session.settings.iter
     )
-    work = _weigh_poses if decision.kind == SOFT else _find_poses
+    work = weigh_poses if decision.kind == SOFT else _find_poses
     state, maps, radius, statistics = work(session, data, state, decision)
     complete = radius == largest_radius(data.geometry.box)
     session.history.append(
@@ -391,33 +360,6 @@ def _prune(session: RefineSession) -> None:
     if session.settings.keep != KEEP_ALL:
         numbers = [info.number for info in session.project.commits()]
         session.project.prune(superfluous(numbers, int(session.settings.keep), KEEP_EVERY))
-
-
-Iterated: TypeAlias = "tuple[RefineState, Maps, int, StageStatistics]"
-"""The next state, its maps, the radius out to which these go, and what the pool has counted."""
-
-
-def _weigh_poses(
-    session: RefineSession, data: Dataset, state: RefineState, decision: NextIteration
-) -> Iterated:
-    """Do a soft iteration: all poses of a grid count, each with its probability."""
-    plan = _soft_plan(data, state, free_scale=state.iteration == 0)
-    data = subsets.soft_part(data, everyone=decision.everyone)
-    count = subsets.size_of(data)
-    if not session.history and count < len(data.half):
-        session.view.say(f"soft iterations begin with {count} of the {len(data.half)} particles")
-    with session.phase("preparing references"):
-        stage = soft_iteration.soft_stage(data, state, plan)
-        shared = soft_iteration.soft_arrays(data, state, plan)
-        tasks = _soft_tasks(session, data, state, plan)
-    with session.phase("weighing all poses"):
-        label = f"iteration {state.iteration + 1}: soft"
-        facts = {"resolution": f"{state.resolution:.1f} A"}
-        outcome = session.run(label, stage, shared, tasks, count, **facts)
-    del shared  # may be as large as the sums
-    with session.phase("reconstruction"):
-        state, maps = soft_iteration.soft_next_state(data, state, stage, outcome)
-    return state, maps, plan.insertion_radius, outcome.statistics
 
 
 def _find_poses(

@@ -28,13 +28,13 @@ def soft_part(data: Dataset, *, everyone: bool) -> Dataset:
     count = len(data.half)
     if everyone or count <= LARGE * SUBSET or data.fold.any():
         return data
-    chosen = []
-    for number in (1, 2):
-        mine = [rows for rows in data.blocks if data.half[rows[0]] == number]
+    chosen: list[int] = []
+    for half in (1, 2):
+        mine = [place for place, rows in enumerate(data.blocks) if data.half[rows[0]] == half]
         blocks = max(1, round(len(mine) * SUBSET / count))
-        places = np.linspace(0, len(mine) - 1, blocks).round().astype(int)
-        chosen += [mine[place] for place in places]
-    return replace(data, blocks=tuple(chosen))
+        chosen += [mine[n] for n in np.linspace(0, len(mine) - 1, blocks).round().astype(int)]
+    blocks_of_part = tuple(data.blocks[place] for place in chosen)
+    return replace(data, blocks=blocks_of_part, served_as=tuple(chosen))
 
 
 def size_of(part: Dataset) -> int:

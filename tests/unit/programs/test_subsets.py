@@ -20,6 +20,7 @@ from mpipar.programs import (
     iteration,
     refine,
     soft_iteration,
+    soft_session,
     subsets,
 )
 from mpipar.programs.convergence import SOFT
@@ -44,6 +45,7 @@ class Blocks:
     half: np.ndarray
     fold: np.ndarray
     blocks: tuple[np.ndarray, ...]
+    served_as: tuple[int, ...] = ()
 
 
 @given(st.integers(2, 60_000), st.booleans())
@@ -56,6 +58,7 @@ def test_some_of_a_large_set_take_part_evenly_from_both_half_sets(count: int, fo
         assert part is data
         return
     rows = np.concatenate(part.blocks)
+    assert all(data.blocks[n] is mine for n, mine in zip(part.served_as, part.blocks, strict=True))
     assert len(rows) == subsets.size_of(part) == len(np.unique(rows))
     assert len(rows) == pytest.approx(subsets.SUBSET, rel=0.03)
     assert np.count_nonzero(half[rows] == 1) == pytest.approx(len(rows) / 2, rel=0.03)
@@ -82,15 +85,16 @@ def test_particles_that_take_no_part_keep_what_is_known_of_them(made: Small) -> 
     mine = np.zeros(COUNT, bool)
     mine[np.concatenate(part.blocks)] = True
     assert 0 < np.count_nonzero(mine) < COUNT
-    plan = refine._soft_plan(data, state, free_scale=False)
+    plan = soft_session.plan_of(data, state, free_scale=False)
     stage = soft_iteration.soft_stage(part, state, plan)
     shared = soft_iteration.soft_arrays(part, state, plan)
     ctf, centres = dataset.ctf_of(made.inputs.particles), np.zeros((COUNT, 2))
     tasks = soft_iteration.soft_tasks(part, ctf, state, plan, centres)
     with ExitStack() as stack:
         pool = stack.enter_context(open_pool(1))
-        pool.serve(made.inputs.stacks.divided(part.blocks))
+        pool.serve(made.inputs.stacks.divided(data.blocks))
         outcome = pool.run(stage, shared, tasks)
+        whole = pool.run(stage, shared, soft_iteration.soft_tasks(data, ctf, state, plan, centres))
     new, _ = soft_iteration.soft_next_state(part, state, stage, outcome)
     assert np.isfinite(new.poses.score[mine]).all()
     assert (new.poses.score[~mine] == -np.inf).all()
@@ -100,6 +104,10 @@ def test_particles_that_take_no_part_keep_what_is_known_of_them(made: Small) -> 
     evidence = np.concatenate([result.found.evidence for result in outcome.results])
     assert new.evidence == pytest.approx(evidence.mean())
     assert np.all(new.noise > 0)
+    places = [place for place, rows in enumerate(data.blocks) if mine[rows[0]]]
+    for result, place in zip(outcome.results, places, strict=True):
+        alone = whole.results[place].found
+        np.testing.assert_array_equal(result.found.evidence, alone.evidence, "other images")
     assert len(iteration.collect_poses(part, [r.found.poses for r in outcome.results], state).score)
 
 
