@@ -13,6 +13,7 @@ from mpipar.cli import (
     exec_command,
     refine_command,
     run_command,
+    status_command,
     unlock_command,
 )
 from mpipar.cli.outcome import attempt
@@ -32,6 +33,7 @@ COMMANDS: Final[dict[str, Subcommand]] = {
     "refine": refine_command.COMMAND,
     "run": run_command.COMMAND,
     "exec": exec_command.COMMAND,
+    "status": status_command.COMMAND,
     "check": check_command.COMMAND,
     "unlock": unlock_command.COMMAND,
 }

@@ -384,7 +384,7 @@ def _weigh_poses(
         tasks = _soft_tasks(session, data, state, plan)
     with session.phase("weighing all poses"):
         label = f"iteration {state.iteration + 1}: soft"
-        outcome = session.run(label, stage, shared, tasks, resolution=f"{state.resolution:.1f} A")
+        outcome = session.run(label, stage, shared, tasks, state.resolution)
     del shared  # may be as large as the sums
     with session.phase("reconstruction"):
         state, maps = soft_iteration.soft_next_state(data, state, stage, outcome)
@@ -415,7 +415,7 @@ def _find_poses(
             stage,
             shared,
             tasks,
-            resolution=f"{state.resolution:.1f} A",
+            state.resolution,
         )
     del shared  # may be as large as the sums
     with session.phase("reconstruction"):

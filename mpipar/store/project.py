@@ -104,6 +104,7 @@ class Project:
     def __init__(self, path: Path, identity: Identity, writer: _Writer | None) -> None:
         self.path = path
         self.kind = identity.kind
+        self.created = identity.created  # seconds since 1970
         self.settings: dict[str, Any] = identity.settings
         self._identity = identity
         self._writer = writer

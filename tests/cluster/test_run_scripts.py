@@ -6,6 +6,7 @@ import json
 import os
 import re
 import signal
+import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
@@ -18,8 +19,6 @@ from tests.cluster.grid_engine import AGAIN, launcher_of, start_script
 from tests.cluster.slurm import wait_for
 
 if TYPE_CHECKING:
-    import subprocess
-
     from tests.cluster.slurm import Job, Slurm
 
 pytestmark = [
@@ -53,6 +52,18 @@ def halfway(folder: Path) -> bool:
     return done == COUNT and (folder / "again").exists()
 
 
+def watch(slurm: Slurm, folder: Path) -> subprocess.Popen[str]:
+    """Begin to wait for the end of the run, as a user does on the login node."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "mpipar", "status", "run_01", "--wait", "--json"],
+        cwd=folder,
+        env=slurm.environment | {"PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
 def submit(slurm: Slurm, folder: Path, **settings: str) -> Job:
     sizes = ("--nodes=2", "--ntasks-per-node=1", "--mem-per-cpu=100")
     settings = {"VENV": sys.prefix, "PYTHONPATH": str(ROOT), **settings}
@@ -64,6 +75,7 @@ def test_job_that_nears_its_time_limit_goes_on_with_what_is_not_done(
 ) -> None:
     job = submit(slurm, folder)
     wait_for(lambda: halfway(folder), 60, job.story)
+    watcher = watch(slurm, folder)
     slurm.run("scancel", "--batch", "--signal=USR1", job.number)
     assert job.wait(150) == "COMPLETED", job.story()
     assert job["Restarts"] == "1", job.story()
@@ -71,6 +83,14 @@ def test_job_that_nears_its_time_limit_goes_on_with_what_is_not_done(
     assert re.search(r"^run: verdict done, exit code 0$", job.said(), re.MULTILINE)
     assert set(traced(folder).values()) == {1}
     assert len(traced(folder)) == COUNT + 1
+    said, told = watcher.communicate(timeout=60)
+    assert watcher.returncode == 0, told
+    states = [line.split(": ")[1] for line in told.splitlines()]
+    assert "queued" in states, told
+    assert states[-1] == "done", told
+    (status,) = json.loads(said)["runs"]
+    assert (status["done_before"], status["done"], status["total"]) == (COUNT, 1, 1)
+    assert (status["writer"]["job"]["id"], status["writer"]["job"]["restarts"]) == (job.number, 1)
 
 
 def test_job_with_failing_commands_is_not_queued_again_and_a_command_may_use_mpirun(
