@@ -16,10 +16,12 @@ import pytest
 
 from tests.cluster.conftest import ROOT
 from tests.cluster.grid_engine import AGAIN, launcher_of, start_script
-from tests.cluster.slurm import wait_for
+from tests.cluster.slurm import Job, wait_for
 
 if TYPE_CHECKING:
-    from tests.cluster.slurm import Job, Slurm
+    from collections.abc import Iterator
+
+    from tests.cluster.slurm import Slurm
 
 pytestmark = [
     pytest.mark.cluster,
@@ -45,9 +47,9 @@ def traced(folder: Path) -> Counter[str]:
     return Counter(trace.read_text().split() if trace.exists() else [])
 
 
-def halfway(folder: Path) -> bool:
+def halfway(folder: Path, run: str = "run_01") -> bool:
     """All short commands are acknowledged and the long one has begun."""
-    status = folder / "run_01" / "status.json"
+    status = folder / run / "status.json"
     done = status.exists() and json.loads(status.read_text()).get("done")
     return done == COUNT and (folder / "again").exists()
 
@@ -107,6 +109,68 @@ def test_job_with_failing_commands_is_not_queued_again_and_a_command_may_use_mpi
     log = (folder / "other" / "logs" / "000002.log").read_text()
     assert "1 of 2 commands are done" in job.said(), log
     assert log.splitlines()[-2:] == ["2", "2"]
+
+
+ARRAY = """#!/bin/bash
+export RUN=run_$SLURM_ARRAY_TASK_ID COMMANDS=commands_$SLURM_ARRAY_TASK_ID.txt
+. {script}
+"""
+
+
+def test_task_of_an_array_queues_itself_again_and_not_its_sibling(
+    slurm: Slurm, folder: Path
+) -> None:
+    (folder / "commands.txt").rename(folder / "commands_1.txt")
+    (folder / "commands_2.txt").write_text("touch began; until [ -e over ]; do sleep 0.1; done\n")
+    script = folder / "array.sh"
+    script.write_text(ARRAY.format(script=ROOT / "slurm" / "run.sbatch"))
+    sizes = ("--nodes=2", "--ntasks-per-node=1", "--mem-per-cpu=100", "--array=1-2")
+    options = (*sizes, "--requeue", "--open-mode=append", "--output=array-%A_%a.log")
+    settings = {"VENV": sys.prefix, "PYTHONPATH": str(ROOT)}
+    first = slurm.submit(script, folder, *options, **settings)
+    array = first.number
+    first.number, first.log = f"{array}_1", folder / f"array-{array}_1.log"
+    second = Job(slurm, f"{array}_2", folder / f"array-{array}_2.log")
+    wait_for(lambda: halfway(folder, "run_1") and (folder / "began").exists(), 60, first.story)
+    slurm.run("scancel", "--batch", "--signal=USR1", first.number)
+    wait_for(lambda: first["Restarts"] == "1", 60, first.story)
+    (folder / "over").touch()
+    assert second.wait() == "COMPLETED", second.story()
+    assert second["Restarts"] == "0", second.story()
+    assert first.wait(150) == "COMPLETED", first.story()
+    assert f"run: queueing job {array}_1 again" in first.said()
+    assert set(traced(folder).values()) == {1}
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk of one megabyte."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(disk)]
+    if subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("no disk can be mounted here; this needs root")
+    yield disk
+    subprocess.run(["umount", disk], check=True)
+
+
+def test_job_on_a_full_disk_is_not_queued_again(
+    slurm: Slurm, tmp_path: Path, small_disk: Path
+) -> None:
+    (tmp_path / "commands.txt").write_text("cat /dev/zero >disk/filled; seq 100000\n")
+    job = submit(slurm, tmp_path, RUN=str(small_disk / "run_01"))
+    assert job.wait() == "FAILED", job.story()
+    assert (job["ExitCode"], job["Restarts"]) == ("74:0", "0"), job.story()
+    assert "run: verdict requeue, exit code 74" in job.said()
+
+
+def test_job_without_its_python_says_so(slurm: Slurm, folder: Path) -> None:
+    job = submit(slurm, folder, VENV=str(folder / "none"))
+    assert job.wait() == "FAILED", job.story()
+    assert job["ExitCode"] == "66:0", job.story()
+    assert job.said() == (
+        f"run: there is no Python environment in {folder}/none: set VENV to the one with mpipar\n"
+    )
 
 
 def start(folder: Path, **settings: str) -> tuple[subprocess.Popen[str], Path]:
