@@ -14,6 +14,7 @@ from mpipar.cli import (
     refine_command,
     run_command,
     status_command,
+    submit_command,
     unlock_command,
 )
 from mpipar.cli.outcome import attempt
@@ -33,6 +34,7 @@ COMMANDS: Final[dict[str, Subcommand]] = {
     "refine": refine_command.COMMAND,
     "run": run_command.COMMAND,
     "exec": exec_command.COMMAND,
+    "submit": submit_command.COMMAND,
     "status": status_command.COMMAND,
     "check": check_command.COMMAND,
     "unlock": unlock_command.COMMAND,

@@ -17,6 +17,7 @@ from mpipar.errors import (
     exit_code_named,
 )
 from mpipar.store import Project, RunState, standing_of
+from mpipar.store.submission import read_submission
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -65,13 +66,15 @@ def runs_in(folder: Path) -> list[Path]:
         raise MissingInputError(f"{folder}: cannot be read: {error.strerror}") from error
     if not found:
         raise MissingInputError(
-            f"{folder}: is no run's folder, and holds none (a run that waits in the queue for the "
-            "first time has none yet)"
+            f"{folder}: is no run's folder, and holds none (a job that was not submitted by "
+            "`mpipar submit` has none before its first start)"
         )
     return sorted(found, key=lambda path: (len(path.name), path.name))
 
 
 def _is_run(folder: Path) -> bool:
+    if read_submission(folder) is not None:
+        return True
     with suppress(OSError):
         return any(entry.suffix == ".claim" for entry in (folder / "epoch").iterdir())
     return False
@@ -95,7 +98,7 @@ def run_status(folder: Path) -> dict[str, Any]:
         "reason": standing.reason,
         "exit_code": _exit_code(standing),
         "created": created,
-        "writer": _writer(standing),
+        "writer": _writer(folder, standing),
         "heartbeat": {"count": found.get("beat"), "seconds_ago": _rounded(standing.silence)},
         "verdict": None if goes_on else standing.verdict,
         **{name: reported.get(name) for name in REPORTED},
@@ -120,13 +123,14 @@ def _kept(folder: Path) -> tuple[str | None, float | None, list[dict[str, Any]]]
             for number, step in enumerate(history, start=1)
         ]
         return project.kind, project.created, steps
-    return None, None, []
+    submitted = read_submission(folder)
+    return (submitted.kind, submitted.time, []) if submitted else (None, None, [])
 
 
-def _writer(standing: RunStanding) -> dict[str, Any] | None:
+def _writer(folder: Path, standing: RunStanding) -> dict[str, Any] | None:
     claim = standing.claim
     if claim is None:
-        return None
+        return _submitted(folder, standing)
     batch = claim.batch
     return {
         "host": claim.host,
@@ -142,6 +146,16 @@ def _writer(standing: RunStanding) -> dict[str, Any] | None:
             "state": standing.job.value,
         },
     }
+
+
+def _submitted(folder: Path, standing: RunStanding) -> dict[str, Any] | None:
+    """Return what is known of the writer of a run that was submitted and has not begun."""
+    submitted = read_submission(folder)
+    if submitted is None:
+        return None
+    job = submitted.job
+    known = {"system": job.system, "id": job.job, "restarts": 0, "state": standing.job.value}
+    return {"host": None, "process": None, "started": None, "epoch": 0, "job": known}
 
 
 def _exit_code(standing: RunStanding) -> int | None:

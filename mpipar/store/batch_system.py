@@ -13,7 +13,7 @@ from mpipar.store.epoch import BatchJob
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["JobState", "batch_job", "job_is_over", "job_state"]
+__all__ = ["JobState", "batch_job", "cluster_of", "job_is_over", "job_state"]
 
 _SCHEDULER_SECONDS: Final = 10.0  # to wait for an answer
 # SLURM's states of a job whose processes have ended
@@ -90,11 +90,18 @@ def job_state(batch: BatchJob | None) -> JobState:
     return state
 
 
+def cluster_of(system: str) -> str:
+    """Return the name of this host's cluster, as claims of jobs have it; "" if not known."""
+    if system != "slurm":
+        return _sge_cluster(os.environ)
+    config = _output_of("scontrol", "show", "config")
+    found = re.search(r"^ClusterName\s*=\s*(\S+)", config or "", re.MULTILINE)
+    return found[1] if found else ""
+
+
 def _slurm_answer(batch: BatchJob) -> str | None:
     """Return what `scontrol show job` says; None if there is no answer of the job's cluster."""
-    config = _output_of("scontrol", "show", "config")
-    cluster = re.search(r"^ClusterName\s*=\s*(\S+)", config or "", re.MULTILINE)
-    if cluster is None or cluster[1] != batch.cluster:
+    if cluster_of("slurm") != batch.cluster:
         return None  # another cluster that shares the disk: its job numbers mean nothing here
     return _output_of("scontrol", "show", "job", "-o", batch.job)
 

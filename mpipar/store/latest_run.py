@@ -15,12 +15,13 @@ from mpipar.errors import MpiparError
 from mpipar.store import epoch, evidence, history, schema, status
 from mpipar.store.batch_system import JobState, job_is_over, job_state
 from mpipar.store.epoch import LEASE, LEASES_TO_WATCH, OwnerProcess
+from mpipar.store.submission import LOG, read_submission
 from mpipar.store.takeover import require_project
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from mpipar.store.epoch import WriterClaim
+    from mpipar.store.epoch import BatchJob, WriterClaim
 
 __all__ = ["RunStanding", "RunState", "latest_run", "standing_of"]
 
@@ -30,7 +31,7 @@ GO_ON: Final = "go on with --resume"
 class RunState(Enum):
     """One word for how a run stands."""
 
-    QUEUED = "queued"  # cut off or dead, and its batch job stands in the queue again
+    QUEUED = "queued"  # its batch job waits for its first start, or for another after a cut
     RUNNING = "running"
     DONE = "done"
     FAILED = "failed"
@@ -63,6 +64,9 @@ def standing_of(project: Path, *, ask: bool = True) -> RunStanding:
     ask      whether the scheduler may be asked, which takes some seconds at most
     raises   MissingInputError if there is no project
     """
+    submitted = read_submission(project)
+    if submitted is not None and not epoch.used_epochs(project):
+        return _not_begun(submitted.job, ask=ask)
     require_project(project)
     try:
         return _standing(project, ask=ask)
@@ -91,13 +95,43 @@ def _standing_in(project: Path, newest: int, *, ask: bool) -> RunStanding:
     else:
         state, reason = _not_closed(project, newest, claim, silence, ask=ask)
     job = JobState.UNKNOWN
-    if ask and claim is not None and state in {RunState.CUT_OFF, RunState.DEAD}:
-        job = job_state(claim.batch)
-        if job is JobState.QUEUED and claim.batch is not None:
+    if ask and claim is not None and state in {RunState.CUT_OFF, RunState.DEAD, RunState.FAILED}:
+        job, batch = _latest_job(project, claim.batch, is_cut_off=state is not RunState.FAILED)
+        if job is JobState.QUEUED and batch is not None:
             state = RunState.QUEUED
-            reason = f"{claim.batch.system} job {claim.batch.job} is to start again; {reason}"
+            reason = f"{batch.system} job {batch.job} is to start again; {reason}"
     verdict = status.read_verdict(project)
     return RunStanding(state, reason, claim, found, verdict, silence, job)
+
+
+def _latest_job(
+    project: Path, batch: BatchJob | None, *, is_cut_off: bool
+) -> tuple[JobState, BatchJob | None]:
+    """Return how the job of a run stands that does not go on: its own, or that submitted since.
+
+    is_cut_off   else only a job that was submitted since can go on with it
+    """
+    job = job_state(batch) if is_cut_off else JobState.UNKNOWN
+    submitted = read_submission(project)
+    if job is JobState.QUEUED or submitted is None or submitted.job.is_same_as(batch):
+        return job, batch
+    since = job_state(submitted.job)
+    return (since, submitted.job) if since is JobState.QUEUED else (job, batch)
+
+
+def _not_begun(batch: BatchJob, *, ask: bool) -> RunStanding:
+    """Return how a run stands that was submitted, and of which nothing is written yet."""
+    name = f"{batch.system} job {batch.job}"
+    job = job_state(batch) if ask else JobState.UNKNOWN
+    if job is JobState.OVER:
+        why = f"{name} ended before the run began; see {schema.JOB}/{LOG}"
+        return RunStanding(RunState.FAILED, why, job=job)
+    words = {
+        JobState.QUEUED: "waits in the queue",
+        JobState.RUNNING: "has started; nothing is written yet",
+    }
+    told = words.get(job, "was submitted; how it stands can be asked where the scheduler is")
+    return RunStanding(RunState.QUEUED, f"{name} {told}", job=job)
 
 
 def _ended(verdict: dict[str, Any] | None) -> tuple[RunState, str]:

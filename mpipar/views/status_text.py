@@ -129,7 +129,7 @@ def _cells(status: dict[str, Any]) -> tuple[str, ...]:
         doing = f"{status['done']} of {status['total']} {status['unit']}"
     writer = status["writer"] or {}
     job = writer.get("job")
-    where = f"{job['system']} {job['id']}" if job else writer.get("host", "-")
+    where = f"{job['system']} {job['id']}" if job else writer.get("host") or "-"
     resolution = f"{status['resolution']:.2f} A" if status["resolution"] else "-"
     left = status["run_seconds_left"] if _goes_on(status) else None
     return (
