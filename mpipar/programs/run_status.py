@@ -98,7 +98,7 @@ def run_status(folder: Path) -> dict[str, Any]:
         "reason": standing.reason,
         "exit_code": _exit_code(standing),
         "created": created,
-        "writer": _writer(folder, standing),
+        "writer": _writer(standing),
         "heartbeat": {"count": found.get("beat"), "seconds_ago": _rounded(standing.silence)},
         "verdict": None if goes_on else standing.verdict,
         **{name: reported.get(name) for name in REPORTED},
@@ -127,16 +127,15 @@ def _kept(folder: Path) -> tuple[str | None, float | None, list[dict[str, Any]]]
     return (submitted.kind, submitted.time, []) if submitted else (None, None, [])
 
 
-def _writer(folder: Path, standing: RunStanding) -> dict[str, Any] | None:
-    claim = standing.claim
-    if claim is None:
-        return _submitted(folder, standing)
-    batch = claim.batch
+def _writer(standing: RunStanding) -> dict[str, Any] | None:
+    claim, batch = standing.claim, standing.batch
+    if claim is None and batch is None:
+        return None
     return {
-        "host": claim.host,
-        "process": claim.process,
-        "started": claim.started,
-        "epoch": claim.epoch,
+        "host": claim.host if claim else None,
+        "process": claim.process if claim else None,
+        "started": claim.started if claim else None,
+        "epoch": claim.epoch if claim else 0,
         "job": None
         if batch is None
         else {
@@ -146,16 +145,6 @@ def _writer(folder: Path, standing: RunStanding) -> dict[str, Any] | None:
             "state": standing.job.value,
         },
     }
-
-
-def _submitted(folder: Path, standing: RunStanding) -> dict[str, Any] | None:
-    """Return what is known of the writer of a run that was submitted and has not begun."""
-    submitted = read_submission(folder)
-    if submitted is None:
-        return None
-    job = submitted.job
-    known = {"system": job.system, "id": job.job, "restarts": 0, "state": standing.job.value}
-    return {"host": None, "process": None, "started": None, "epoch": 0, "job": known}
 
 
 def _exit_code(standing: RunStanding) -> int | None:

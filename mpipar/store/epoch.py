@@ -42,11 +42,6 @@ class BatchJob:
     job: str
     restarts: int
 
-    def is_same_as(self, other: BatchJob | None) -> bool:
-        """Whether both are one job, in whatever start."""
-        mine = (self.system, self.cluster, self.job)
-        return other is not None and mine == (other.system, other.cluster, other.job)
-
 
 @dataclass(frozen=True)
 class WriterClaim:

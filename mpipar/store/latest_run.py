@@ -15,7 +15,7 @@ from mpipar.errors import MpiparError
 from mpipar.store import epoch, evidence, history, schema, status
 from mpipar.store.batch_system import JobState, job_is_over, job_state
 from mpipar.store.epoch import LEASE, LEASES_TO_WATCH, OwnerProcess
-from mpipar.store.submission import LOG, read_submission
+from mpipar.store.submission import LOG, read_submission, submitted_since
 from mpipar.store.takeover import require_project
 
 if TYPE_CHECKING:
@@ -50,7 +50,8 @@ class RunStanding:
     status: dict[str, Any] | None = None  # what status.json says
     verdict: dict[str, Any] | None = None  # how the run ended; `requeue` also while it runs
     silence: float | None = None  # seconds since the last heart-beat, by this host's clock
-    job: JobState = JobState.UNKNOWN  # what the scheduler says; asked unless the run goes on
+    batch: BatchJob | None = None  # the run's latest job
+    job: JobState = JobState.UNKNOWN  # what the scheduler says of it; asked unless the run goes on
 
 
 def latest_run(project: Path) -> str:
@@ -94,29 +95,21 @@ def _standing_in(project: Path, newest: int, *, ask: bool) -> RunStanding:
         state, reason = RunState.DEAD, f"its writer was declared dead by `mpipar unlock`; {GO_ON}"
     else:
         state, reason = _not_closed(project, newest, claim, silence, ask=ask)
-    job = JobState.UNKNOWN
+    batch, job = claim.batch if claim else None, JobState.UNKNOWN
     if ask and claim is not None and state in {RunState.CUT_OFF, RunState.DEAD, RunState.FAILED}:
-        job, batch = _latest_job(project, claim.batch, is_cut_off=state is not RunState.FAILED)
-        if job is JobState.QUEUED and batch is not None:
+        since = submitted_since(project, epoch.claim_path(project, newest))
+        batch = since or batch
+        job = job_state(batch) if since or state is not RunState.FAILED else JobState.UNKNOWN
+        if batch is not None and _starts_again(job, is_new=since is not None):
             state = RunState.QUEUED
             reason = f"{batch.system} job {batch.job} is to start again; {reason}"
     verdict = status.read_verdict(project)
-    return RunStanding(state, reason, claim, found, verdict, silence, job)
+    return RunStanding(state, reason, claim, found, verdict, silence, batch, job)
 
 
-def _latest_job(
-    project: Path, batch: BatchJob | None, *, is_cut_off: bool
-) -> tuple[JobState, BatchJob | None]:
-    """Return how the job of a run stands that does not go on: its own, or that submitted since.
-
-    is_cut_off   else only a job that was submitted since can go on with it
-    """
-    job = job_state(batch) if is_cut_off else JobState.UNKNOWN
-    submitted = read_submission(project)
-    if job is JobState.QUEUED or submitted is None or submitted.job.is_same_as(batch):
-        return job, batch
-    since = job_state(submitted.job)
-    return (since, submitted.job) if since is JobState.QUEUED else (job, batch)
+def _starts_again(job: JobState, *, is_new: bool) -> bool:
+    """Whether a job will go on with a run, or has just started to; `is_new`: submitted since."""
+    return job is JobState.QUEUED or (is_new and job is JobState.RUNNING)
 
 
 def _not_begun(batch: BatchJob, *, ask: bool) -> RunStanding:
@@ -125,13 +118,13 @@ def _not_begun(batch: BatchJob, *, ask: bool) -> RunStanding:
     job = job_state(batch) if ask else JobState.UNKNOWN
     if job is JobState.OVER:
         why = f"{name} ended before the run began; see {schema.JOB}/{LOG}"
-        return RunStanding(RunState.FAILED, why, job=job)
+        return RunStanding(RunState.FAILED, why, batch=batch, job=job)
     words = {
         JobState.QUEUED: "waits in the queue",
         JobState.RUNNING: "has started; nothing is written yet",
     }
     told = words.get(job, "was submitted; how it stands can be asked where the scheduler is")
-    return RunStanding(RunState.QUEUED, f"{name} {told}", job=job)
+    return RunStanding(RunState.QUEUED, f"{name} {told}", batch=batch, job=job)
 
 
 def _ended(verdict: dict[str, Any] | None) -> tuple[RunState, str]:

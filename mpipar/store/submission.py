@@ -14,7 +14,15 @@ from mpipar.store.epoch import BatchJob
 if TYPE_CHECKING:
     from pathlib import Path
 
-__all__ = ["IDS", "LOG", "SCRIPT", "Submission", "read_submission", "record_submission"]
+__all__ = [
+    "IDS",
+    "LOG",
+    "SCRIPT",
+    "Submission",
+    "read_submission",
+    "record_submission",
+    "submitted_since",
+]
 
 SCRIPT: Final = "job.sh"
 LOG: Final = "log.txt"
@@ -56,3 +64,16 @@ def read_submission(project: Path) -> Submission | None:
         return Submission(job, facts["kind"], float(facts["time"]))
     except (OSError, ValueError, KeyError, IndexError):
         return None
+
+
+def submitted_since(project: Path, claim: Path) -> BatchJob | None:
+    """Return the job that a run was submitted as after a claim was made; None if it was not.
+
+    Both times are of one file system, so no clocks of two hosts are compared.
+    """
+    try:
+        since = (project / schema.JOB / IDS).stat().st_mtime_ns > claim.stat().st_mtime_ns
+    except OSError:
+        return None
+    submitted = read_submission(project) if since else None
+    return submitted.job if submitted else None

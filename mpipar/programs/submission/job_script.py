@@ -36,6 +36,7 @@ trap 'stopped=end; kill -TERM $job' TERM # scancel, preemption: if it is to go o
 """
 
 GRID_ENGINE: Final = """\
+export PATH=${SGE_O_PATH:-$PATH}         # -V leaves it out; qrsh and qsub are found by it
 ranks=${NSLOTS:-1}
 id=$JOB_ID
 restarts=$(($(cat job/ids 2>/dev/null | wc -l) - 1)) # it submits itself again: a line each time
