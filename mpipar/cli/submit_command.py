@@ -105,7 +105,7 @@ def _command(words: list[str]) -> RunCommand:
 def _describe(job: SubmittedJob) -> None:
     from mpipar.programs.submission.scheduler_commands import how_to_watch
 
-    names = [os.path.relpath(folder) for folder in job.folders]
+    names = [shlex.quote(os.path.relpath(folder)) for folder in job.folders]
     _say(f"{job.system} job {job.job}: {', '.join(names)}")
     _say(f"watch it: mpipar status {names[0]}   or: {how_to_watch(job.system, job.job)}")
     _say(f"its log:  {names[0]}/job/log.txt")

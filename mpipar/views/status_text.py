@@ -111,7 +111,7 @@ def _left(status: dict[str, Any]) -> str:
     run, phase = status["run_seconds_left"], status["phase_seconds_left"]
     if run:
         return f"the run: {span(*run)} left"
-    return f"{duration(phase)} left in this" if phase else ""
+    return f"{duration(phase)} left in this phase" if phase else ""
 
 
 def _row_of(step: dict[str, Any]) -> str:
