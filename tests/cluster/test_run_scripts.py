@@ -179,6 +179,32 @@ def start(folder: Path, **settings: str) -> tuple[subprocess.Popen[str], Path]:
     return start_script("run.sge", folder, log, folder, settings), log
 
 
+QRESUB = """#!/bin/bash
+echo "$@" >>{folder}/told
+echo 'Your job 8 ("run") has been submitted'
+"""
+
+
+def test_grid_engine_is_given_a_copy_of_a_job_that_was_cut_off(folder: Path) -> None:
+    program = folder / "bin" / "qresub"
+    program.parent.mkdir()
+    program.write_text(QRESUB.format(folder=folder))
+    program.chmod(0o755)
+    submitter = {"SGE_O_PATH": str(program.parent)}
+    script, log = start(folder, **submitter)
+    wait_for(lambda: halfway(folder) or script.poll() is not None, 60, log.read_text)
+    launcher = launcher_of(script.pid)
+    assert launcher, log.read_text()
+    os.kill(launcher, signal.SIGUSR1)
+    assert script.wait(60) == 0, log.read_text()
+    assert (folder / "told").read_text() == "7\n"
+    assert [path.name for path in folder.glob(".run-*")] == [".run-8.restarts"]
+    copy, log = start(folder, JOB_ID="8", **submitter)
+    assert copy.wait(90) == 0, log.read_text()
+    assert "run: job 8, restart 1, 2 ranks on 1 hosts" in log.read_text()
+    assert not list(folder.glob(".run-*"))
+
+
 def test_grid_engine_queues_a_run_that_was_cut_off_again(folder: Path) -> None:
     script, log = start(folder)
     wait_for(lambda: halfway(folder) or script.poll() is not None, 60, log.read_text)
