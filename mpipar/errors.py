@@ -35,6 +35,7 @@ __all__ = [
     "UnavailableError",
     "UsageError",
     "counted",
+    "exit_code_named",
     "reason_of",
 ]
 
@@ -175,3 +176,11 @@ class CancelledError(StoppedError):
     """The user ended the run with ^C."""
 
     exit_code = 130
+
+
+def exit_code_named(name: str, kind: type[MpiparError] = MpiparError) -> int | None:
+    """Return the exit code of the error class of a name, as in a verdict's reason; None if none."""
+    if kind.__name__ == name:
+        return kind.exit_code
+    codes = (exit_code_named(name, subclass) for subclass in kind.__subclasses__())
+    return next((code for code in codes if code is not None), None)

@@ -13,6 +13,7 @@ __all__ = [
     "ExportSettings",
     "PackSettings",
     "PruneSettings",
+    "StatusSettings",
     "UnlockSettings",
     "UnpackSettings",
 ]
@@ -130,6 +131,32 @@ examples:
     keep_every: int | None = option(
         None, help="multiples of N stay too", default_text="no others", minimum=1, metavar="N"
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class StatusSettings(Settings):
+    """Show how a run stands and how far it is, or a table of all runs in a folder."""
+
+    command: ClassVar[str] = "status"
+    epilog: ClassVar[str] = """\
+Reads only, and may be used at any time, on any host that sees the folder, while a run is writing.
+Exit code 0, however the run stands; with --wait that of the run: 0 done, 75 it can be resumed.
+
+examples:
+  python -m mpipar status refine_01
+  python -m mpipar status                     # all runs in this folder
+  python -m mpipar status refine_01 --json    # for scripts: docs/status.md
+  python -m mpipar status refine_01 --wait && relion_postprocess ...
+"""
+
+    path: Path = option(
+        Path(),
+        help="folder of a run, or one with runs in it; by default the current one",
+        metavar="FOLDER",
+        positional=True,
+    )
+    json: bool = option(False, help="print JSON (docs/status.md)")
+    wait: bool = option(False, help="wait until the run, or all of them, are over")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -29,7 +29,15 @@ if TYPE_CHECKING:
 
     from typing_extensions import Self
 
-__all__ = ["Option", "Settings", "option", "read_settings_file", "seconds_of", "toml_values"]
+__all__ = [
+    "Option",
+    "Settings",
+    "option",
+    "read_settings_file",
+    "seconds_of",
+    "toml_text",
+    "toml_values",
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,7 +133,7 @@ class Settings:
         for name, value in self.to_mapping().items():
             explained = self.option_of(name)
             units = f", {explained.units}" if explained.units else ""
-            lines += [f"# {explained.help}{units}", f"{name} = {_toml(value)}"]
+            lines += [f"# {explained.help}{units}", f"{name} = {toml_text(value)}"]
         return "\n".join(lines) + "\n"
 
     def resumed_from(self, saved: Mapping[str, Any], *, where: str) -> Self:
@@ -235,6 +243,7 @@ def _plain(value: Any) -> Any:
     return str(value.absolute()) if isinstance(value, Path) else value
 
 
-def _toml(value: str | float | bool) -> str:
+def toml_text(value: str | float | bool) -> str:
+    """Return a plain value as TOML has it."""
     # A JSON string is a TOML basic string, except that TOML wants DEL escaped too.
     return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")

@@ -69,8 +69,8 @@ examples:
   # a pixel size known better than the STAR file does, and an end at 4 A
   mpirun -n 16 python -m mpipar refine --input p.star --model init.mrc --apix 1.06 --targetres 4
 
-  # SLURM in one line (scripts to copy, with requeue and resume: slurm/refine.sbatch)
-  sbatch -n 64 --wrap "python -m mpipar refine --input p.star --model init.mrc --parallel=mpi:64"
+  # a batch job, which queues itself again until it is done (or by hand: slurm/refine.sbatch)
+  mpipar submit --ntasks 64 -- refine --input p.star --model init.mrc
 
 ^C, SIGTERM and SIGUSR1 end a run within seconds, so that --resume can go on; exit code 130 or 75.
 """
@@ -232,8 +232,8 @@ examples:
   mpirun -n 64 python -m mpipar run commands.txt --resume
   mpirun -n 64 python -m mpipar run --resume --path run_01
 
-  # SLURM in one line (a script to copy, with requeue and resume: slurm/run.sbatch)
-  sbatch -n 64 --wrap "srun python -m mpipar run commands.txt"
+  # a batch job, which queues itself again until all is done (or by hand: slurm/run.sbatch)
+  mpipar submit --ntasks 64 -- run commands.txt
 """
 
     commands: Path | None = option(

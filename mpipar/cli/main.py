@@ -17,6 +17,8 @@ from mpipar.cli import (
     prune_command,
     refine_command,
     run_command,
+    status_command,
+    submit_command,
     unlock_command,
 )
 from mpipar.cli.outcome import attempt
@@ -37,6 +39,8 @@ COMMANDS: Final[dict[str, Subcommand]] = {
     "run": run_command.COMMAND,
     "exec": exec_command.COMMAND,
     "import": import_command.COMMAND,
+    "submit": submit_command.COMMAND,
+    "status": status_command.COMMAND,
     "check": check_command.COMMAND,
     "export": export_command.COMMAND,
     "pack": pack_commands.PACK,

@@ -8,7 +8,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NoReturn
 
-from mpipar.errors import LaunchError
+from mpipar.errors import LaunchError, counted
 from mpipar.launch.launchers import find_launcher, is_own_mpi
 from mpipar.launch.signal_forwarding import supervise
 from mpipar.runtime.process.launcher_variables import GRID_ENGINE_HOSTS, RELAUNCHED, SESSION_BASE
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from mpipar.launch.launchers import Launcher
     from mpipar.launch.parallel import Parallel
 
-__all__ = ["FAULT_TOLERANT", "relaunch", "tune_own_mpi"]
+__all__ = ["FAULT_TOLERANT", "crowding_note", "relaunch", "tune_own_mpi"]
 
 # For Open MPI from this environment: without these, every start probes fabrics for more than a
 # second, and fault tolerance is dependable on this transport only. A site's MPI knows its fabric.
@@ -50,6 +50,7 @@ def relaunch(asked: Parallel, arguments: Sequence[str], around: LaunchEnvironmen
         )
     launcher = find_launcher(around)
     command = launch_command(launcher, asked, arguments, around)
+    sys.stderr.write(crowding_note(command, asked, around))
     with tempfile.TemporaryDirectory(prefix="mpipar-session-", ignore_cleanup_errors=True) as base:
         environment = {SESSION_BASE: base, **launch_environment(launcher, os.environ)}
         code = supervise(command, environment)
@@ -70,6 +71,17 @@ def launch_command(
     first, *others = arguments
     itself = [sys.executable, "-m", "mpipar", first, f"--parallel={asked}", *others]
     return [*command, "-n", str(ranks), *itself]
+
+
+def crowding_note(command: Sequence[str], asked: Parallel, around: LaunchEnvironment) -> str:
+    """Return a line if the ranks are more than a batch job has places for; "" if they are not."""
+    places = max(around.tasks, around.slots)
+    if "--oversubscribe" not in command or not (around.in_slurm or around.slots > 1):
+        return ""
+    return (
+        f"note: {asked.count} ranks share the {counted(places, 'place')} of this job, so they are "
+        f"slower than {counted(places, 'rank')}; ask for more tasks, or start fewer ranks\n"
+    )
 
 
 def _srun_options(environ: Mapping[str, str]) -> list[str]:

@@ -386,7 +386,7 @@ def _find_poses(
             stage,
             shared,
             tasks,
-            resolution=f"{state.resolution:.1f} A",
+            state.resolution,
         )
     del shared  # may be as large as the sums
     with session.phase("reconstruction"):

@@ -16,7 +16,7 @@ from mpipar.store.project import Project
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["close_after_error", "create", "reopen", "require_possible"]
+__all__ = ["close_after_error", "create", "newest_run", "reopen", "require_possible"]
 
 S = TypeVar("S", bound=Settings)
 
@@ -34,6 +34,16 @@ def require_possible(settings: Settings, path: Path | None) -> None:
     require_free(path or Path.cwd() / f"{settings.command}_NN")
 
 
+def newest_run(kind: str) -> Path:
+    """Return the newest run of a kind in this folder. Raises MissingInputError if there is none."""
+    runs = sorted(Path.cwd().glob(f"{kind}_[0-9]*"), key=lambda p: (len(p.name), p.name))
+    if not runs:
+        raise MissingInputError(
+            f"--resume: there is no {kind}_NN in {Path.cwd()}; name it with --path"
+        )
+    return runs[-1]
+
+
 def reopen(
     settings: S, path: Path | None, *, writer: bool, say: Callable[[str], None]
 ) -> tuple[Project, S]:
@@ -43,13 +53,7 @@ def reopen(
     raises   MissingInputError, InputError, UsageError, StoreError, ProjectLockedError
     """
     kind = settings.command
-    if path is None:
-        runs = sorted(Path.cwd().glob(f"{kind}_[0-9]*"), key=lambda p: (len(p.name), p.name))
-        if not runs:
-            raise MissingInputError(
-                f"--resume: there is no {kind}_NN in {Path.cwd()}; name it with --path"
-            )
-        path = runs[-1]
+    path = path or newest_run(kind)
     project = Project.open(path, writer=writer, say=say)
     try:
         _require_kind(project, kind)

@@ -7,6 +7,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from mpipar.programs import status_report
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -70,20 +72,26 @@ class RefineSession:
         stage: Stage,
         shared: dict[str, Any],
         tasks: list[Task],
+        resolution: float | None = None,
         particles: int | None = None,
-        **facts: str,
     ) -> RunResult:
         """Run a stage on the workers, showing progress in particles.
 
-        particles   that take part; None: all
+        resolution   in Angstrom, of the references, for people
+        particles    that take part; None: all
         """
         count, total = particles or self.inputs.particles.count, len(tasks)
+        known = None if resolution is None else f"{resolution:.1f} A"
 
         def watch(now: PoolStatistics) -> None:
             self._tell_losses()
             done = count * now.done // max(total, 1)
-            self.view.progress(label, done, count, self.after, **facts, stolen=now.stolen)
-            self.project.status(phase=label, done=done, total=count, **facts)
+            self.view.progress(label, done, count, self.after, resolution=known, stolen=now.stolen)
+            report = status_report.of_pool(self.pool.workers, now)
+            left = status_report.time_left(now, self.after)
+            self.project.status(
+                phase=label, done=done, total=count, unit="particles", **left, **report
+            )
 
         try:
             return self.pool.run(stage, shared, tasks, watch=watch)

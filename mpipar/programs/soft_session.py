@@ -38,8 +38,7 @@ def weigh_poses(
         tasks = _tasks_of(session, data, state, plan)
     with session.phase("weighing all poses"):
         label = f"iteration {state.iteration + 1}: soft"
-        facts = {"resolution": f"{state.resolution:.1f} A"}
-        outcome = session.run(label, stage, shared, tasks, count, **facts)
+        outcome = session.run(label, stage, shared, tasks, state.resolution, count)
     del shared  # may be as large as the sums
     with session.phase("reconstruction"):
         state, maps = soft_iteration.soft_next_state(data, state, stage, outcome)

@@ -42,6 +42,9 @@ class PoolStatistics:
     running_workers: int  # that have tasks
     elapsed: float  # seconds
     lost: int = 0  # workers, since the pool was opened
+    late: int = 0  # workers that have been silent for half as long as makes them lost
+    run_again: int = 0  # tasks, because their workers were lost
+    bytes_served: int = 0  # by rank 0, since the pool was opened
 
 
 @dataclass(frozen=True)

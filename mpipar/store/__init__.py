@@ -2,7 +2,7 @@
 
 from mpipar.store.check import check, unlock
 from mpipar.store.folder import next_free
-from mpipar.store.latest_run import latest_run, writers
+from mpipar.store.latest_run import RunStanding, RunState, latest_run, standing_of, writers
 from mpipar.store.project import Commit, Project
 from mpipar.store.repair import repair
 from mpipar.store.salvage import salvage
@@ -13,6 +13,8 @@ __all__ = [
     "Commit",
     "CommitInfo",
     "Project",
+    "RunStanding",
+    "RunState",
     "check",
     "latest_run",
     "next_free",
@@ -20,6 +22,7 @@ __all__ = [
     "read_verdict",
     "repair",
     "salvage",
+    "standing_of",
     "unlock",
     "writers",
 ]

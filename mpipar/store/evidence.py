@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import logging
 import os
-import re
 import secrets
 import socket
-import subprocess
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from mpipar.store import schema
+from mpipar.store.batch_system import batch_job, job_is_over
 from mpipar.store.epoch import (
     LEASE,
     LEASES_TO_WATCH,
-    BatchJob,
     Evidence,
     HeartbeatSeen,
     OwnerProcess,
@@ -29,7 +27,7 @@ from mpipar.store.status import read_beat
 from mpipar.system import boot_id
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable
 
     from mpipar.store.schema import Identity
 
@@ -37,19 +35,6 @@ log = logging.getLogger(__name__)
 
 _PROC: Final = Path("/proc")
 _BOOT: Final = Path("/proc/sys/kernel/random/boot_id")
-_SCHEDULER_SECONDS: Final = 10.0  # to wait for an answer
-# SLURM's states of a job whose processes have ended
-_ENDED_STATES: Final = (
-    "BOOT_FAIL",
-    "CANCELLED",
-    "COMPLETED",
-    "DEADLINE",
-    "FAILED",
-    "NODE_FAIL",
-    "OUT_OF_MEMORY",
-    "PREEMPTED",
-    "TIMEOUT",
-)
 _LOOKS_PER_LEASE: Final = 6
 
 
@@ -100,28 +85,6 @@ def _state_by_signal(process: int) -> OwnerProcess:
     return OwnerProcess.UNKNOWN
 
 
-def batch_job(environment: Mapping[str, str]) -> BatchJob | None:
-    """Return the batch job that environment variables describe; None outside of a job."""
-    slurm = environment.get("SLURM_JOB_ID")
-    if slurm:
-        restarts = _count(environment.get("SLURM_RESTART_COUNT"))
-        return BatchJob("slurm", environment.get("SLURM_CLUSTER_NAME", ""), slurm, restarts)
-    sge = environment.get("JOB_ID")
-    if sge and "SGE_ROOT" in environment:
-        task = environment.get("SGE_TASK_ID", "undefined")
-        job = sge if task == "undefined" else f"{sge}.{task}"
-        return BatchJob("sge", _sge_cluster(environment), job, _count(environment.get("RESTARTED")))
-    return None
-
-
-def _sge_cluster(environment: Mapping[str, str]) -> str:
-    return f"{environment.get('SGE_ROOT', '')}/{environment.get('SGE_CELL', 'default')}"
-
-
-def _count(text: str | None) -> int:
-    return int(text) if text and text.isdigit() else 0
-
-
 def process_evidence(claim: WriterClaim, own: WriterClaim) -> OwnerProcess:
     """Whether the owner's process lives; UNKNOWN unless it is one of this machine."""
     machine = (own.host, own.boot, own.namespace)
@@ -159,52 +122,6 @@ def gather(project: Path, epoch: int, claim: WriterClaim | None, own: WriterClai
         return Evidence(process=process)
     restarted = is_restarted(claim, own)
     return Evidence(restarted=restarted, job_over=not restarted and job_is_over(claim.batch))
-
-
-def job_is_over(batch: BatchJob | None) -> bool:
-    """Whether the scheduler says that a job has ended; False also if there is no answer."""
-    if batch is None or not batch.cluster:
-        return False
-    return _slurm_job_is_over(batch) if batch.system == "slurm" else _sge_job_is_over(batch)
-
-
-def _slurm_job_is_over(batch: BatchJob) -> bool:
-    config = _output_of("scontrol", "show", "config")
-    cluster = re.search(r"^ClusterName\s*=\s*(\S+)", config or "", re.MULTILINE)
-    if cluster is None or cluster[1] != batch.cluster:
-        return False  # another cluster that shares the disk: its job numbers mean nothing here
-    answer = _output_of("scontrol", "show", "job", "-o", batch.job)
-    if answer is None:
-        return False
-    if "Invalid job id" in answer:
-        return True  # slurmctld keeps a job for minutes after its end, and then forgets it
-    state = re.search(r"\bJobState=([A-Z_]+)", answer)
-    restarts = re.search(r"\bRestarts=(\d+)", answer)
-    restarted = restarts is not None and int(restarts[1]) > batch.restarts
-    return restarted or (state is not None and state[1] in _ENDED_STATES)
-
-
-def _sge_job_is_over(batch: BatchJob) -> bool:
-    if _sge_cluster(os.environ) != batch.cluster:
-        return False
-    answer = _output_of("qstat", "-j", batch.job.split(".", maxsplit=1)[0])
-    return answer is not None and "do not exist" in answer
-
-
-def _output_of(*command: str) -> str | None:
-    try:
-        done = subprocess.run(
-            command,
-            check=False,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            timeout=_SCHEDULER_SECONDS,
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return done.stdout
 
 
 def watch(

@@ -106,6 +106,7 @@ class Project:
     def __init__(self, path: Path, identity: Identity, writer: _Writer | None) -> None:
         self.path = path
         self.kind = identity.kind
+        self.created = identity.created  # seconds since 1970
         self.settings: dict[str, Any] = identity.settings
         self.created = identity.created  # seconds since 1970
         self.format = identity.format  # version of the format that it was made or last written in

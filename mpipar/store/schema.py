@@ -32,6 +32,7 @@ JOURNAL: Final = "journal"
 EPOCH: Final = "epoch"
 LOCK: Final = "lock"
 ORPHANS: Final = "orphans"
+JOB: Final = "job"  # the folder of what `mpipar submit` writes; the store only leaves it alone
 FOLDERS: Final = (SEGMENTS, JOURNAL, EPOCH)
 OWN_NAMES: Final = (*FOLDERS, ORPHANS, PROJECT, STATUS, VERDICT)
 TEMPORARY: Final = ".tmp-"
@@ -176,8 +177,10 @@ def named_epochs(names: list[str]) -> set[int]:
 
 
 def is_vacant(folder: Path) -> bool:
-    """Whether a folder is empty, or holds only what a creation that was cut off leaves."""
+    """Whether a folder is empty but for what a creation that was cut off leaves, or a job."""
     for entry in folder.iterdir():
+        if entry.name == JOB and entry.is_dir():
+            continue
         if entry.name not in FOLDERS or not entry.is_dir():
             return False
         if any(not child.name.startswith(TEMPORARY) for child in entry.iterdir()):

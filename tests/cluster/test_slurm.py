@@ -125,11 +125,11 @@ def test_second_writer_is_refused_with_the_name_of_the_first(
 ) -> None:
     first = submit(slurm, reference, "shared")
     first.wait_for_pattern(FIRST_ITERATION)
-    second = submit(slurm, reference, "shared", MAX_RESTARTS="0")
+    second = submit(slurm, reference, "shared")
     assert second.wait() == "FAILED", second.story()
+    assert (second["ExitCode"], second["Restarts"]) == ("75:0", "0"), second.story()
     (complaint,) = complaints(second)
     assert f"slurm job {first.number}" in complaint
-    assert "not queued again after 0 restarts" in second.said()
     assert first.wait() == "COMPLETED", first.story()
     assert results(reference.folder / "shared") == reference.results
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from mpipar.errors import CommandsFailedError, UsageError, counted
-from mpipar.programs import run_folder
+from mpipar.programs import run_folder, status_report
 from mpipar.programs.commands import listing, report
 from mpipar.programs.commands.command_stage import (
     AvoidedWorkerError,
@@ -159,6 +159,7 @@ class CommandsSession:
     outcomes: list[CommandOutcome]  # all tries, those before a resumption included
     failed: set[Key] = field(default_factory=set)  # commands with no try left in this run
     finished: int = 0  # commands done or failed in this run
+    retried: int = 0  # tries that failed and were followed by another, in this run
     status_at: float = 0.0  # when status.json was last written
 
     def run(self, waiting: Sequence[PendingCommand]) -> None:
@@ -234,6 +235,7 @@ class CommandsSession:
                 self.finished += 1
             elif isinstance(answer, CommandTry) and pending.tries < self.settings.tries:
                 dispatch.retry(pending, answer.place)
+                self.retried += 1
             else:
                 self._mark_failed(outcome, pending)
                 if self.settings.on_error == "stop":
@@ -266,6 +268,15 @@ class CommandsSession:
         now = time.monotonic()
         if now - self.status_at >= STATUS_SECONDS:
             self.status_at = now
+            statistics = self.pool.statistics()
             self.project.status(
-                phase="commands", done=self.finished, total=total, running=running, failed=failed
+                phase="commands",
+                done=self.finished,
+                total=total,
+                unit="commands",
+                running=running,
+                failed=failed,
+                retried=self.retried,
+                done_before=len(self.commands) - total,
+                **status_report.of_pool(self.pool.workers, statistics),
             )

@@ -125,6 +125,9 @@ class MasterLoop:
             running_workers=run.scheduler.loads.running,
             elapsed=time.monotonic() - self._began,
             lost=len(self.losses),
+            late=self.machine.late,
+            run_again=run.scheduler.rerun,
+            bytes_served=self.machine.files.bytes_served,
         )
 
     def result(self, run: MasterRun) -> RunResult:

@@ -107,6 +107,11 @@ class WorkerLiveness:
         bound = self._now - self._patience
         return {rank: self._now - heard for rank, heard in self._heard.items() if heard < bound}
 
+    def late(self) -> int:
+        """Return how many workers have been silent for half a patience. Any thread may ask."""
+        bound = self._now - self._patience / 2
+        return sum(heard < bound for heard in tuple(self._heard.values()))
+
     def beat_is_due(self) -> bool:
         """Return whether rank 0 is to send a Beat to all workers now; True once for each Beat."""
         if self._now < self._next_beat:

@@ -418,6 +418,11 @@ class MasterMachine:
         return [begin, *run.scheduler.rank_joined(rank), *self._advance(run)]
 
     @property
+    def late(self) -> int:
+        """How many workers have been silent for long, though not for too long."""
+        return self._liveness.late()
+
+    @property
     def is_deserted(self) -> bool:
         """Whether there is no worker, and none can be expected."""
         return not (self.ranks or self.expected)

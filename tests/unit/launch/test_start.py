@@ -10,7 +10,7 @@ from mpipar.errors import LaunchError, OutputError, UnavailableError, UsageError
 from mpipar.launch import LaunchEnvironment, start
 from mpipar.launch import start as package_start
 from mpipar.launch.launchers import Launcher, find_launcher
-from mpipar.launch.mpirun import launch_command, launch_environment
+from mpipar.launch.mpirun import crowding_note, launch_command, launch_environment
 from mpipar.launch.parallel import Parallel
 
 MPIRUN = {"OMPI_COMM_WORLD_SIZE": "4", "OMPI_COMM_WORLD_RANK": "2"}
@@ -257,6 +257,25 @@ def test_open_mpi_is_told_to_oversubscribe_only_where_it_must(site):
     assert "--oversubscribe" not in launch_command(open_mpi, ranks(1), ["refine"], alone)
     slots = LaunchEnvironment.read({"SLURM_NTASKS": "200000"})
     assert "--oversubscribe" not in launch_command(open_mpi, ranks(100_000), ["refine"], slots)
+
+
+@pytest.mark.parametrize(
+    ("variables", "said"),
+    [
+        ({}, ""),
+        ({"SLURM_JOB_ID": "7", "SLURM_NTASKS": "4"}, "note: 100000 ranks share the 4 places "),
+        ({"SLURM_JOB_ID": "7"}, "note: 100000 ranks share the 1 place of this job, so they are "),
+        ({"NSLOTS": "2"}, "note: 100000 ranks share the 2 places "),
+        ({"SLURM_JOB_ID": "7", "SLURM_NTASKS": "200000"}, ""),
+    ],
+)
+def test_more_ranks_than_places_of_a_batch_job_are_no_secret(site, variables, said):
+    open_mpi = Launcher(fake(site, "mpirun", OPEN_MPI))
+    around = LaunchEnvironment.read(variables)
+    command = launch_command(open_mpi, ranks(100_000), ["refine"], around)
+    note = crowding_note(command, ranks(100_000), around)
+    assert note.startswith(said)
+    assert bool(note) == bool(said)
 
 
 def test_ranks_run_the_same_command_and_learn_the_type_from_it(site):

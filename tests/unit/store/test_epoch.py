@@ -14,6 +14,7 @@ import pytest
 
 from mpipar.errors import CorruptStoreError, ProjectLockedError, StoreError
 from mpipar.store import epoch, evidence, schema
+from mpipar.store.batch_system import JobState, batch_job, job_is_over, job_state
 from mpipar.store.epoch import (
     BatchJob,
     Evidence,
@@ -24,10 +25,8 @@ from mpipar.store.epoch import (
     may_take_over,
 )
 from mpipar.store.evidence import (
-    batch_job,
     gather,
     is_restarted,
-    job_is_over,
     process_evidence,
     process_state,
     this_process,
@@ -277,26 +276,30 @@ def scheduler(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("answer", "over"),
+    ("answer", "over", "state"),
     [
-        ("JobId=17 JobState=RUNNING Restarts=1 ", False),
-        ("JobId=17 JobState=COMPLETING Restarts=1 ", False),
-        ("JobId=17 JobState=PENDING Restarts=2 ", True),
-        ("JobId=17 JobState=COMPLETED Restarts=1 ", True),
-        ("JobId=17 JobState=NODE_FAIL Restarts=1 ", True),
-        ("slurm_load_jobs error: Invalid job id specified", True),
-        ("slurm_load_jobs error: Unable to contact slurm controller", False),
+        ("JobId=17 JobState=RUNNING Restarts=1 ", False, JobState.RUNNING),
+        ("JobId=17 JobState=COMPLETING Restarts=1 ", False, JobState.RUNNING),
+        ("JobId=17 JobState=PENDING Restarts=2 ", True, JobState.QUEUED),
+        ("JobId=17 JobState=RUNNING Restarts=2 ", True, JobState.QUEUED),
+        ("JobId=17 JobState=COMPLETED Restarts=2 ", True, JobState.OVER),
+        ("JobId=17 JobState=COMPLETED Restarts=1 ", True, JobState.OVER),
+        ("JobId=17 JobState=NODE_FAIL Restarts=1 ", True, JobState.OVER),
+        ("slurm_load_jobs error: Invalid job id specified", True, JobState.OVER),
+        ("slurm_load_jobs error: Unable to contact slurm controller", False, JobState.UNKNOWN),
     ],
 )
-def test_slurm_is_asked_whether_the_job_is_over(scheduler, answer, over):
+def test_slurm_is_asked_how_the_job_stands(scheduler, answer, over, state):
     scheduler(answer)
     assert job_is_over(JOB) is over
+    assert job_state(JOB) is state
 
 
 def test_another_clusters_job_numbers_mean_nothing(scheduler):
     scheduler("JobId=17 JobState=COMPLETED Restarts=1 ", cluster="other")
     assert not job_is_over(JOB)
     assert not job_is_over(replace(JOB, cluster=""))
+    assert job_state(JOB) is JobState.UNKNOWN
 
 
 def test_without_a_scheduler_nothing_is_known(monkeypatch, tmp_path):
@@ -314,6 +317,25 @@ def test_sge_is_asked_whether_the_job_is_over(scheduler, monkeypatch, answer, ov
     scheduler(answer)
     assert job_is_over(BatchJob("sge", "/sge/default", "5.1", 0)) is over
     assert not job_is_over(BatchJob("sge", "/other/default", "5.1", 0))
+
+
+@pytest.mark.parametrize(
+    ("letters", "job", "state"),
+    [
+        ("r", "5", JobState.RUNNING),
+        ("Rq", "5", JobState.QUEUED),
+        ("hqw", "5", JobState.QUEUED),
+        ("qw", "6", JobState.UNKNOWN),
+    ],
+)
+def test_sge_is_asked_how_the_job_stands(scheduler, monkeypatch, letters, job, state):
+    monkeypatch.setenv("SGE_ROOT", "/sge")
+    monkeypatch.delenv("SGE_CELL", raising=False)
+    row = f"      {job} 0.55500 refine     me           {letters}    11/26/2026 20:00:00 q@h  4"
+    scheduler(f"job-ID  prior   name   user   state submit/start at   queue   slots\n{row} 3")
+    assert job_state(BatchJob("sge", "/sge/default", "5", 0)) is state
+    assert job_state(BatchJob("sge", "/sge/default", "5.3", 0)) is state
+    assert job_state(BatchJob("sge", "/sge/default", "5.2", 0)) is JobState.UNKNOWN
 
 
 def test_marks_are_evidence(project):

@@ -110,6 +110,18 @@ def test_any_word_ends_a_silence(word):
     assert pass_time(master, PATIENCE - STEP, speaking=[2]) == []
 
 
+def test_a_worker_is_late_before_it_is_lost():
+    liveness = WorkerLiveness([1, 2], PATIENCE)
+    late = []
+    for _ in range(int(PATIENCE / STEP)):
+        liveness.heard(2)
+        late.append(liveness.late())
+        assert liveness.tick(STEP) == {}
+    assert late == [0] * 5 + [1] * 3
+    liveness.heard(1)
+    assert liveness.late() == 0
+
+
 def test_silence_between_runs_says_nothing():
     master = master_of(2)
     pass_time(master, PATIENCE - STEP)
