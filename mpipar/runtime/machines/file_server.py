@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from mpipar.runtime.machines.block_cache import size_of
 from mpipar.runtime.machines.messages import BlockReply, BlockRequest, Rank, Send
+from mpipar.runtime.stage import StoredBlock
 
 if TYPE_CHECKING:
     from mpipar.runtime.stage import Block
@@ -74,7 +75,8 @@ class FileServer:
         self._reading.discard(block)
         ranks = self._waiting.pop(block, [])
         self.blocks_served += len(ranks)
-        self.bytes_served += len(ranks) * size_of(arrays)
+        stored = isinstance(arrays, StoredBlock)
+        self.bytes_served += len(ranks) * (arrays.stored_bytes if stored else size_of(arrays))
         reply = BlockReply(generation, block, arrays)
         return [Send(rank, reply) for rank in ranks]
 

@@ -1,0 +1,124 @@
+"""A file that is read by offset over hours: what fails for a moment is tried again.
+
+    fill --> open, compare the head --> preadv --> all bytes are there
+                 ^                        | an error, or the end of the file
+                 +-- wait, open anew <----+        after the last wait: an error with the offset
+
+Network disks fail for a moment when a server restarts (EIO, ESTALE, ETIMEDOUT), and show a file as
+absent or shorter until their caches are renewed.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from typing import TYPE_CHECKING, Final
+
+from mpipar.errors import InputError, MissingInputError, MpiparError, reason_of
+from mpipar.formats.reading import READING_ADVICE
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+WAITS: Final = (0.1, 0.4, 1.0, 2.0, 4.0)  # seconds between tries
+
+
+class _ShorterError(Exception):
+    """The file ends before the bytes that are wanted."""
+
+
+class SteadyFile:
+    """A file whose first bytes are known, opened when it is read.
+
+    `fill` and `close` may be called from different threads.
+    """
+
+    def __init__(self, path: Path, head: bytes) -> None:
+        """`head`: the first bytes, which must still be there whenever the file is opened."""
+        self.path = path
+        self.retries = 0  # reads that had to be tried again
+        self._head = head
+        self._descriptor: int | None = None
+        self._lock = threading.Lock()
+
+    def fill(self, views: Sequence[memoryview], offset: int) -> None:
+        """Read the bytes from `offset` on into the views, one after the other.
+
+        raises   MissingInputError if they cannot be read, InputError if they are not there any more
+        """
+        left = [view for view in views if len(view)]
+        with self._lock:
+            for wait in (*WAITS, None):
+                try:
+                    while left:
+                        offset += self._advance(left, offset)
+                except (OSError, _ShorterError) as error:
+                    self._close()
+                    if wait is None:
+                        raise self._named(error, offset) from error
+                    self.retries += 1
+                    time.sleep(wait)
+                else:
+                    return
+
+    def close(self) -> None:
+        """Close the file; the next read opens it again."""
+        with self._lock:
+            self._close()
+
+    def _advance(self, views: list[memoryview], offset: int) -> int:
+        """Read what one call gives; take full views off the list. Returns how many bytes."""
+        if self._descriptor is None:
+            self._descriptor = self._open()
+        done = count = os.preadv(self._descriptor, views, offset)
+        if not count:
+            raise _ShorterError
+        full = 0
+        while full < len(views) and done >= len(views[full]):
+            done -= len(views[full])
+            full += 1
+        del views[:full]
+        if done:
+            views[0] = views[0][done:]
+        return count
+
+    def _open(self) -> int:
+        """Return a descriptor of the file, whose head must still be the one that was checked.
+
+        A header has the statistics of its pixels; the file's time says less, because files are
+        touched so that they are not swept.
+        """
+        descriptor = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            found = os.read(descriptor, len(self._head))
+            if found == self._head:
+                return descriptor
+            if len(found) < len(self._head):
+                raise _ShorterError
+            raise InputError(
+                f"{self.path} has changed since it was checked: its header is another one; start "
+                "the run again when nothing writes the file any more"
+            )
+        except BaseException:
+            os.close(descriptor)
+            raise
+
+    def _close(self) -> None:
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None
+
+    def _named(self, error: OSError | _ShorterError, offset: int) -> MpiparError:
+        """Return the error for the user, who has waited already."""
+        tried = f"tried {len(WAITS) + 1} times in {sum(WAITS):.1f} s"
+        if isinstance(error, OSError):
+            reason = reason_of(error, READING_ADVICE)
+            return MissingInputError(
+                f"{self.path} can no longer be read at byte {offset} ({tried}): {reason}"
+            )
+        return InputError(
+            f"{self.path} became shorter while it was read: byte {offset} is gone ({tried}); does "
+            "another program write the file?"
+        )
