@@ -174,32 +174,32 @@ class Stack:
         indices   (k,), may repeat
         returns   (k, n, n) float32
         """
-        wanted = np.asarray(indices, dtype=np.int64)
-        pixels = np.empty(wanted.size * self.image_bytes, np.uint8)
-        self.read_stored(wanted, np.arange(wanted.size) * self.image_bytes, pixels)
+        numbers = np.asarray(indices, dtype=np.int64)
+        order = np.argsort(numbers, kind="stable")
+        places = order * self.image_bytes
+        pixels = np.empty(numbers.size * self.image_bytes, np.uint8)
+        self.read_stored(list(zip(numbers[order].tolist(), places.tolist(), strict=True)), pixels)
         images = pixels.view(self._pixel_type).reshape(-1, self.box, self.box)
         return (images.transpose(0, 2, 1) if self.turned else images).astype(np.float32, order="C")
 
-    def read_stored(
-        self, numbers: NDArray[np.int64], starts: NDArray[np.int64], pixels: NDArray[np.uint8]
-    ) -> None:
-        """Read images by zero-based number, as they are stored, each to its place in memory.
+    def read_stored(self, wanted: Sequence[tuple[int, int]], pixels: NDArray[np.uint8]) -> None:
+        """Read images as they are stored, each to its place in memory.
 
-        numbers   (k,), may repeat; near ones are fetched in one read
-        starts    (k,) where in `pixels` (p,) each begins
-        raises    InputError or MissingInputError naming the file, and the byte
+        wanted   zero-based number of each image, ascending, and where in `pixels` (p,) it begins;
+                 numbers may repeat, and near ones are fetched in one read
+        raises   InputError or MissingInputError naming the file, and the byte
         """
-        if numbers.size and (numbers.min() < 0 or numbers.max() >= self.count):
-            beyond = int(numbers.max() if numbers.max() >= self.count else numbers.min())
+        if wanted and (wanted[0][0] < 0 or wanted[-1][0] >= self.count):
+            beyond = wanted[-1][0] if wanted[-1][0] >= self.count else wanted[0][0]
             raise InputError(
                 f"{self.path} has {counted(self.count, 'image')}; there is no image {beyond + 1}"
             )
-        memory = memoryview(pixels)
-        runs, copies = plan_reads(numbers, starts, self.image_bytes)
+        size, memory = self.image_bytes, pixels.data
+        runs, copies = plan_reads(wanted, size)
         for run in runs:
-            self._file.fill(run.views(memory), self._offset + run.first * self.image_bytes)
+            self._file.fill(run.views(memory), self._offset + run.first * size)
         for start, other in copies:
-            pixels[other : other + self.image_bytes] = pixels[start : start + self.image_bytes]
+            pixels[other : other + size] = pixels[start : start + size]
 
     def close(self) -> None:
         """Close the file; the next read opens it again."""

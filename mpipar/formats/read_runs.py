@@ -9,10 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
-import numpy as np
-
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
+    from collections.abc import Sequence
 
 LONGEST_GAP: Final = 1 << 16  # bytes that are read along
 LARGEST_READ: Final = 1 << 26  # bytes of one read; Linux itself stops at 2 GiB
@@ -46,20 +44,18 @@ class ReadRun:
 
 
 def plan_reads(
-    numbers: NDArray[np.int64], starts: NDArray[np.int64], size: int
+    wanted: Sequence[tuple[int, int]], size: int
 ) -> tuple[list[ReadRun], list[tuple[int, int]]]:
     """Return the reads that bring images to memory, and what to copy there for repeated images.
 
-    numbers   (k,) of the images in the file
-    starts    (k,) where in memory each begins
+    wanted    number of each image in the file, ascending, and where in memory it begins
     size      bytes of an image
     returns   also pairs: where an image has been read to, and where it is wanted as well
     """
     runs: list[ReadRun] = []
     copies: list[tuple[int, int]] = []
-    order = np.argsort(numbers, kind="stable")
     last, home = -1, 0
-    for number, start in zip(numbers[order].tolist(), starts[order].tolist(), strict=True):
+    for number, start in wanted:
         if number == last:
             copies.append((home, start))
             continue

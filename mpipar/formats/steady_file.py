@@ -49,40 +49,34 @@ class SteadyFile:
         raises   MissingInputError if they cannot be read, InputError if they are not there any more
         """
         left = [view for view in views if len(view)]
+        size = sum(map(len, left))
         with self._lock:
             for wait in (*WAITS, None):
-                try:
-                    while left:
-                        offset += self._advance(left, offset)
-                except (OSError, _ShorterError) as error:
-                    self._close()
-                    if wait is None:
-                        raise self._named(error, offset) from error
-                    self.retries += 1
-                    time.sleep(wait)
-                else:
+                error = self._try(left, offset + size - sum(map(len, left)))
+                if error is None:
                     return
+                self._close()
+                if wait is None:
+                    at = offset + size - sum(map(len, left))
+                    raise self._named(error, at) from error
+                self.retries += 1
+                time.sleep(wait)
 
     def close(self) -> None:
         """Close the file; the next read opens it again."""
         with self._lock:
             self._close()
 
-    def _advance(self, views: list[memoryview], offset: int) -> int:
-        """Read what one call gives; take full views off the list. Returns how many bytes."""
-        if self._descriptor is None:
-            self._descriptor = self._open()
-        done = count = os.preadv(self._descriptor, views, offset)
-        if not count:
-            raise _ShorterError
-        full = 0
-        while full < len(views) and done >= len(views[full]):
-            done -= len(views[full])
-            full += 1
-        del views[:full]
-        if done:
-            views[0] = views[0][done:]
-        return count
+    def _try(self, left: list[memoryview], offset: int) -> OSError | _ShorterError | None:
+        """Read all that is left, unless something fails; then return that."""
+        try:
+            if self._descriptor is None:
+                self._descriptor = self._open()
+            while left:
+                offset += _advance(self._descriptor, left, offset)
+        except (OSError, _ShorterError) as error:
+            return error
+        return None
 
     def _open(self) -> int:
         """Return a descriptor of the file, whose head must still be the one that was checked.
@@ -92,18 +86,20 @@ class SteadyFile:
         """
         descriptor = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
         try:
-            found = os.read(descriptor, len(self._head))
-            if found == self._head:
-                return descriptor
-            if len(found) < len(self._head):
-                raise _ShorterError
+            self._compare(os.read(descriptor, len(self._head)))
+        except BaseException:
+            os.close(descriptor)
+            raise
+        return descriptor
+
+    def _compare(self, head: bytes) -> None:
+        if len(head) < len(self._head):
+            raise _ShorterError
+        if head != self._head:
             raise InputError(
                 f"{self.path} has changed since it was checked: its header is another one; start "
                 "the run again when nothing writes the file any more"
             )
-        except BaseException:
-            os.close(descriptor)
-            raise
 
     def _close(self) -> None:
         if self._descriptor is not None:
@@ -122,3 +118,18 @@ class SteadyFile:
             f"{self.path} became shorter while it was read: byte {offset} is gone ({tried}); does "
             "another program write the file?"
         )
+
+
+def _advance(descriptor: int, left: list[memoryview], offset: int) -> int:
+    """Read what one call gives; take the full views off the list. Returns how many bytes."""
+    done = count = os.preadv(descriptor, left, offset)
+    if not count:
+        raise _ShorterError
+    full = 0
+    while full < len(left) and done >= len(left[full]):
+        done -= len(left[full])
+        full += 1
+    del left[:full]
+    if done:
+        left[0] = left[0][done:]
+    return count

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import threading
 from collections import OrderedDict
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
     from mpipar.formats.particles import ParticleSet
 
-MOST_OPEN_FILES: Final = 64
+MOST_OPEN_FILES: Final = 256  # of the 1,024 that most systems allow a process
 SAMPLE_SIZE: Final = 50  # particles that are read before anything is computed
 
 
@@ -142,32 +143,30 @@ class StackSource:
 
     def _stored(self, particles: NDArray[np.int64]) -> StoredImages:
         """Read images as they are stored; those of one kind of pixels after each other."""
-        of, box = self.particles.stack[particles], self.stacks[0].box
+        of = self.particles.stack[particles]
         numbers = np.unique(of).tolist()
         kinds = {number: self.stacks[number].pixel_kind for number in numbers}
-        places: NDArray[np.int64] | None = None
+        stored, places = particles, None
         if len(set(kinds.values())) > 1:
-            order = {kind: index for index, kind in enumerate(dict.fromkeys(kinds.values()))}
-            places = np.argsort([order[kinds[number]] for number in of.tolist()], kind="stable")
-            particles, of = particles[places], of[places]
+            places = np.array(
+                sorted(range(of.size), key=[kinds[n] for n in of.tolist()].__getitem__)
+            )
+            stored, of = particles[places], of[places]
         layouts = [
             PixelLayout(kind[0], kind[1], len(list(run)))
             for kind, run in itertools.groupby(kinds[number] for number in of.tolist())
         ]
-        sizes = [self.stacks[number].image_bytes for number in of.tolist()]
-        ends = np.cumsum(sizes)
-        pixels = self._buffers.take(int(ends[-1]) if sizes else 0)
+        sizes = {number: self.stacks[number].image_bytes for number in numbers}
+        ends = list(itertools.accumulate(sizes[number] for number in of.tolist()))
+        pixels = self._buffers.take(ends[-1] if ends else 0)
+        images = self.particles.slice[stored]
+        order = np.lexsort((images, of))
+        rows = zip(of[order].tolist(), images[order].tolist(), order.tolist(), strict=True)
         with self._lock:
-            for number in numbers:
-                rows = np.flatnonzero(of == number)
-                stack = self._use(number)
-                starts = ends[rows] - stack.image_bytes
-                stack.read_stored(self.particles.slice[particles[rows]], starts, pixels)
-        if places is not None:
-            original = np.empty_like(particles)
-            original[places] = particles
-            particles = original
-        return StoredImages(particles, box, pixels, layouts, places)
+            for number, group in itertools.groupby(rows, key=itemgetter(0)):
+                wanted = [(image, ends[row] - sizes[number]) for _, image, row in group]
+                self._use(number).read_stored(wanted, pixels)
+        return StoredImages(particles, self.stacks[0].box, pixels, layouts, places)
 
     def _use(self, number: int) -> Stack:
         """Return a stack to read from; the least recently used is closed if too many are open."""

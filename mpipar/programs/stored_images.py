@@ -144,7 +144,10 @@ class StoredImages(StoredBlock):
             raise KeyError(name)
         images, findings = self._images()
         if fault := findings.first_fault():
-            raise InputError(f"the image of particle {fault[0] + 1} {fault[1]}")
+            raise InputError(
+                f"the image of particle {fault[0] + 1} {fault[1]}; it was sound when all images "
+                "were looked at: has its stack changed?"
+            )
         return images
 
     @property

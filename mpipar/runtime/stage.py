@@ -10,6 +10,8 @@ from typing import Any, Final, Protocol, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from mpipar.errors import InputError, MpiparError, TaskFailedError
+
 Block: TypeAlias = Mapping[str, NDArray[Any]]
 """Named arrays of one block of the data; read-only, shared by every task that uses the block."""
 
@@ -85,6 +87,12 @@ class GivenUpTask:
     traceback: str  # of the last exception, where it was raised
     ranks: tuple[int, ...]  # those that tried the task
     block: int | None = None
+
+    def as_error(self) -> MpiparError:
+        """Return the error of a run that ends with it: what a task says of the input is said."""
+        if self.kind == InputError.__name__:
+            return InputError(self.text)
+        return TaskFailedError(str(self))
 
     def __str__(self) -> str:
         task = f"task {self.task}" + ("" if self.block is None else f" (block {self.block})")

@@ -20,6 +20,13 @@ def size_of(arrays: Block) -> int:
     return sum(array.nbytes for array in arrays.values())
 
 
+def bytes_to_send(arrays: Block) -> int:
+    """Return the bytes that it takes to send a block now."""
+    if isinstance(arrays, StoredBlock):
+        return arrays.stored_bytes
+    return size_of(arrays)
+
+
 class BlockCache:
     """Blocks by number. Blocks that the next tasks need stay even if they exceed the limit."""
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -9,6 +11,9 @@ from hypothesis import strategies as st
 
 from mpipar.cryoem import bad_pixels
 from tests.support.blocks import noise_images
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 
 def test_sound_images_are_returned_themselves() -> None:
@@ -62,13 +67,14 @@ def test_a_rim_of_zeros_is_left() -> None:
     assert not filled.any()
 
 
-def by_definition(images: np.ndarray) -> np.ndarray:
+def by_definition(images: NDArray[np.float32]) -> NDArray[np.bool_]:
     """Which pixels are hot, without any short cut."""
     flat = images.reshape(len(images), -1)
     far = np.abs(flat - np.median(flat, axis=1)[:, None])
     rank = flat.shape[1] - 1 - flat.shape[1] // bad_pixels.ONE_IN
     usual = np.sort(far, axis=1)[:, rank, None]
-    return ((far > bad_pixels.HOT_PIXEL * usual) & (usual > 0)).reshape(images.shape)
+    hot: NDArray[np.bool_] = (far > bad_pixels.HOT_PIXEL * usual) & (usual > 0)
+    return hot.reshape(images.shape)
 
 
 @given(
@@ -82,10 +88,10 @@ def test_the_short_cut_misses_no_hot_pixel(
 ) -> None:
     random = np.random.default_rng(seed)
     noise = random.normal(size=(4, 16, 16))
-    images = np.sign(noise) * np.abs(noise) ** power
+    spoilt = np.sign(noise) * np.abs(noise) ** power
     for spike in spikes:
-        images[tuple(random.integers(0, images.shape))] = spike * random.choice([-1, 1])
-    images = (images + offset).astype(np.float32)
+        spoilt[tuple(random.integers(0, noise.shape))] = spike * random.choice([-1, 1])
+    images = (spoilt + offset).astype(np.float32)
     hot = by_definition(images)
     mended, counts = bad_pixels.without_hot_pixels(images)
     assert counts.tolist() == np.count_nonzero(hot, axis=(1, 2)).tolist()

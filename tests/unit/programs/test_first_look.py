@@ -31,9 +31,7 @@ if TYPE_CHECKING:
 COUNT = 60
 
 
-def measure(
-    source: StackSource, stage: LookStage, tasks: list[Task]
-) -> Sequence[ImageLook]:
+def measure(source: StackSource, stage: LookStage, tasks: list[Task]) -> Sequence[ImageLook]:
     """Run the stage here, block by block."""
     return [stage.run(task, source.read(task.id), None) for task in tasks]
 

@@ -102,7 +102,9 @@ def test_an_unusable_image_is_named(tmp_path: Path, pixels: float, message: str)
     source = source_of(tmp_path).divided([np.arange(7), np.arange(6, 9)])
     source.read(0)
     with pytest.raises(InputError, match=f"particle 8 of .* {message}: image 3 of {path};"):
-        source.read(1)
+        source.note(source.read(1).findings)
+    with pytest.raises(InputError, match=f"particle 8 {message}; it was sound when"):
+        source.read(1)["images"]
     with pytest.raises(InputError, match="particle 8"):
         source.check_sample()
     source.close()
