@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import resource
 import threading
 from collections import OrderedDict
 from operator import itemgetter
@@ -22,7 +23,8 @@ if TYPE_CHECKING:
 
     from mpipar.formats.particles import ParticleSet
 
-MOST_OPEN_FILES: Final = 256  # of the 1,024 that most systems allow a process
+MOST_OPEN_FILES: Final = 8192
+SHARE_OF_FILES: Final = 4  # stacks take one in so many of the files that a process may have open
 SAMPLE_SIZE: Final = 50  # particles that are read before anything is computed
 
 
@@ -89,6 +91,7 @@ class StackSource:
         self.hot_pixels: dict[int, int] = {}  # particle: how many of its pixels are replaced
         self.filled_rims: set[int] = set()  # particles whose rim has a foreign value
         self._open: OrderedDict[int, Stack] = OrderedDict()
+        self._most_open = most_open_files()
         self._buffers = ReadBuffers()
         self._lock = threading.Lock()
 
@@ -172,6 +175,14 @@ class StackSource:
         """Return a stack to read from; the least recently used is closed if too many are open."""
         stack = self._open.pop(number, self.stacks[number])
         self._open[number] = stack
-        if len(self._open) > MOST_OPEN_FILES:
+        if len(self._open) > self._most_open:
             self._open.popitem(last=False)[1].close()
         return stack
+
+
+def most_open_files() -> int:
+    """Return how many stacks may be open at a time; the system often allows 1,024 files in all."""
+    allowed, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if allowed == resource.RLIM_INFINITY:
+        return MOST_OPEN_FILES
+    return max(1, min(MOST_OPEN_FILES, allowed // SHARE_OF_FILES))
