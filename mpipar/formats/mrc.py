@@ -154,19 +154,11 @@ class Stack:
         self.pixel_size = header.pixel_size
         self.notes = header.notes + turn_notes + longer
         self.sign_doubt = header.sign_doubt
+        self.pixel_kind = header.pixel_type.str, self.turned
+        """Numpy's name of the stored pixels, and whether rows and columns must change places."""
         self._pixel_type = header.pixel_type
         self._offset = header.offset
-        self._file = SteadyFile(path, header.raw)
-
-    @property
-    def pixel_kind(self) -> tuple[str, bool]:
-        """Numpy's name of the stored pixels, and whether rows and columns must change places."""
-        return self._pixel_type.str, self.turned
-
-    @property
-    def retries(self) -> int:
-        """How many reads had to be tried again."""
-        return self._file.retries
+        self.file = SteadyFile(path, header.raw)
 
     def read(self, indices: NDArray[np.integer[Any]]) -> NDArray[np.float32]:
         """Read images by zero-based number, in the order given.
@@ -197,13 +189,13 @@ class Stack:
         size, memory = self.image_bytes, pixels.data
         runs, copies = plan_reads(wanted, size)
         for run in runs:
-            self._file.fill(run.views(memory), self._offset + run.first * size)
+            self.file.fill(run.views(memory), self._offset + run.first * size)
         for start, other in copies:
             pixels[other : other + size] = pixels[start : start + size]
 
     def close(self) -> None:
         """Close the file; the next read opens it again."""
-        self._file.close()
+        self.file.close()
 
 
 def _some_images(header: Header) -> NDArray[Any]:

@@ -10,19 +10,40 @@ absent or shorter until their caches are renewed.
 
 from __future__ import annotations
 
+import errno
 import os
 import threading
 import time
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypeVar
 
 from mpipar.errors import InputError, MissingInputError, MpiparError, reason_of
 from mpipar.formats.reading import READING_ADVICE
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
 WAITS: Final = (0.1, 0.4, 1.0, 2.0, 4.0)  # seconds between tries
+
+
+MOMENTARY: Final = frozenset({errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EREMOTEIO})
+Found = TypeVar("Found")
+
+
+def steadily(read: Callable[[], Found]) -> Found:
+    """Return what a function returns; call it again if it fails as disks do for a moment.
+
+    raises   its MissingInputError in the end; at once, if the file is not there or not ours to read
+    """
+    for wait in WAITS:
+        try:
+            return read()
+        except MissingInputError as error:
+            cause = error.__cause__
+            if not isinstance(cause, OSError) or cause.errno not in MOMENTARY:
+                raise
+        time.sleep(wait)
+    return read()
 
 
 class _ShorterError(Exception):
@@ -44,23 +65,31 @@ class SteadyFile:
         self._lock = threading.Lock()
 
     def fill(self, views: Sequence[memoryview], offset: int) -> None:
-        """Read the bytes from `offset` on into the views, one after the other.
+        """Read the bytes from `offset` on into the views, none of them empty, one after the other.
 
         raises   MissingInputError if they cannot be read, InputError if they are not there any more
         """
-        left = [view for view in views if len(view)]
-        size = sum(map(len, left))
+        left = list(views)
         with self._lock:
-            for wait in (*WAITS, None):
-                error = self._try(left, offset + size - sum(map(len, left)))
-                if error is None:
-                    return
+            error = self._try(left, offset)
+            if error is None:
+                return
+            end = offset + sum(map(len, views))
+            for wait in WAITS:
                 self._close()
-                if wait is None:
-                    at = offset + size - sum(map(len, left))
-                    raise self._named(error, at) from error
                 self.retries += 1
                 time.sleep(wait)
+                error = self._try(left, end - sum(map(len, left)))
+                if error is None:
+                    return
+            self._close()
+            raise self._named(error, end - sum(map(len, left))) from error
+
+    def take_retries(self) -> int:
+        """Return how many reads had to be tried again since the last call."""
+        taken = self.retries
+        self.retries -= taken
+        return taken
 
     def close(self) -> None:
         """Close the file; the next read opens it again."""
@@ -72,7 +101,7 @@ class SteadyFile:
         try:
             if self._descriptor is None:
                 self._descriptor = self._open()
-            while left:
+            while left:  # no view is empty
                 offset += _advance(self._descriptor, left, offset)
         except (OSError, _ShorterError) as error:
             return error

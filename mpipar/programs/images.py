@@ -6,6 +6,7 @@ import itertools
 import resource
 import threading
 from collections import OrderedDict
+from functools import partial
 from operator import itemgetter
 from typing import TYPE_CHECKING, Any, Final
 
@@ -13,11 +14,13 @@ import numpy as np
 
 from mpipar.errors import InputError, MpiparError, counted
 from mpipar.formats.mrc import Stack
+from mpipar.formats.steady_file import steadily
 from mpipar.programs.read_buffers import ReadBuffers
 from mpipar.programs.stored_images import IMAGES, ImageFindings, PixelLayout, StoredImages
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from pathlib import Path
 
     from numpy.typing import NDArray
 
@@ -37,7 +40,7 @@ def open_stacks(particles: ParticleSet) -> tuple[Stack, ...]:
     stacks: list[Stack] = []
     for path, row in zip(particles.stacks, first_of.tolist(), strict=True):
         try:
-            stacks.append(Stack(path, marked=path in particles.marked))
+            stacks.append(steadily(partial(Stack, path, marked=path in particles.marked)))
         except MpiparError as error:  # noqa: PERF203 - a try costs nothing beside opening a file
             raise type(error)(f"particle {row + 1} of {particles.path}: {error}") from error
     boxes = np.array([stack.box for stack in stacks])
@@ -137,6 +140,11 @@ class StackSource:
         for place in np.flatnonzero(findings.hot).tolist():
             self.hot_pixels[int(findings.particles[place])] = int(findings.hot[place])
         self.filled_rims.update(findings.particles[findings.filled].tolist())
+
+    def new_retries(self) -> list[tuple[Path, int]]:
+        """Return which files could not be read at once since the last call, and how many times."""
+        counts = ((stack.path, stack.file.take_retries()) for stack in self.stacks)
+        return [(path, count) for path, count in counts if count]
 
     def close(self) -> None:
         """Close all files."""

@@ -82,6 +82,8 @@ def test_reads_that_fail_for_a_moment_change_nothing(
     words = reference.input.words("--path", path)
     done = jobs.run(words, ranks=3, env=failing(tmp_path, kind, 7, 9))
     assert done.returncode == 0, done.stderr
+    stack = reference.input.stack
+    assert done.stdout.count(f"note: reads of {stack} failed 3 times and were tried again") == 1
     assert refine_runs.digests(path) == reference.digests
 
 

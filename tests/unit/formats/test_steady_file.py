@@ -11,7 +11,8 @@ import pytest
 
 from mpipar.errors import InputError, MissingInputError
 from mpipar.formats import steady_file
-from mpipar.formats.steady_file import SteadyFile
+from mpipar.formats.reading import reading
+from mpipar.formats.steady_file import SteadyFile, steadily
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -134,3 +135,26 @@ def test_descriptors_are_closed(file: SteadyFile, monkeypatch: pytest.MonkeyPatc
     file.close()
     file.close()
     assert len(list(here.iterdir())) == before
+
+
+@pytest.mark.parametrize(
+    ("number", "calls"), [(errno.EIO, 3), (errno.ESTALE, 3), (errno.ENOENT, 1), (errno.EACCES, 1)]
+)
+def test_opening_is_tried_again_where_that_can_help(
+    file: SteadyFile, number: int, calls: int
+) -> None:
+    seen: list[int] = []
+
+    def look(failures: int) -> str:
+        with reading(file.path):
+            seen.append(number)
+            if len(seen) <= failures:
+                raise OSError(number, os.strerror(number))
+        return "found"
+
+    with pytest.raises(MissingInputError):
+        steadily(lambda: look(99))
+    assert seen == [number] * calls
+    seen.clear()
+    if calls > 1:
+        assert steadily(lambda: look(2)) == "found"
