@@ -26,7 +26,7 @@ from mpipar.runtime.pool import Pool
 if TYPE_CHECKING:
     from mpipar.runtime.stage import Stage
 
-PHASES = {"MeasureStage": "first look", "SoftStage": "soft", "HeldOutStage": "signal"}
+PHASES = {"LookStage": "first look", "SoftStage": "soft", "HeldOutStage": "signal"}
 RANKS = ("OMPI_COMM_WORLD_RANK", "PMI_RANK", "PMIX_RANK", "SLURM_PROCID")
 
 
@@ -62,8 +62,9 @@ class Notes:
 
 def watch_stages(notes: Notes) -> None:
     """Have rank 0 note each run of a stage, and workers each start of one."""
+    from mpipar.programs.look_stage import LookStage
     from mpipar.programs.soft_stage import HeldOutStage, SoftStage
-    from mpipar.programs.stages import AlignStage, MeasureStage
+    from mpipar.programs.stages import AlignStage
 
     def watched(start: Any) -> Any:
         def begin(stage: Stage, *arguments: Any) -> Any:
@@ -72,7 +73,7 @@ def watch_stages(notes: Notes) -> None:
 
         return begin
 
-    kinds: list[Any] = [MeasureStage, SoftStage, HeldOutStage, AlignStage]
+    kinds: list[Any] = [LookStage, SoftStage, HeldOutStage, AlignStage]
     for kind in kinds:
         kind.start = watched(kind.start)
     pools: Any = Pool

@@ -1,4 +1,4 @@
-"""Pixels and voxels that no specimen can have made, and what a volume is like without them."""
+"""Voxels that no specimen can have made, and what a volume is like without them."""
 
 from __future__ import annotations
 
@@ -9,16 +9,6 @@ from scipy import ndimage
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
-
-HOT_PIXEL = 6.0
-"""A pixel is hot if it is farther from the median than this many times the pixel at one in a
-hundred: 15 deviations of an image that is mostly noise."""
-ONE_IN = 100
-
-FOREIGN = 0.5
-"""Deviations from the background's mean by which a rim of one value is foreign."""
-RING = 3.0
-"""Pixels inside of such a rim from which the background is taken."""
 
 HOT_VOXEL = 10.0
 """A voxel is hot if it is farther from the background than this many times the voxel at one in a
@@ -35,51 +25,6 @@ DARK_SKEWNESS = -0.5
 SECTIONS_ALIKE = 0.4
 """Neighbouring sections of a volume correlate as rows and columns do; if they do by less than this
 fraction of that, these are images that have nothing to do with each other."""
-
-
-def without_hot_pixels(
-    images: NDArray[np.float32],
-) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """Return images with hot pixels set to the image's median, and how many each had, (b,).
-
-    images   (b, n, n); not changed, and returned itself if no pixel is hot
-    """
-    flat = images.reshape(len(images), -1)
-    middle = np.median(flat, axis=1)[:, None]
-    far = np.abs(flat - middle)
-    rank = flat.shape[1] - 1 - flat.shape[1] // ONE_IN
-    usual = np.partition(far, rank, axis=1)[:, rank, None]
-    with np.errstate(over="ignore"):  # no pixel is above infinity
-        hot = (far > HOT_PIXEL * usual) & (usual > 0)
-    counts = np.count_nonzero(hot, axis=1)
-    if not counts.any():
-        return images, counts
-    return np.where(hot, middle, flat).astype(np.float32).reshape(images.shape), counts
-
-
-def without_fill(images: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
-    """Return images whose rim was filled with a foreign value, filled with their own background.
-
-    images    (b, n, n); not changed, and returned itself if no image has such a rim
-    returns   also which images (b,) had one: all pixels beyond a circle had one value, and that was
-              not about their background's
-    """
-    box = images.shape[-1]
-    x = np.arange(box) - box // 2
-    distance = np.sqrt(x[:, None] ** 2 + x**2)
-    corners = images[:, distance > box / 2]
-    filled = (corners == corners[:, :1]).all(axis=1)
-    mended = images
-    for number in np.flatnonzero(filled):
-        image = images[number]
-        fill = (image == image[0, 0]) & (distance > box / 4)
-        inner = np.where(fill, 0.0, distance)
-        ring = image[inner > inner.max() - RING].astype(np.float64)
-        filled[number] = abs(image[0, 0] - ring.mean()) > FOREIGN * ring.std()
-        if filled[number]:
-            mended = images.copy() if mended is images else mended
-            mended[number][fill] = ring.mean()
-    return mended, filled
 
 
 def without_hot_voxels(volume: NDArray[np.float32]) -> tuple[NDArray[np.float32], int]:

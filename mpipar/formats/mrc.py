@@ -7,7 +7,6 @@ images asked for.
 from __future__ import annotations
 
 import os
-import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
@@ -16,7 +15,9 @@ import numpy as np
 
 from mpipar.errors import InputError, counted
 from mpipar.formats.mrc_header import HEADER_BYTES, USUAL_AXES, Header, header_of, read_header
+from mpipar.formats.read_runs import LARGEST_READ, plan_reads
 from mpipar.formats.reading import opened, reading
+from mpipar.formats.steady_file import SteadyFile
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
 
 STACK_MARK: Final = ":mrcs"  # RELION's way to say that a file is a stack whatever its suffix
 STACK_SUFFIXES: Final = frozenset({".mrcs", ".st", ".ali"})
-LARGEST_READ: Final = 64 * 2**20  # one pread; Linux itself stops at 2 GiB
 SIGN_IMAGES: Final = 8  # that are looked at where a header does not say if integers have a sign
 LONGER: Final = (
     "the file is longer than its header says, by one section or more; the header is believed: is "
@@ -169,90 +169,52 @@ class Stack:
         self.path = path
         self.count = sections
         self.box = columns
+        self.image_bytes = header.image_bytes
         self.pixel_size = header.pixel_size
         self.notes = header.notes + turn_notes + longer
         self.sign_doubt = header.sign_doubt
-        self._header = header
-        self._descriptor: int | None = None
-        self._lock = threading.Lock()
+        self.pixel_kind = header.pixel_type.str, self.turned
+        """Numpy's name of the stored pixels, and whether rows and columns must change places."""
+        self._pixel_type = header.pixel_type
+        self._offset = header.offset
+        self.file = SteadyFile(path, header.raw)
 
     def read(self, indices: NDArray[np.integer[Any]]) -> NDArray[np.float32]:
         """Read images by zero-based number, in the order given.
 
-        indices   (k,), may repeat; consecutive ones are fetched in one read
+        indices   (k,), may repeat
         returns   (k, n, n) float32
         """
-        wanted = np.asarray(indices, dtype=np.int64)
-        if wanted.size and (wanted.min() < 0 or wanted.max() >= self.count):
-            beyond = int(wanted.max() if wanted.max() >= self.count else wanted.min())
+        numbers = np.asarray(indices, dtype=np.int64)
+        order = np.argsort(numbers, kind="stable")
+        places = order * self.image_bytes
+        pixels = np.empty(numbers.size * self.image_bytes, np.uint8)
+        self.read_stored(list(zip(numbers[order].tolist(), places.tolist(), strict=True)), pixels)
+        images = pixels.view(self._pixel_type).reshape(-1, self.box, self.box)
+        return (images.transpose(0, 2, 1) if self.turned else images).astype(np.float32, order="C")
+
+    def read_stored(self, wanted: Sequence[tuple[int, int]], pixels: NDArray[np.uint8]) -> None:
+        """Read images as they are stored, each to its place in memory.
+
+        wanted   zero-based number of each image, ascending, and where in `pixels` (p,) it begins;
+                 numbers may repeat, and near ones are fetched in one read
+        raises   InputError or MissingInputError naming the file, and the byte
+        """
+        if wanted and (wanted[0][0] < 0 or wanted[-1][0] >= self.count):
+            beyond = wanted[-1][0] if wanted[-1][0] >= self.count else wanted[0][0]
             raise InputError(
                 f"{self.path} has {counted(self.count, 'image')}; there is no image {beyond + 1}"
             )
-        images = np.empty((wanted.size, self.box, self.box), np.float32)
-        with self._lock:
-            for places in self._runs(wanted):
-                first = int(wanted[places[0]])
-                count = int(wanted[places[-1]]) - first + 1
-                images[places] = self._read_run(first, count)[wanted[places] - first]
-        return images
+        size, memory = self.image_bytes, pixels.data
+        runs, copies = plan_reads(wanted, size)
+        for run in runs:
+            self.file.fill(run.views(memory), self._offset + run.first * size)
+        for start, other in copies:
+            pixels[other : other + size] = pixels[start : start + size]
 
     def close(self) -> None:
         """Close the file; the next read opens it again."""
-        with self._lock:
-            if self._descriptor is not None:
-                os.close(self._descriptor)
-                self._descriptor = None
-
-    def _open(self) -> int:
-        """Return a descriptor of the file, whose header must still be the one that was checked.
-
-        A header has the statistics of its pixels; the file's time says less, because files are
-        touched so that they are not swept.
-        """
-        descriptor = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
-        if os.read(descriptor, HEADER_BYTES) == self._header.raw:
-            return descriptor
-        os.close(descriptor)
-        raise InputError(
-            f"{self.path} has changed since it was checked: its header is another one; start the "
-            "run again when nothing writes the file any more"
-        )
-
-    def _runs(self, wanted: NDArray[np.int64]) -> list[NDArray[np.int64]]:
-        """Group places in `wanted` into runs of neighbouring images, each of a bounded size."""
-        if wanted.size == 0:
-            return []
-        order = np.argsort(wanted, kind="stable")
-        longest = max(1, LARGEST_READ // self._header.image_bytes)
-        starts = [0]
-        for i in range(1, order.size):
-            image, previous = wanted[order[i]], wanted[order[i - 1]]
-            if image - previous > 1 or image - wanted[order[starts[-1]]] >= longest:
-                starts.append(i)
-        return np.split(order, starts[1:])
-
-    def _read_run(self, first: int, count: int) -> NDArray[Any]:
-        """Read `count` neighbouring images as stored; network disks may need several reads."""
-        wanted = count * self._header.image_bytes
-        offset = self._header.offset + first * self._header.image_bytes
-        pieces: list[bytes] = []
-        while wanted > 0:
-            try:
-                if self._descriptor is None:
-                    self._descriptor = self._open()
-                piece = os.pread(self._descriptor, wanted, offset)
-            except OSError as error:
-                raise InputError(f"{self.path} can no longer be read: {error.strerror}") from error
-            if not piece:
-                raise InputError(
-                    f"{self.path} became shorter while it was read: byte {offset} is gone"
-                )
-            pieces.append(piece)
-            wanted -= len(piece)
-            offset += len(piece)
-        pixels = np.frombuffer(b"".join(pieces), self._header.pixel_type)
-        images = pixels.reshape(count, self.box, self.box)
-        return images.transpose(0, 2, 1) if self.turned else images
+        self.file.close()
 
 
 def _some_images(header: Header) -> NDArray[Any]:

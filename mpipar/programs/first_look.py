@@ -13,7 +13,9 @@ from mpipar.cryoem.masks import soft_sphere
 from mpipar.formats.tables import row_list
 from mpipar.programs import contrast, copies, dataset
 from mpipar.programs.block_rows import MASK_EDGE
+from mpipar.programs.look_stage import LookStage
 from mpipar.programs.stages import MeasureStage
+from mpipar.programs.stored_images import ImageFindings
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -23,14 +25,13 @@ if TYPE_CHECKING:
     from mpipar.programs.dataset import ImageConstants, Start
     from mpipar.programs.images import StackSource
     from mpipar.programs.inputs import RefineInputs
+    from mpipar.programs.look_stage import ImageLook
     from mpipar.programs.stages import ImageStatistics
     from mpipar.runtime.stage import Task
     from mpipar.settings import RefineSettings
 
-Measure: TypeAlias = Callable[
-    ["StackSource", MeasureStage, "list[Task]"], "Sequence[ImageStatistics]"
-]
-"""Runs MeasureStage on all blocks of a source."""
+Measure: TypeAlias = Callable[["StackSource", LookStage, "list[Task]"], "Sequence[ImageLook]"]
+"""Runs LookStage on all blocks of a source."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,7 @@ def look_at_all(
     )
     profile = shell_means(start.model * sphere)[: last + 1]
     tasks = dataset.measure_tasks(source.blocks, inputs.particles)
-    looks = measure(source, MeasureStage(geometry, profile), tasks)
+    looks = _statistics(source, measure(source, LookStage(MeasureStage(geometry, profile)), tasks))
     notes = [*_hot_notes(source), *_rim_notes(source)]
     pixels, images = copies.first_of_pixels(source.blocks, looks)
     notes += copies.pixel_notes(inputs.particles, half, pixels, images)
@@ -86,6 +87,15 @@ def look_at_all(
     if blocks is not source.blocks:
         source = source.divided(blocks)
     return FirstLook(constants, spectra, source, tuple(notes))
+
+
+def _statistics(source: StackSource, looks: Sequence[ImageLook]) -> Sequence[ImageStatistics]:
+    """Return what was measured, block by block, and note in the source what was found.
+
+    raises   InputError naming the first unusable image
+    """
+    source.note(ImageFindings.joined([look.findings for look in looks]))
+    return [look.statistics for look in looks if look.statistics is not None]
 
 
 def _cut_anew(

@@ -56,8 +56,8 @@ if TYPE_CHECKING:
     from mpipar.programs.first_look import FirstLook
     from mpipar.programs.images import StackSource
     from mpipar.programs.iteration import Maps, RefineState
+    from mpipar.programs.look_stage import ImageLook, LookStage
     from mpipar.programs.soft_session import Iterated
-    from mpipar.programs.stages import ImageStatistics, MeasureStage
     from mpipar.runtime.pool import Pool
     from mpipar.runtime.reports import StageStatistics
     from mpipar.runtime.stage import Task
@@ -218,11 +218,9 @@ def _check_images(
     start = _start(inputs, settings, operators, view)
     pool = open_pool(settings.threads, settings.cache * MEGABYTE)
 
-    def measure(
-        source: StackSource, stage: MeasureStage, tasks: list[Task]
-    ) -> Sequence[ImageStatistics]:
+    def measure(source: StackSource, stage: LookStage, tasks: list[Task]) -> Sequence[ImageLook]:
         pool.serve(source)
-        results: Sequence[ImageStatistics] = pool.run(stage, {}, tasks).results
+        results: Sequence[ImageLook] = pool.run(stage, {}, tasks).results
         return results
 
     look = look_at_all(inputs, start, settings, measure)
@@ -240,9 +238,7 @@ def _first_look(session: RefineSession, start: Start) -> FirstLook:
     """Look at all images on the workers."""
     served: list[StackSource] = []
 
-    def measure(
-        source: StackSource, stage: MeasureStage, tasks: list[Task]
-    ) -> Sequence[ImageStatistics]:
+    def measure(source: StackSource, stage: LookStage, tasks: list[Task]) -> Sequence[ImageLook]:
         session.pool.serve(source)
         served.append(source)
         outcome = session.run("first look", stage, {}, tasks)

@@ -87,6 +87,8 @@ def close_after_error(
         project.abandon()
     elif isinstance(error, StoppedError):
         say(f"{error}; {kept} is kept: go on with --resume --path {project.path}")
+    elif isinstance(error, InputError | MissingInputError):
+        say(f"{kept} is kept: with sound input, go on with --resume --path {project.path}")
 
 
 def _is_orphaned(error: BaseException) -> bool:

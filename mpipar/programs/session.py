@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from mpipar.errors import counted
 from mpipar.programs import status_report
 
 if TYPE_CHECKING:
@@ -97,6 +98,9 @@ class RefineSession:
             return self.pool.run(stage, shared, tasks, watch=watch)
         finally:
             self._tell_losses()
+            for path, times in self.inputs.stacks.new_retries():
+                failed = f"failed {counted(times, 'time')}"
+                self.view.say(f"note: reads of {path} {failed} and were tried again")
 
     def _tell_losses(self) -> None:
         for change in (*self.pool.new_losses(), *self.pool.new_gains()):

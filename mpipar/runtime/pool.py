@@ -215,8 +215,9 @@ class Pool:
         tasks    with ids 0 .. n-1, in any order
         watch    called about every WATCH_SECONDS, and at the end
 
-        Raises TaskFailedError if a task was given up, the source's own error if a block could not
-        be read, RequeueError if no worker is left. The pool can be used again after an error.
+        Raises TaskFailedError if a task was given up, but InputError if the task raised that; the
+        source's own error if a block could not be read; RequeueError if no worker is left. The pool
+        can be used again after an error.
         """
         self._check(stage, policy)
         self._check_tasks(tasks)

@@ -10,8 +10,29 @@ from typing import Any, Final, Protocol, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from mpipar.errors import InputError, MpiparError, TaskFailedError
+
 Block: TypeAlias = Mapping[str, NDArray[Any]]
 """Named arrays of one block of the data; read-only, shared by every task that uses the block."""
+
+
+class StoredBlock(Mapping[str, NDArray[Any]]):
+    """A block that travels as it was read; the worker makes its arrays when a task first looks.
+
+    It is pickled, and what a task sees of it depends on what was read alone. Its arrays are
+    read-only and C-ordered. Several threads may look at once.
+    """
+
+    @property
+    @abstractmethod
+    def nbytes(self) -> int:
+        """The bytes of its arrays, made or not: what it takes in a cache."""
+
+    @property
+    @abstractmethod
+    def stored_bytes(self) -> int:
+        """The bytes that it takes to send it now."""
+
 
 Sums: TypeAlias = dict[str, NDArray[np.int64]]
 """Named int64 arrays; integers, because their sum does not depend on the order."""
@@ -66,6 +87,12 @@ class GivenUpTask:
     traceback: str  # of the last exception, where it was raised
     ranks: tuple[int, ...]  # those that tried the task
     block: int | None = None
+
+    def as_error(self) -> MpiparError:
+        """Return the error of a run that ends with it: what a task says of the input is said."""
+        if self.kind == InputError.__name__:
+            return InputError(self.text)
+        return TaskFailedError(str(self))
 
     def __str__(self) -> str:
         task = f"task {self.task}" + ("" if self.block is None else f" (block {self.block})")
@@ -124,11 +151,14 @@ class Stage(ABC):
         return type(self).partial is not Stage.partial
 
 
-def frozen(arrays: Mapping[str, Any]) -> dict[str, Any]:
+def frozen(arrays: Mapping[str, Any]) -> Mapping[str, Any]:
     """Return arrays as read-only C-ordered views (copies where needed), other values as they are.
 
-    So a stage sees the same memory layout, and computes the same bits, on every transport.
+    So a stage sees the same memory layout, and computes the same bits, on every transport. A stored
+    block is returned itself: it sees to that.
     """
+    if isinstance(arrays, StoredBlock):
+        return arrays
     return {name: _frozen(value) for name, value in arrays.items()}
 
 
@@ -143,6 +173,6 @@ def _frozen(value: Any) -> Any:
 class BlockSource(Protocol):
     """The place that blocks are read from, on rank 0, by its I/O thread."""
 
-    def read(self, block: int) -> dict[str, NDArray[Any]]:
+    def read(self, block: int) -> Block:
         """Return the arrays of one block. An exception ends the run, and `Pool.run` raises it."""
         ...

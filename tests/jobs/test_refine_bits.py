@@ -69,7 +69,7 @@ def test_a_slow_rank_is_relieved_and_each_task_counts_once(
         env={"MPIPAR_SLOW": "2:4"},
     )
     assert done.returncode == 0, done.stderr
-    stages = ["MeasureStage", "SoftStage", "HeldOutStage", "AlignStage"]
+    stages = ["LookStage", "SoftStage", "HeldOutStage", "AlignStage"]
     assert [run["stage"] for run in runs] == stages
     for run in runs:
         assert sum(run["tasks_per_rank"].values()) == run["tasks"]
@@ -90,8 +90,8 @@ def test_images_are_served_once(reference: refine_runs.Reference, tmp_path: Path
     )
     assert done.returncode == 0, done.stderr
     first, *others = [run["bytes_served"] for run in runs]
-    # a block that is stolen while its new owner fetches it may be served twice
-    assert size <= first <= 1.2 * size
+    # a block may be served twice if its task is stolen again while the thief fetches it from a peer
+    assert size <= first <= 1.1 * size
     assert sum(others) < 0.05 * size
     said = re.findall(r"^ +(\d+) +(?:soft|all) .* (\d+\.\d\d) +\S+ \S+$", done.stdout, re.MULTILINE)
     soft, _, search = others

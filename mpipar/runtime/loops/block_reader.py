@@ -6,16 +6,14 @@ import queue
 import threading
 from collections import deque
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from mpipar.runtime.stage import frozen
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from numpy.typing import NDArray
-
-    from mpipar.runtime.stage import BlockSource
+    from mpipar.runtime.stage import Block, BlockSource
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +22,7 @@ class BlockLoaded:
 
     generation: int
     block: int
-    arrays: dict[str, NDArray[Any]]
+    arrays: Block
 
 
 @dataclass(frozen=True, slots=True)

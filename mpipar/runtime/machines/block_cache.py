@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections import OrderedDict
 from typing import TYPE_CHECKING
 
+from mpipar.runtime.stage import StoredBlock
+
 if TYPE_CHECKING:
     from collections.abc import Collection
 
@@ -12,8 +14,17 @@ if TYPE_CHECKING:
 
 
 def size_of(arrays: Block) -> int:
-    """Return the bytes of a block."""
+    """Return the bytes of a block's arrays."""
+    if isinstance(arrays, StoredBlock):
+        return arrays.nbytes
     return sum(array.nbytes for array in arrays.values())
+
+
+def bytes_to_send(arrays: Block) -> int:
+    """Return the bytes that it takes to send a block now."""
+    if isinstance(arrays, StoredBlock):
+        return arrays.stored_bytes
+    return size_of(arrays)
 
 
 class BlockCache:

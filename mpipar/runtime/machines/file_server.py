@@ -12,7 +12,7 @@ from __future__ import annotations
 from bisect import bisect_left, insort
 from typing import TYPE_CHECKING
 
-from mpipar.runtime.machines.block_cache import size_of
+from mpipar.runtime.machines.block_cache import bytes_to_send
 from mpipar.runtime.machines.messages import BlockReply, BlockRequest, Rank, Send
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ class FileServer:
         self._reading.discard(block)
         ranks = self._waiting.pop(block, [])
         self.blocks_served += len(ranks)
-        self.bytes_served += len(ranks) * size_of(arrays)
+        self.bytes_served += len(ranks) * bytes_to_send(arrays)
         reply = BlockReply(generation, block, arrays)
         return [Send(rank, reply) for rank in ranks]
 

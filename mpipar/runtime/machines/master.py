@@ -329,7 +329,7 @@ class MasterMachine:
             if run.is_stream:
                 run.results[failure.task] = failure
             elif run.error is None:
-                run.error = TaskFailedError(str(failure))
+                run.error = failure.as_error()
 
     # The end of a run
 

@@ -232,7 +232,7 @@ class StealReply:
 
     serial: int
     tasks: tuple[Task, ...]
-    cached: frozenset[int]  # the blocks of these tasks that the victim has in its cache
+    cached: frozenset[int]  # the blocks of these tasks that the victim has, or awaits of rank 0
     seen: int  # assignments that the victim has received from the master in this run
 
 

@@ -212,7 +212,7 @@ class WorkerMachine:
             self._latest = max(self._latest, serial)
             return []
         self.run = None
-        self.blocks.fetching.clear()  # the master answers no request of an old run
+        self.blocks.drop_requests()  # the master answers no request of an old run
         return [Drop(serial)]
 
     def _on_rank_lost(self, message: RankLost) -> list[Action]:
@@ -394,7 +394,7 @@ class WorkerMachine:
     ) -> list[Action]:
         match message:
             case BlockRequest():
-                return [self.blocks.answer(source, message)]
+                return [*self.blocks.answer(source, message)]
             case BlockReply():
                 return self._on_block_reply(source, message)
             case BlockMiss():
@@ -404,14 +404,14 @@ class WorkerMachine:
         blocks = self.blocks
         if message.generation != blocks.generation:
             return []
-        blocks.fetching.pop(message.block, None)
+        actions: list[Action] = [*blocks.arrived(message)]
         run = self.run
         if run is None:
             blocks.cache.put(message.block, message.arrays)
-            return []
+            return actions
         run.peer_blocks += source != MASTER
         blocks.cache.put(message.block, message.arrays, keep=self._soon(run))
-        return self._feed(run)
+        return actions + self._feed(run)
 
     # Stealing
 
@@ -425,7 +425,7 @@ class WorkerMachine:
             case StealFrom():
                 return run.deque.on_steal_from(message)
             case StealRequest():
-                return run.deque.on_steal_request(source, message, self.blocks.cache.__contains__)
+                return run.deque.on_steal_request(source, message, self.blocks.has_or_awaits)
             case StealReply():
                 run.peers.update(dict.fromkeys(message.cached, source))
                 return run.deque.on_steal_reply(source, message)

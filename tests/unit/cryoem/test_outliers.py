@@ -11,57 +11,6 @@ from tests.support.blocks import blob, noise_images
 MODEL = blob(32, 2.0, (0, 4, 6), 8.0)
 
 
-def test_sound_images_are_returned_themselves() -> None:
-    images = noise_images(5, 32)
-    same, counts = outliers.without_hot_pixels(images)
-    assert same is images
-    assert counts.tolist() == [0] * 5
-
-
-@pytest.mark.parametrize("value", [40.0, -40.0, 1e4, 3e38])
-def test_hot_pixels_become_the_median(value: float) -> None:
-    images = noise_images(5, 32)
-    spoilt = images.copy()
-    spoilt[3, 10, 12] = spoilt[3, 0, 0] = value
-    mended, counts = outliers.without_hot_pixels(spoilt)
-    assert counts.tolist() == [0, 0, 0, 2, 0]
-    changed = np.argwhere(mended != images).tolist()
-    assert changed == [[3, 0, 0], [3, 10, 12]]
-    assert mended[3, 0, 0] == pytest.approx(np.median(images[3]), abs=0.01)
-    assert spoilt[3, 0, 0] == np.float32(value), "the input is left alone"
-
-
-def test_an_image_without_noise_keeps_its_particle() -> None:
-    x = np.arange(64) - 32
-    image = np.exp(-(x[:, None] ** 2 + x**2) / (2 * 5.0**2)).astype(np.float32)[None]
-    assert outliers.without_hot_pixels(image)[0] is image
-
-
-@pytest.mark.parametrize("fill", [0.0, -3.0, 1e6])
-@pytest.mark.parametrize("radius", [15.5, 13.0])
-def test_a_rim_of_a_foreign_value_becomes_background(fill: float, radius: float) -> None:
-    images = noise_images(5, 32)
-    x = np.arange(32) - 16
-    rim = np.sqrt(x[:, None] ** 2 + x**2) > radius
-    spoilt = images.copy()
-    spoilt[3][rim] = fill
-    mended, filled = outliers.without_fill(spoilt)
-    assert filled.tolist() == [False, False, False, True, False]
-    np.testing.assert_array_equal(mended[3][~rim], images[3][~rim])
-    np.testing.assert_allclose(mended[3][rim], images[3].mean(), atol=0.5)
-    assert np.ptp(mended[3][rim]) == 0
-    assert (spoilt[3][rim] == np.float32(fill)).all(), "the input is left alone"
-
-
-def test_a_rim_of_zeros_is_left() -> None:
-    images = noise_images(5, 32)
-    images -= images.mean(axis=(1, 2), keepdims=True)
-    images[3, 0], images[4] = 0.0, images[4] * (np.hypot(*(np.indices((32, 32)) - 16)) < 14)
-    same, filled = outliers.without_fill(images)
-    assert same is images
-    assert not filled.any()
-
-
 def test_sound_volumes_are_returned_themselves() -> None:
     assert outliers.without_hot_voxels(MODEL) == (MODEL, 0)
 

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from mpipar.errors import InputError, MissingInputError
+from mpipar.formats import steady_file
 from mpipar.formats.mrc import Stack, read_volume, stack_notes, write_volume
 from mpipar.formats.mrc_header import read_header
 from tests.support.blocks import noise_images, write_mrc
@@ -304,6 +305,7 @@ def test_a_file_that_is_longer_than_its_header_says_is_noted(tmp_path: Path) -> 
         assert "longer than its header says" in read(path).notes[0]
 
 
+@pytest.mark.usefixtures("impatient")
 def test_a_stack_that_was_written_anew_is_an_error(tmp_path: Path) -> None:
     stack = Stack(write_mrc(tmp_path / "s.mrcs", noise_images(3, 8), dmax=1.0))
     write_mrc(tmp_path / "s.mrcs", noise_images(3, 8, seed=1), dmax=2.0)
@@ -313,8 +315,14 @@ def test_a_stack_that_was_written_anew_is_an_error(tmp_path: Path) -> None:
     stack.read(np.array([0]))  # touched, or copied back
     stack.close()
     (tmp_path / "s.mrcs").unlink()
-    with pytest.raises(InputError, match="can no longer be read: No such file"):
+    with pytest.raises(MissingInputError, match=r"can no longer be read at byte .*: No such file"):
         stack.read(np.array([0]))
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Failing reads are tried again at once."""
+    monkeypatch.setattr(steady_file, "WAITS", (0.0, 0.0))
 
 
 @given(indices=st.lists(st.integers(0, 11), max_size=20))
@@ -329,27 +337,36 @@ def test_neighbouring_images_are_one_read(
     stack_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     reads: list[tuple[int, int]] = []
-    pread = os.pread
+    preadv = os.preadv
 
-    def counted(fd: int, size: int, at: int) -> bytes:
-        reads.append((size, at))
-        return pread(fd, size, at)
+    def counted(fd: int, views: list[memoryview], at: int) -> int:
+        reads.append((sum(map(len, views)), at))
+        return preadv(fd, views, at)
 
-    monkeypatch.setattr(os, "pread", counted)
+    monkeypatch.setattr(os, "preadv", counted)
+    monkeypatch.setattr("mpipar.formats.read_runs.LONGEST_GAP", 2 * 144)
     stack = Stack(stack_path)
-    stack.read(np.array([5, 3, 4, 9, 4]))
+    np.testing.assert_array_equal(
+        stack.read(np.array([5, 0, 4, 9, 4, 2])), noise_images(12, 6)[[5, 0, 4, 9, 4, 2]]
+    )
     stack.close()
-    assert reads == [(3 * 144, 1024 + 3 * 144), (144, 1024 + 9 * 144)]
+    assert reads == [(6 * 144, 1024), (144, 1024 + 9 * 144)]
 
 
 def test_long_runs_are_cut_and_short_reads_completed(
     stack_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pread = os.pread
-    monkeypatch.setattr("mpipar.formats.mrc.LARGEST_READ", 5 * 144)
-    monkeypatch.setattr(os, "pread", lambda fd, size, at: pread(fd, min(size, 100), at))
+    preadv, sizes = os.preadv, set[int]()
+
+    def short(fd: int, views: list[memoryview], at: int) -> int:
+        sizes.add(sum(map(len, views)))
+        return preadv(fd, [views[0][:100]], at)
+
+    monkeypatch.setattr("mpipar.formats.read_runs.LARGEST_READ", 5 * 144)
+    monkeypatch.setattr(os, "preadv", short)
     stack = Stack(stack_path)
     np.testing.assert_array_equal(stack.read(np.arange(12)), noise_images(12, 6))
+    assert max(sizes) == 5 * 144
     stack.close()
     np.testing.assert_array_equal(stack.read(np.array([7])), noise_images(12, 6)[7:8])
     stack.close()
@@ -363,6 +380,7 @@ def test_a_truncated_stack_says_what_it_has(tmp_path: Path) -> None:
     assert str(path) in str(caught.value)
 
 
+@pytest.mark.usefixtures("impatient")
 def test_a_stack_cut_while_open_is_an_error(tmp_path: Path) -> None:
     path = write_mrc(tmp_path / "s.mrcs", noise_images(10, 8))
     stack = Stack(path)
@@ -371,7 +389,7 @@ def test_a_stack_cut_while_open_is_an_error(tmp_path: Path) -> None:
         stack.read(np.arange(10))
     stack.close()
     path.unlink()
-    with pytest.raises(InputError, match="can no longer be read"):
+    with pytest.raises(MissingInputError, match="can no longer be read at byte 1024"):
         stack.read(np.arange(1))
 
 

@@ -25,15 +25,13 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from mpipar.programs.images import StackSource
-    from mpipar.programs.stages import ImageStatistics, MeasureStage
+    from mpipar.programs.look_stage import ImageLook, LookStage
     from mpipar.runtime.stage import Task
 
 COUNT = 60
 
 
-def measure(
-    source: StackSource, stage: MeasureStage, tasks: list[Task]
-) -> Sequence[ImageStatistics]:
+def measure(source: StackSource, stage: LookStage, tasks: list[Task]) -> Sequence[ImageLook]:
     """Run the stage here, block by block."""
     return [stage.run(task, source.read(task.id), None) for task in tasks]
 

@@ -60,6 +60,7 @@ def test_a_block_holds_its_particles_in_order(tmp_path: Path, indices: list[int]
 def test_few_files_are_open_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     images = three_stacks(tmp_path)
     monkeypatch.setattr(images_module, "MOST_OPEN_FILES", 2)
+    assert images_module.most_open_files() == 2
     source = source_of(tmp_path)
     closed: list[str] = []
     for stack in source.stacks:
@@ -74,6 +75,14 @@ def test_few_files_are_open_at_a_time(tmp_path: Path, monkeypatch: pytest.Monkey
     assert closed == ["b.mrcs", "a.mrcs"]
     source.close()
     assert sorted(closed[2:]) == ["b.mrcs", "c.mrcs"]
+
+
+@pytest.mark.parametrize(("allowed", "used"), [(1024, 256), (2, 1), (-1, 8192), (1 << 20, 8192)])
+def test_open_files_leave_room_for_others(
+    monkeypatch: pytest.MonkeyPatch, allowed: int, used: int
+) -> None:
+    monkeypatch.setattr("resource.getrlimit", lambda _: (allowed, allowed))
+    assert images_module.most_open_files() == used
 
 
 def test_an_odd_box_loses_its_last_row_and_column(tmp_path: Path) -> None:
@@ -102,7 +111,9 @@ def test_an_unusable_image_is_named(tmp_path: Path, pixels: float, message: str)
     source = source_of(tmp_path).divided([np.arange(7), np.arange(6, 9)])
     source.read(0)
     with pytest.raises(InputError, match=f"particle 8 of .* {message}: image 3 of {path};"):
-        source.read(1)
+        source.note(source.read(1).findings)
+    with pytest.raises(InputError, match=f"particle 8 {message}; it was sound when"):
+        source.read(1)["images"]
     with pytest.raises(InputError, match="particle 8"):
         source.check_sample()
     source.close()

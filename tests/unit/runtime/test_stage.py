@@ -3,7 +3,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from mpipar.runtime.stage import Stage, frozen
+from mpipar.errors import InputError, TaskFailedError
+from mpipar.runtime.stage import GivenUpTask, Stage, frozen
 
 
 class Plain(Stage):
@@ -51,3 +52,15 @@ def test_frozen_arrays_are_plain_c_ordered_and_read_only(view, tmp_path):
 def test_other_values_are_left_alone():
     values = {"text": "x", "number": 3, "list": [1]}
     assert frozen(values) == values
+
+
+def test_what_a_task_says_of_the_input_is_the_error_of_the_run():
+    said = GivenUpTask(
+        3, "InputError", "particle 5 has pixels that are NaN", "Traceback ...", (1, 2)
+    )
+    error = said.as_error()
+    assert type(error) is InputError
+    assert str(error) == "particle 5 has pixels that are NaN"
+    error = GivenUpTask(3, "ValueError", "no", "Traceback ...", (1, 2)).as_error()
+    assert type(error) is TaskFailedError
+    assert "task 3 failed 2 times, on ranks 1, 2: ValueError: no\nTraceback ..." in str(error)

@@ -233,6 +233,37 @@ def test_peer_gets_a_cached_block_or_hears_that_it_is_gone():
     assert worker.handle(2, BlockRequest(7, 0)) == [Send(2, BlockMiss(7, 0))]
 
 
+def test_peer_gets_a_block_that_is_on_its_way_from_rank_0_when_it_comes():
+    worker, _ = ready(blocks(9))
+    given = worker.handle(2, StealRequest(1, 1.0))[0].message
+    assert given.cached == {0, 1, 2}, "rank 0 has been asked for these"
+    assert worker.handle(2, BlockRequest(1, 1)) == []
+    assert worker.handle(2, BlockRequest(1, 1)) == []
+    assert worker.handle(3, BlockRequest(1, 1)) == []
+    reply = BlockReply(1, 1, ARRAYS)
+    assert worker.handle(MASTER, reply) == [Send(2, reply), Send(3, reply)]
+    assert worker.handle(MASTER, reply) == []
+
+
+def test_a_block_is_not_owed_to_a_lost_peer_or_after_the_run():
+    worker, _ = ready(blocks(9))
+    for peer in (2, 3):
+        assert worker.handle(peer, BlockRequest(1, 1)) == []
+    worker.handle(MASTER, RankLost(2))
+    worker.handle(MASTER, BlockReply(1, 0, ARRAYS))
+    assert Send(3, BlockReply(1, 1, ARRAYS)) in worker.handle(MASTER, BlockReply(1, 1, ARRAYS))
+    worker.handle(3, BlockRequest(1, 2))
+    worker.handle(MASTER, Forget(1))
+    assert worker.handle(MASTER, BlockReply(1, 2, ARRAYS)) == []
+
+
+def test_two_workers_never_await_each_others_blocks():
+    worker, _ = ready(())
+    worker.handle(MASTER, StealFrom(1, 3, 0.5))
+    worker.handle(3, StealReply(1, blocks(1), frozenset({0}), 1))
+    assert worker.handle(2, BlockRequest(1, 0)) == [Send(2, BlockMiss(1, 0))]
+
+
 def test_stolen_blocks_are_fetched_from_the_victim_before_the_claim_is_granted():
     worker, _ = ready(())
     worker.handle(MASTER, StealFrom(1, 3, 0.5))
