@@ -296,6 +296,12 @@ def _reached(data: Dataset, correlation: NDArray[np.float64]) -> float:
     return resolution.resolution_of(correlation, resolution.GOLD_STANDARD, box, pixel_size)
 
 
+def _of_known(changes: NDArray[np.float64], before: Poses) -> NDArray[np.float64]:
+    """Return the changes (p,) of particles whose pose was known; all, if none was."""
+    known = np.isfinite(before.score)
+    return changes[known] if known.any() else changes
+
+
 def next_state(
     data: Dataset, state: RefineState, stage: AlignStage, outcome: RunResult, searches: int
 ) -> tuple[RefineState, Maps]:
@@ -304,14 +310,13 @@ def next_state(
     searches   iterations before this one that searched all orientations for the best pose
     """
     assert isinstance(outcome.totals, fold_sums.FoldTotals)
-    plan, radius = stage.plan, stage.insertion_radius
-    sums = outcome.totals.finished(data.symmetry, data.geometry.box)
+    plan, radius, geometry = stage.plan, stage.insertion_radius, data.geometry
+    sums = outcome.totals.finished(data.symmetry, geometry.box)
     poses = collect_poses(data, [result.poses for result in outcome.results], state)
     maps = maps_of(data, sums.halves, radius, state.iteration + 1)
     resolved = resolution.last_resolved_shell(maps.corrected, resolution.GOLD_STANDARD)
     turned = orientation_changes(data, state.poses, poses)
-    known = np.isfinite(state.poses.score)
-    seen = turned[known] if known.any() else turned  # of others nobody knows how they changed
+    seen = _of_known(turned, state.poses)
     jumped = float(np.mean(seen > JUMP * plan.step))
     may_settle = plan.exhaustive and searches >= UNSETTLED
     settled = state.settled | ((turned <= JUMP * plan.step) & may_settle)
@@ -325,7 +330,6 @@ def next_state(
         _reached(data, maps.unmasked) if jumped <= MASKED else None,
     )
     reached = _reached(data, maps.corrected)
-    rim = data.geometry.radius * data.geometry.pixel_size
     new = replace(
         state,
         iteration=state.iteration + 1,
@@ -337,7 +341,10 @@ def next_state(
         resolved_shell=resolved,
         settled=settled,
         jumped=jumped,
-        drift=math.radians(float(np.median(seen))) * rim / reached,
+        drift=math.radians(float(np.median(seen)))
+        * geometry.radius
+        * geometry.pixel_size
+        / reached,
         before=np.zeros(0, np.float32),
         matches=collect_matches(data, outcome.results),
     )

@@ -11,11 +11,11 @@ from numba.cuda import dispatcher
 
 from mpipar.kernels.device import (
     device_climb,
+    device_drawn_poses,
     device_insertion,
-    device_posterior,
+    device_pose_weights,
     device_scores,
     device_slices,
-    device_spread,
 )
 from mpipar.kernels.poses import OPTIONS
 
@@ -58,36 +58,39 @@ KERNELS: list[tuple[Any, tuple[Any, ...]]] = [
         ),
     ),
     (
-        device_posterior.move_images,
+        device_pose_weights.move_images,
         (
             array(f32, 3), array(f64, 2), array(f64, 2), array(f32, 2), i64, array(f32, 2),
             array(f32, 2),
         ),
     ),
     (
-        device_posterior.log_likelihoods,
+        device_pose_weights.log_likelihoods,
         (array(f32, 3), array(f32, 3), array(f32, 2), array(f32, 1), types.boolean, array(f32, 2)),
     ),
-    (device_posterior.exponentiate, (array(f32, 3), array(f32, 3), array(f32, 1), array(f32, 3))),
-    (device_posterior.halve, (array(f32, 3), array(f32, 3), array(f64, 1))),
-    (device_posterior.add_whole, (array(f32, 3), types.UniTuple(f64, 2), array(i64, 3))),
     (
-        device_posterior.insert_whole,
+        device_pose_weights.exponentiate,
+        (array(f32, 3), array(f32, 3), array(f32, 1), array(f32, 3)),
+    ),
+    (device_pose_weights.halve, (array(f32, 3), array(f32, 3), array(f64, 1))),
+    (device_pose_weights.add_whole, (array(f32, 3), types.UniTuple(f64, 2), array(i64, 3))),
+    (
+        device_pose_weights.insert_whole,
         (array(i64, 3), array(f64, 3), array(f32, 2), i64, pair, array(i64, 1)),
     ),
     (
-        device_spread.spread_factors,
+        device_drawn_poses.spread_factors,
         (array(f64, 3), f64, types.UniTuple(f64, 2), f64, array(f64, 3), array(f64, 2)),
     ),
     (
-        device_spread.draw_poses,
+        device_drawn_poses.draw_poses,
         (
             types.Tuple([array(f64, 4), array(f64, 3), array(f64, 4)]), array(i32, 2),
             array(types.boolean, 1), array(f64, 2), array(f64, 5), array(f64, 4), array(f64, 3),
         ),
     ),
     (
-        device_spread.score_poses,
+        device_drawn_poses.score_poses,
         (
             types.Tuple([array(f32, 1), i64, i64]), array(f32, 2), array(f32, 3), array(i32, 1),
             OPTIONS, i64, types.Tuple([array(f64, 3), array(f64, 2)]), array(f64, 1),

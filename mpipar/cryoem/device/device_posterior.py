@@ -22,7 +22,7 @@ from mpipar.cryoem.fourier import OVERSAMPLING
 from mpipar.cryoem.posterior import SoftPoses, log_prior
 from mpipar.cryoem.reconstruction import UNIT, sums_shape
 from mpipar.cryoem.rotations import HALF_TURN
-from mpipar.kernels.device import device_posterior
+from mpipar.kernels.device import device_pose_weights
 from mpipar.kernels.device.device_code import blocks_for, launch
 
 if TYPE_CHECKING:
@@ -123,7 +123,7 @@ class DevicePosterior:
         poses = self._poses(weights, centres)
         first, second = weights.first, weights.second
         launch(
-            device_posterior.halve,
+            device_pose_weights.halve,
             blocks_for(first.size, THREADS),
             THREADS,
             (first, second, weights.totals),
@@ -145,7 +145,7 @@ class DevicePosterior:
         shape = (len(data) * len(self.shifts), self._width)
         real, imaginary = xp.zeros(shape, np.float32), xp.zeros(shape, np.float32)
         launch(
-            device_posterior.move_images,
+            device_pose_weights.move_images,
             blocks_for(shape[0] * len(frequencies), THREADS),
             THREADS,
             (data, centres, self._grid, frequencies, self._box, real, imaginary),
@@ -164,10 +164,10 @@ class DevicePosterior:
         blocks = blocks_for(highest.size, THREADS)
         free = self._plan.free_scale
         arguments = (first, second, quadratic, self._prior, free, highest)
-        launch(device_posterior.log_likelihoods, blocks, THREADS, arguments)
+        launch(device_pose_weights.log_likelihoods, blocks, THREADS, arguments)
         largest = highest.max(axis=1)
         sums = xp.empty((images, 2, len(self._real)), np.float32)
-        launch(device_posterior.exponentiate, blocks, THREADS, (first, second, largest, sums))
+        launch(device_pose_weights.exponentiate, blocks, THREADS, (first, second, largest, sums))
         return _Weights(first, second, sums, largest, sums.sum(axis=(1, 2), dtype=np.float64))
 
     def _poses(self, weights: _Weights, centres: Any) -> tuple[Any, Any, Any]:
@@ -208,7 +208,7 @@ class DeviceOrientationSums:
         """Add slices (3, m, k), k >= v, of all orientations."""
         pair = self._scales.value / UNIT, self._scales.weight / UNIT
         blocks = blocks_for(self._totals.size, THREADS)
-        launch(device_posterior.add_whole, blocks, THREADS, (values, pair, self._totals))
+        launch(device_pose_weights.add_whole, blocks, THREADS, (values, pair, self._totals))
 
     def inserted(self, radius: int) -> NDArray[np.int64]:
         """Return the sums of `empty_sums(radius)` with all slices inserted."""
@@ -216,7 +216,7 @@ class DeviceOrientationSums:
         sums = self._on.xp.zeros(int(np.prod(shape)), np.int64)
         frequencies = self._wanted.frequencies
         launch(
-            device_posterior.insert_whole,
+            device_pose_weights.insert_whole,
             blocks_for(len(self._orientations) * len(frequencies), THREADS),
             THREADS,
             (

@@ -13,7 +13,7 @@ from mpipar.cryoem.alignment import climb_options
 from mpipar.cryoem.device.device_alignment import FEW_COMPONENTS, FEW_THREADS, DevicePoses
 from mpipar.cryoem.device.device_images import THREADS
 from mpipar.cryoem.pose_spread import APART, MOST_PEAKS, NARROW, NEGLIGIBLE, SPHERE, WIDER
-from mpipar.kernels.device import device_spread
+from mpipar.kernels.device import device_drawn_poses
 from mpipar.kernels.device.device_code import blocks_for, launch
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ class DeviceSpread:
         blocks = blocks_for(density.size, THREADS)
         of = peaks.rotations, peaks.shifts, factors
         arguments = (of, peaks.owners, alone, self._points, rotations, shifts, density)
-        launch(device_spread.draw_poses, blocks, THREADS, arguments)
+        launch(device_drawn_poses.draw_poses, blocks, THREADS, arguments)
         rows = xp.arange(images, dtype=np.int32)[:, None, None]
         owners = xp.where(xp.isfinite(density), rows, np.int32(-1))
         scores = self._scores(reference, data, owners, (rotations, shifts))
@@ -126,7 +126,7 @@ class DeviceSpread:
         factors, variances = xp.empty((*shape, 5, 5)), xp.empty((*shape, 5))
         widest = math.radians(pose_spread.WIDEST_TURN), pose_spread.WIDEST_MOVE
         launch(
-            device_spread.spread_factors,
+            device_drawn_poses.spread_factors,
             blocks_for(peaks.score.size, THREADS),
             THREADS,
             (
@@ -151,9 +151,9 @@ class DeviceSpread:
         radius = self._plan.radius
         few = len(self._frequencies) <= FEW_COMPONENTS
         launch(
-            device_spread.score_poses,
+            device_drawn_poses.score_poses,
             owners.size,
-            FEW_THREADS if few else device_spread.MOST_SCORERS,
+            FEW_THREADS if few else device_drawn_poses.MOST_SCORERS,
             (
                 (reference.flat, *reference.shape),
                 self._frequencies,
