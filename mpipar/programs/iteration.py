@@ -302,6 +302,11 @@ def _of_known(changes: NDArray[np.float64], before: Poses) -> NDArray[np.float64
     return changes[known] if known.any() else changes
 
 
+def _rim_way(data: Dataset, turn: float) -> float:
+    """Return the way in A of a particle's rim that turns by so many degrees."""
+    return math.radians(turn) * (data.geometry.radius * data.geometry.pixel_size)
+
+
 def next_state(
     data: Dataset, state: RefineState, stage: AlignStage, outcome: RunResult, searches: int
 ) -> tuple[RefineState, Maps]:
@@ -310,8 +315,8 @@ def next_state(
     searches   iterations before this one that searched all orientations for the best pose
     """
     assert isinstance(outcome.totals, fold_sums.FoldTotals)
-    plan, radius, geometry = stage.plan, stage.insertion_radius, data.geometry
-    sums = outcome.totals.finished(data.symmetry, geometry.box)
+    plan, radius = stage.plan, stage.insertion_radius
+    sums = outcome.totals.finished(data.symmetry, data.geometry.box)
     poses = collect_poses(data, [result.poses for result in outcome.results], state)
     maps = maps_of(data, sums.halves, radius, state.iteration + 1)
     resolved = resolution.last_resolved_shell(maps.corrected, resolution.GOLD_STANDARD)
@@ -341,10 +346,7 @@ def next_state(
         resolved_shell=resolved,
         settled=settled,
         jumped=jumped,
-        drift=math.radians(float(np.median(seen)))
-        * geometry.radius
-        * geometry.pixel_size
-        / reached,
+        drift=_rim_way(data, float(np.median(seen))) / reached,
         before=np.zeros(0, np.float32),
         matches=collect_matches(data, outcome.results),
     )
