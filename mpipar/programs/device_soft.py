@@ -50,14 +50,15 @@ class DeviceExpecter:
         on, host = blocks.accelerator, blocks.wanted.host
         images, ctf = blocks.scaled(rows, pixels)
         masked = blocks.inside_discs(images, rows.poses.shifts)
-        data = device_images.weigh(on, masked, ctf, blocks.weights(spectrum))
+        weights = blocks.weights(spectrum)
+        data = device_images.weigh(on, masked, ctf, weights)
         grid = self.grid(blocks.fold(rows))
         expected = grid.expect(data, on.to_device(rows.poses.shifts))
         power = masked.real.astype(np.float64) ** 2 + masked.imag.astype(np.float64) ** 2
         residual = power.sum(axis=0)
         if not self._plan.free_scale:  # else the grey scale of the reference is not the images'
             count = len(expected.explained)
-            residual[:count] -= expected.explained / blocks.weights(spectrum)[:count]
+            residual[:count] -= expected.explained / weights[:count]
         expected.values[:, :, 0] *= np.float32(0.5)  # zero frequency is its own Friedel mate
         self._add(rows.sums, expected.values)
         return expected.found, host.shell_sums(on.to_host(residual))

@@ -336,7 +336,7 @@ def _iterate(
             state.evidence,
             float(state.peak.mean()),
             state.drift,
-            decision.kind != SOFT or subsets.soft_part(data, everyone=decision.everyone) is data,
+            decision.kind != SOFT or decision.everyone or not subsets.is_large(data),
         )
     )
     with session.phase("saving"), signals.postponed():

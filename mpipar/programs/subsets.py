@@ -17,17 +17,22 @@ LARGE: Final = 1.5
 """Times so many particles, at least, are in a large set."""
 
 
+def is_large(data: Dataset) -> bool:
+    """Return whether some of the particles do for the first iterations. No set with folds is."""
+    return len(data.half) > LARGE * SUBSET and not data.fold.any()
+
+
 def soft_part(data: Dataset, *, everyone: bool) -> Dataset:
     """Return the data set with the blocks of particles that take part in a soft iteration.
 
     Of a large set these are some blocks of each half set, evenly over the list, the same in every
-    iteration. Sets with folds are never large.
+    iteration.
 
     everyone   all take part in any case
     """
-    count = len(data.half)
-    if everyone or count <= LARGE * SUBSET or data.fold.any():
+    if everyone or not is_large(data):
         return data
+    count = len(data.half)
     chosen: list[int] = []
     for half in (1, 2):
         mine = [place for place, rows in enumerate(data.blocks) if data.half[rows[0]] == half]

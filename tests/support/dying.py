@@ -1,4 +1,4 @@
-"""Die at line n: run a function in a child that ends, as by kill -9, at the n-th line of a package.
+"""Run a function in a child that ends, as by kill -9, at the n-th line of a package, or n-th call.
 
 `sys.settrace` counts the lines in the child, so production code needs no hooks. What the kernel has
 been given survives such a death; that bytes reach the disk in the right order is tested by a
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 Choice = Callable[[int], Iterable[int]]  # of how many lines -> at which to die
 
 DIED: Final = 77  # exit code of a child that met its line
+KILLED: Final = 9  # exit code of a child that met its call
 NEVER: Final = 1_000_000_000
 # each child is forked from a server that has imported the store and has no threads: fast, and safe
 _CONTEXT: Final = multiprocessing.get_context("forkserver")
@@ -54,6 +55,43 @@ def run(act: Callable[[], object], package: Path, die_at: int = NEVER) -> tuple[
     child.join()
     assert child.exitcode is not None
     return child.exitcode, int(count.value)
+
+
+def run_to_call(
+    number: int,
+    calls: Iterable[tuple[Any, str]],
+    act: Callable[..., object],
+    begin: Callable[[], tuple[Any, ...]] = tuple,
+) -> int:
+    """Call `act` in a forked child that ends at the n-th call of some functions.
+
+    calls     a module and the name of a function there, each
+    begin     called before calls count; returns the arguments of `act`
+    returns   the child's exit code: KILLED; 0 if it did not get so far; 1 after an exception
+    """
+    child = os.fork()
+    if child:
+        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    left = number
+
+    def counted(function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*words: Any, **more: Any) -> Any:
+            nonlocal left
+            left -= 1
+            if not left:
+                os._exit(KILLED)
+            return function(*words, **more)
+
+        return call
+
+    try:
+        arguments = begin()
+        for module, name in calls:
+            setattr(module, name, counted(getattr(module, name)))
+        act(*arguments)
+        os._exit(0)
+    finally:
+        os._exit(1)
 
 
 def spread(deaths: int) -> Choice:

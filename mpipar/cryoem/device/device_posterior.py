@@ -92,6 +92,7 @@ class DevicePosterior:
         self._power = self._real**2 + self._imaginary**2
         self.shifts = shift_grid(plan.reach, plan.shift_step)
         self._grid = on.to_device(self.shifts)
+        self._half_turn = on.to_device(HALF_TURN)
         self._prior = on.to_device(log_prior(self.shifts, plan.spread))
 
     def expect(self, data: Any, centres: Any) -> DeviceExpectation:
@@ -183,8 +184,7 @@ class DevicePosterior:
         # the weight is exp(log-likelihood + prior - largest)
         score = weights.largest + xp.log(by_shift[images, shift]) - self._prior[shift]
         rotations = self._orientations[place].astype(np.float64)
-        half_turn = self._on.to_device(HALF_TURN)
-        rotations = xp.where(turned[:, None, None], rotations @ half_turn, rotations)
+        rotations = xp.where(turned[:, None, None], rotations @ self._half_turn, rotations)
         return rotations, centres + self._grid[shift], 0.5 * score.astype(np.float64)
 
 

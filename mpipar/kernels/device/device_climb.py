@@ -149,6 +149,22 @@ def add_threads(room, parts, sums):
 
 
 @cuda.jit(device=True)
+def zoomed(rotation, zoom):
+    """Return the nine entries of a rotation row by row, float32, times the oversampling."""
+    return (
+        np.float32(rotation[0, 0]) * zoom,
+        np.float32(rotation[0, 1]) * zoom,
+        np.float32(rotation[0, 2]) * zoom,
+        np.float32(rotation[1, 0]) * zoom,
+        np.float32(rotation[1, 1]) * zoom,
+        np.float32(rotation[1, 2]) * zoom,
+        np.float32(rotation[2, 0]) * zoom,
+        np.float32(rotation[2, 1]) * zoom,
+        np.float32(rotation[2, 2]) * zoom,
+    )
+
+
+@cuda.jit(device=True)
 def evaluate(volume, frequencies, image, options, radius, pose, room, sums):
     """Fill `sums` with the terms of one pose, all threads together.
 
@@ -163,17 +179,7 @@ def evaluate(volume, frequencies, image, options, radius, pose, room, sums):
     zoom, turn = np.float32(options.oversampling), np.float32(2.0 * math.pi / options.box)
     fill_phases(table, radius, shift, options.box)
     cuda.syncthreads()
-    matrix = (
-        np.float32(rotation[0, 0]) * zoom,
-        np.float32(rotation[0, 1]) * zoom,
-        np.float32(rotation[0, 2]) * zoom,
-        np.float32(rotation[1, 0]) * zoom,
-        np.float32(rotation[1, 1]) * zoom,
-        np.float32(rotation[1, 2]) * zoom,
-        np.float32(rotation[2, 0]) * zoom,
-        np.float32(rotation[2, 1]) * zoom,
-        np.float32(rotation[2, 2]) * zoom,
-    )
+    matrix = zoomed(rotation, zoom)
     gradients, curvatures = NO_GRADIENTS, NO_CURVATURES
     for v in range(cuda.threadIdx.x, frequencies.shape[0], cuda.blockDim.x):
         frequency = frequencies[v, 0], frequencies[v, 1]

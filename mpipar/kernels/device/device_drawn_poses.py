@@ -18,6 +18,7 @@ from mpipar.kernels.device.device_climb import (
     fill_phases,
     likelihood,
     turned,
+    zoomed,
 )
 from mpipar.kernels.device.device_code import device_kernel, on_device
 from mpipar.kernels.device.device_slices import sample
@@ -176,15 +177,8 @@ def score_poses(volume, frequencies, data, owners, options, radius, found, score
     flat, side, height = volume
     fill_phases(table, radius, found[1][pose], options.box)
     cuda.syncthreads()
-    rotation, zoom = found[0][pose], np.float32(options.oversampling)
-    columns = (
-        np.float32(rotation[0, 0]) * zoom,
-        np.float32(rotation[0, 1]) * zoom,
-        np.float32(rotation[1, 0]) * zoom,
-        np.float32(rotation[1, 1]) * zoom,
-        np.float32(rotation[2, 0]) * zoom,
-        np.float32(rotation[2, 1]) * zoom,
-    )
+    turn = zoomed(found[0][pose], np.float32(options.oversampling))
+    columns = turn[0], turn[1], turn[3], turn[4], turn[6], turn[7]
     cross, power = np.float32(0.0), np.float32(0.0)
     for v in range(t, frequencies.shape[0], cuda.blockDim.x):
         frequency = frequencies[v, 0], frequencies[v, 1]

@@ -13,7 +13,7 @@ from numba import cuda
 
 from mpipar.kernels.device.device_code import device_kernel, on_device
 from mpipar.kernels.device.device_insertion import first_columns, located, whole
-from mpipar.kernels.device.device_scores import moved_back
+from mpipar.kernels.device.device_scores import moved_component
 from mpipar.kernels.pose_weights import LOWEST, power_of_e
 
 exponential = on_device(power_of_e)
@@ -26,23 +26,14 @@ SMALLEST_POWER = np.float32(1e-37)
 def move_images(data, centres, grid, frequencies, box, real, imaginary):
     """Move each image's data back by each shift of a grid; one thread for each component of a row.
 
-    data         (b, w, 3) float32   see `kernels.poses`; the first v components are used
-    centres      (b, 2) float64      pixels, added to the shifts of `grid` (s, 2)
-    frequencies  (v, 2) float32      kx, ky in cycles per box
+    data, centres, grid, frequencies, box   see `device_scores.moved_component`
     real         (b s, k) float32, k >= v: in place; imaginary likewise
     """
     place = cuda.grid(1)
-    count, shifts = frequencies.shape[0], grid.shape[0]
-    if place < data.shape[0] * shifts * count:
-        row = place // count
-        v = place - row * count
-        b = row // shifts
-        s = row - b * shifts
-        x, y = centres[b, 0] + grid[s, 0], centres[b, 1] + grid[s, 1]
-        turns = (x * frequencies[v, 0] + y * frequencies[v, 1]) / box
-        value = moved_back(data[b, v, 0], data[b, v, 1], turns)
-        real[row, v] = value[0]
-        imaginary[row, v] = value[1]
+    if place < data.shape[0] * grid.shape[0] * frequencies.shape[0]:
+        row, v, value, other = moved_component(data, centres, grid, frequencies, box, place)
+        real[row, v] = value
+        imaginary[row, v] = other
 
 
 @device_kernel

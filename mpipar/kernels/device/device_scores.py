@@ -25,27 +25,40 @@ def moved_back(real, imaginary, turns):
     return real * cr - imaginary * ci, real * ci + imaginary * cr
 
 
-@device_kernel
-def shift_images(data, centres, grid, frequencies, box, rows):
-    """Move each image's data back by each shift of a grid; one thread for each component of a row.
+@cuda.jit(device=True)
+def moved_component(data, centres, grid, frequencies, box, place):
+    """Return one component of an image's data at one shift: row (image, shift), column, and value.
 
     data         (b, w, 3) float32   see `kernels.poses`; the first v components are used
     centres      (b, 2) float64      pixels, added to the shifts of `grid` (s, 2)
     frequencies  (v, 2) float32      kx, ky in cycles per box
+    place        of all rows and columns, row by row
+    """
+    count, shifts = frequencies.shape[0], grid.shape[0]
+    row = place // count
+    v = place - row * count
+    b = row // shifts
+    s = row - b * shifts
+    along = (centres[b, 0] + grid[s, 0]) * frequencies[v, 0]
+    along += (centres[b, 1] + grid[s, 1]) * frequencies[v, 1]
+    real, imaginary = moved_back(data[b, v, 0], data[b, v, 1], along / box)
+    return row, v, real, imaginary
+
+
+@device_kernel
+def shift_images(data, centres, grid, frequencies, box, rows):
+    """Move each image's data back by each shift of a grid; one thread for each component of a row.
+
+    data, centres, grid, frequencies, box   see `moved_component`
     rows         (b, s, k, 2) float32, k >= v: in place
     """
     place = cuda.grid(1)
-    count, shifts = frequencies.shape[0], grid.shape[0]
-    if place < data.shape[0] * shifts * count:
-        row = place // count
-        v = place - row * count
+    shifts = grid.shape[0]
+    if place < data.shape[0] * shifts * frequencies.shape[0]:
+        row, v, real, imaginary = moved_component(data, centres, grid, frequencies, box, place)
         b = row // shifts
-        s = row - b * shifts
-        along = (centres[b, 0] + grid[s, 0]) * frequencies[v, 0]
-        along += (centres[b, 1] + grid[s, 1]) * frequencies[v, 1]
-        value = moved_back(data[b, v, 0], data[b, v, 1], along / box)
-        rows[b, s, v, 0] = value[0]
-        rows[b, s, v, 1] = value[1]
+        rows[b, row - b * shifts, v, 0] = real
+        rows[b, row - b * shifts, v, 1] = imaginary
 
 
 @device_kernel

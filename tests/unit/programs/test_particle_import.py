@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import time
+from functools import partial
 from typing import TYPE_CHECKING
 
 import mrcfile
@@ -22,6 +23,7 @@ from mpipar.formats.star import read_particles
 from mpipar.programs import particle_import
 from mpipar.programs.particle_import import import_particles
 from mpipar.store import durable
+from tests.support import dying
 from tests.support.blocks import optics_columns, particle_columns, write_mrc, write_star
 
 if TYPE_CHECKING:
@@ -170,10 +172,7 @@ def test_killed_at_any_moment_the_same_command_goes_on(star, tmp_path):
     folder, written = tmp_path / "set", []
     images = images_of(star)
     for number in range(1, 60):
-        child = os.fork()
-        if not child:
-            _import_and_die(star, folder, number)
-        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) in (0, 9)
+        assert _import_until(number, star, folder) in (0, 9)
         if not folder.exists():
             times = {p: p.stat().st_mtime_ns for p in (tmp_path / ".importing-set").glob("*.mrcs")}
             import_particles(star, folder, "float32", quiet)
@@ -193,34 +192,15 @@ def test_killed_at_any_moment_the_same_command_goes_on(star, tmp_path):
     assert set(written) == set(range(6))
 
 
-def _import_and_die(star: Path, folder: Path, number: int) -> None:
-    left = [number]
-
-    def counted(function):
-        def call(*words, **more):
-            left[0] -= 1
-            if not left[0]:
-                os._exit(9)
-            return function(*words, **more)
-
-        return call
-
-    try:
-        durable.sync_file = counted(durable.sync_file)
-        durable.sync_folder = counted(durable.sync_folder)
-        durable.write_temporary = counted(durable.write_temporary)
-        import_particles(star, folder, "float32", quiet)
-        os._exit(0)
-    finally:
-        os._exit(1)
+def _import_until(number: int, star: Path, folder: Path) -> int:
+    calls = [(durable, name) for name in ("sync_file", "sync_folder", "write_temporary")]
+    act = partial(import_particles, star, folder, "float32", quiet)
+    return dying.run_to_call(number, calls, act)
 
 
 def test_what_another_import_has_left_is_not_taken(star, tmp_path):
     hidden = tmp_path / ".importing-set"
-    child = os.fork()
-    if not child:
-        _import_and_die(star, tmp_path / "set", 6)
-    os.waitpid(child, 0)
+    _import_until(6, star, tmp_path / "set")
     assert list(hidden.glob("*.mrcs"))
     text = star.read_text()
     star.write_text(text.replace("word3", "word4"))  # another list

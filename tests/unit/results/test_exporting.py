@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import subprocess
 import xml.etree.ElementTree as ET
+from functools import partial
 from pathlib import Path
 
 import mrcfile
@@ -22,7 +22,7 @@ from mpipar.programs.map_files import PRELIMINARY
 from mpipar.programs.soft_iteration import NO_SIGNAL
 from mpipar.results.exporting import export_iteration
 from mpipar.store import Project, durable
-from tests.support import golden_projects
+from tests.support import dying, golden_projects
 from tests.support.finished_run import PARTICLES
 
 SAME = ("map.mrc", "half1.mrc", "half2.mrc", "mask.mrc", "particles.star")
@@ -132,10 +132,11 @@ def test_killed_at_any_moment_it_is_whole_or_not_there(finished, tmp_path):
     """A child dies at its n-th call that makes anything durable, for each n."""
     final, whole = tmp_path / "out", 0
     for number in range(1, 40):
-        child = os.fork()
-        if not child:
-            _export_and_die(finished, final, number)
-        code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        code = dying.run_to_call(
+            number,
+            [(durable, "sync_file"), (durable, "sync_folder")],
+            partial(export_iteration, finished, 2, final),
+        )
         if final.exists():
             assert names(final) == ALL
             assert_checksums(final)
@@ -150,24 +151,3 @@ def test_killed_at_any_moment_it_is_whole_or_not_there(finished, tmp_path):
     assert code == 0
     assert number > len(ALL)
     assert whole == 2, "dead after the rename, and undisturbed"
-
-
-def _export_and_die(project: Path, final: Path, number: int) -> None:
-    left = [number]
-
-    def counted(function):
-        def call(*words):
-            left[0] -= 1
-            if not left[0]:
-                os._exit(9)
-            return function(*words)
-
-        return call
-
-    try:
-        durable.sync_file = counted(durable.sync_file)
-        durable.sync_folder = counted(durable.sync_folder)
-        export_iteration(project, 2, final)
-        os._exit(0)
-    finally:
-        os._exit(1)

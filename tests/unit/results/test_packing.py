@@ -5,11 +5,11 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import os
 import subprocess
 import tarfile
 import threading
 import time
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -19,6 +19,7 @@ from mpipar.cli.main import main
 from mpipar.errors import CorruptStoreError, InputError, MissingInputError, OutputError
 from mpipar.results.packing import MANIFEST_NAME, pack, unpack
 from mpipar.store import Project, check, durable
+from tests.support import dying
 from tests.support.finished_run import PARTICLES, look
 
 if TYPE_CHECKING:
@@ -166,10 +167,11 @@ def test_killed_at_any_moment_it_is_whole_or_not_there(tmp_path):
         project.commit(1, {"x": np.arange(9)}, {})
     pack(tmp_path / "p", tmp_path / "x.tar")
     for number in range(1, 40):
-        child = os.fork()
-        if not child:
-            _unpack_and_die(tmp_path, number)
-        code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        code = dying.run_to_call(
+            number,
+            [(durable, "sync_file"), (durable, "sync_folder")],
+            partial(unpack, tmp_path / "x.tar", tmp_path / "there"),
+        )
         if (tmp_path / "there").exists():
             assert contents(tmp_path / "there") == contents(tmp_path / "p")
             subprocess.run(["rm", "-r", tmp_path / "there"], check=True)
@@ -180,27 +182,6 @@ def test_killed_at_any_moment_it_is_whole_or_not_there(tmp_path):
     assert code == 0
     assert number > 6
     assert sorted(path.name for path in tmp_path.iterdir()) == ["p", "x.tar"]
-
-
-def _unpack_and_die(folder: Path, number: int) -> None:
-    left = [number]
-
-    def counted(function):
-        def call(*words):
-            left[0] -= 1
-            if not left[0]:
-                os._exit(9)
-            return function(*words)
-
-        return call
-
-    try:
-        durable.sync_file = counted(durable.sync_file)
-        durable.sync_folder = counted(durable.sync_folder)
-        unpack(folder / "x.tar", folder / "there")
-        os._exit(0)
-    finally:
-        os._exit(1)
 
 
 def test_a_run_is_packed_at_any_moment_of_its_writing(tmp_path):

@@ -13,6 +13,7 @@ from mpipar.errors import CorruptStoreError, ProjectLockedError, StoreError
 from mpipar.store import Project, check, durable, repair
 from mpipar.store.snapshot import snapshot
 from tests.stranger import reader
+from tests.support import dying
 from tests.unit.store.projects import create, die
 
 X = np.arange(5000.0)
@@ -81,15 +82,24 @@ def test_what_a_reader_holds_open_it_reads_on_and_later_it_is_told(path):
     assert np.array_equal(looking.load(infos[3]).arrays["x"], X + 3)
 
 
+CALLS = [
+    *((durable, name) for name in ("sync_folder", "discard", "move")),
+    (os, "fsync"),
+    (os, "fdatasync"),
+]
+
+
 def test_killed_at_any_moment_it_is_pruned_or_not(path):
     filled(path)
     before = {p: p.read_bytes() for p in path.rglob("*") if p.is_file()}
     seen = set()
     for number in range(1, 60):
-        child = os.fork()
-        if not child:
-            _prune_and_die(path, number)
-        code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        code = dying.run_to_call(
+            number,
+            CALLS,
+            lambda project: project.prune({1, 2, 3}),
+            lambda: (Project.open(path, writer=True),),
+        )
         found = numbers(path)
         assert found in ([0, 1, 2, 3, 4, 5], [0, 4, 5])
         problems = [line for line in check(path) if "verdict" not in line]
@@ -108,29 +118,6 @@ def test_killed_at_any_moment_it_is_pruned_or_not(path):
             break
     assert code == 0
     assert seen == {3, 6}
-
-
-def _prune_and_die(path, number):
-    left = [number]
-
-    def counted(function):
-        def call(*words, **more):
-            left[0] -= 1
-            if not left[0]:
-                os._exit(9)
-            return function(*words, **more)
-
-        return call
-
-    try:
-        project = Project.open(path, writer=True)
-        for name in ("sync_folder", "discard", "move"):
-            setattr(durable, name, counted(getattr(durable, name)))
-        os.fsync, os.fdatasync = counted(os.fsync), counted(os.fdatasync)
-        project.prune({1, 2, 3})
-        os._exit(0)
-    finally:
-        os._exit(1)
 
 
 def test_a_writer_that_was_passed_over_removes_nothing(path, monkeypatch):
