@@ -157,15 +157,17 @@ def _other_files(project: Path, held: contextlib.ExitStack) -> list[SnapshotFile
 
 
 def _exports_are_older(found: History, others: list[SnapshotFile]) -> bool:
-    """Whether an export is not what the journals say: it was replaced before they were read."""
-    accepted = published.accepted_exports(found)
-    for file in others:
-        if file.name in accepted:
-            digest, size = hashlib.sha256(), 0
-            for piece in file.pieces():
-                digest.update(piece)
-                size += len(piece)
-            known = {(export.size, export.sha256) for export in accepted[file.name]}
-            if (size, digest.hexdigest()) not in known:
+    """Whether journals tell of an export that came, or was replaced, after files were looked at."""
+    files = {file.name: file for file in others}
+    for name, accepted in published.accepted_exports(found).items():
+        if name not in files:
+            if accepted[0].is_done:
                 return True
+            continue
+        digest, size = hashlib.sha256(), 0
+        for piece in files[name].pieces():
+            digest.update(piece)
+            size += len(piece)
+        if (size, digest.hexdigest()) not in {(e.size, e.sha256) for e in accepted}:
+            return True
     return False

@@ -18,7 +18,7 @@ import pytest
 from mpipar.cli.main import main
 from mpipar.errors import CorruptStoreError, InputError, MissingInputError, OutputError
 from mpipar.results.packing import MANIFEST_NAME, pack, unpack
-from mpipar.store import Project, check, durable
+from mpipar.store import Project, check, durable, history
 from tests.support import dying
 from tests.support.finished_run import PARTICLES, look
 
@@ -182,6 +182,29 @@ def test_killed_at_any_moment_it_is_whole_or_not_there(tmp_path):
     assert code == 0
     assert number > 6
     assert sorted(path.name for path in tmp_path.iterdir()) == ["p", "x.tar"]
+
+
+def test_an_export_that_comes_after_the_files_were_listed_is_packed_too(tmp_path, monkeypatch):
+    path, read, done = tmp_path / "refine_01", history.read, []
+    with Project.create(path, settings={}, kind="refine") as project:
+        project.commit(1, {"x": np.arange(9)}, {})
+
+        def late(folder: Path) -> history.History:
+            if not done:
+                done.append(True)
+                with project.export("half1.mrc") as temporary:
+                    temporary.write_bytes(b"half")
+                # it is recorded with the next batch; verdict.json is to be replaced after that
+                monkeypatch.setattr("mpipar.store.project.write_verdict", lambda *_: None)
+                project.verdict("requeue", "it goes on")
+            return read(folder)
+
+        monkeypatch.setattr(history, "read", late)
+        archive, _, _ = pack(path, tmp_path / "x.tar")
+        folder, problems = unpack(archive, tmp_path / "there")
+    assert done
+    assert problems == []
+    assert (folder / "half1.mrc").read_bytes() == b"half"
 
 
 def test_a_run_is_packed_at_any_moment_of_its_writing(tmp_path):
